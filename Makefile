@@ -1,0 +1,60 @@
+# The verbs of the project. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+BIN := .venv/bin
+LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --no-annotate
+
+.PHONY: help setup demo demo-seeds test test-slow check format lint types imports lock clean
+
+help: ## list the verbs
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/ready ## make .venv with the pinned dependencies (the other verbs do it by themselves)
+
+.venv/ready: requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "semiscale needs Python 3.11 or newer; set PYTHON=" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "could not make .venv: install python3-venv" >&2; exit 2; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --allow-empty-requirements requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## the whole pipeline on real images, on this machine
+	@$(BIN)/python pipeline.py demo
+
+demo-seeds: setup ## the demo over five fresh seeds, with its controls (about half an hour)
+	@$(BIN)/python -m benchmarks.demo_seeds
+
+check: lint types imports ## format, lint, types, import rules and tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not docker"
+
+test: setup ## everything CI runs by default
+	@$(MAKE) --no-print-directory check
+
+test-slow: setup ## the tests that take minutes, and those that need Docker where there is one
+	$(BIN)/python -m pytest -q -m "slow or docker"
+
+format: setup ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports --no-cache
+
+lock: ## pin the requirements anew
+	@for image in dev cuda cpu; do \
+	  uv pip compile $(LOCK) requirements/$$image.in -o requirements/$$image.txt \
+	    $$(test $$image = dev || echo "-c requirements/dev.txt"); done
+
+clean: ## remove the environment and what the demo made
+	rm -rf .venv runs

@@ -1,0 +1,35 @@
+"""The contract of the evaluate stage."""
+
+from typing import List
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CUDA, install_kfp_package=False)
+def evaluate(
+    receipt: dsl.Output[dsl.Artifact],
+    workdir: str,
+    plan: dsl.Input[dsl.Artifact],
+    teacher: dsl.Input[dsl.Artifact],
+    baselines: dsl.Input[List[dsl.Artifact]],
+    pretrained: dsl.Input[dsl.Artifact],
+    students: dsl.Input[List[dsl.Artifact]],
+    image_column: str,
+    label_column: str,
+):
+    """Choose baseline and student on validation, and measure the four models on the test set, once.
+
+    Args:
+        plan: The plan's receipt: it names the test split.
+        teacher: The teacher's receipt.
+        baselines: The receipts of the baseline at every learning rate.
+        pretrained: The receipt of the student before fine-tuning.
+        students: The receipts of the fine-tuned student at every learning rate.
+    """
+    from components.evaluate.evaluate import EvaluateConfig
+    from components.evaluate.evaluate import evaluate as stage
+    from components.shared.stage import in_component
+
+    in_component(EvaluateConfig, stage, locals())

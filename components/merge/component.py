@@ -1,0 +1,33 @@
+"""The contract of the merge stage."""
+
+from typing import List
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def merge(
+    receipt: dsl.Output[dsl.Artifact],
+    workdir: str,
+    plan: dsl.Input[dsl.Artifact],
+    scores: dsl.Input[List[dsl.Artifact]],
+    images_per_class: int,
+    classes_per_image: int,
+    max_failed_fraction: float,
+):
+    """Select the exact top K images of every class over the whole pool: the balanced pseudo-labeled set.
+
+    Args:
+        plan: The plan's receipt: every unit in its ledger must have scores.
+        scores: The receipts of all scoring pods.
+        images_per_class: K.
+        classes_per_image: P.
+        max_failed_fraction: Share of unreadable images above which the run fails.
+    """
+    from components.merge.merge import MergeConfig
+    from components.merge.merge import merge as stage
+    from components.shared.stage import in_component
+
+    in_component(MergeConfig, stage, locals())

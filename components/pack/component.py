@@ -1,0 +1,28 @@
+"""The contract of the pack stage."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def pack(
+    receipt: dsl.Output[dsl.Artifact],
+    workdir: str,
+    plan: dsl.Input[dsl.Artifact],
+    selection: dsl.Input[dsl.Artifact],
+    image_column: str,
+    seed: int,
+):
+    """Copy the selected images into shuffled WebDataset tars.
+
+    Args:
+        plan: The plan's receipt: it names the shards to copy from.
+        selection: The merge's receipt.
+        seed: Of the order.
+    """
+    from components.pack.pack import PackConfig
+    from components.pack.pack import pack as stage
+    from components.shared.stage import in_component
+
+    in_component(PackConfig, stage, locals())

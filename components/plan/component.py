@@ -1,0 +1,53 @@
+"""The contract of the plan stage."""
+
+from typing import List
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def plan(
+    receipt: dsl.Output[dsl.Artifact],
+    name: str,
+    workdir: str,
+    labeled: List[str],
+    unlabeled: List[str],
+    test: List[str],
+    validation: List[str],
+    validation_fraction: float,
+    classes: str,
+    image_column: str,
+    label_column: str,
+    images_per_class: int,
+    classes_per_image: int,
+    teacher_architecture: str,
+    student_architecture: str,
+    teacher_images_processed: int,
+    pretrain_images_processed: int,
+    finetune_epochs: int,
+    batch_size: int,
+    teacher_learning_rate: float,
+    pretrain_learning_rate: float,
+    baseline_learning_rates: List[float],
+    finetune_learning_rates: List[float],
+    weight_decay: float,
+    resolution: int,
+    augmentation: str,
+    seed: int,
+    pods: int,
+    max_failed_fraction: float,
+) -> List[int]:
+    """List and check every input, write the ledger of shards, decide the pods.
+
+    Takes all parameters of the run, so that a bad one is refused here, before a GPU is asked for.
+
+    Returns:
+        The numbers of the pods that share the scan.
+    """
+    from components.plan.plan import PlanConfig
+    from components.plan.plan import plan as stage
+    from components.shared.stage import in_component
+
+    return list(range(in_component(PlanConfig, stage, locals()).pods))

@@ -1,0 +1,179 @@
+"""The labeled sets: every image decoded once, every label checked, the splits drawn and written down.
+
+Memory grows with the labeled set (about 100 bytes an image), not with the pool. Time is one decode an image, on all
+cores, once: the outcome is kept for each shard under its digest.
+"""
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.shared import shards as sharding
+from components.shared import storage
+from components.shared.decode import Undecodable, decode
+from components.shared.errors import Refused, TooManyFailures
+from components.shared.progress import Progress
+from components.shared.receipts import Failure, Split
+from components.shared.shards import Columns, Sample, Shard
+from components.shared.stage import digest
+
+SAMPLES_PER_BATCH = 256  # decoded at a time: bounds memory
+
+
+@dataclass(frozen=True)
+class Row:
+    """One labeled image: which shard (by position in the set's list), which sample of it, and its label as written."""
+
+    shard: int
+    index: int
+    key: str
+    label: str
+
+
+@dataclass(frozen=True)
+class LabeledSet:
+    """A labeled set as found: its shards, its usable rows, and what failed."""
+
+    name: str
+    shards: list[Shard]
+    rows: list[Row]
+    failures: list[Failure]
+
+    def refuse_above(self, max_failed_fraction: float) -> None:
+        """Raise TooManyFailures where too large a share of the set could not be used."""
+        failed, listed = len(self.failures), len(self.failures) + len(self.rows)
+        if failed > max_failed_fraction * listed:
+            worst = self.failures[0]
+            raise TooManyFailures(
+                f"{self.name}: {failed} of {listed} samples failed, more than max_failed_fraction = "
+                f"{max_failed_fraction:g} allows; the first: {worst.shard} {worst.key}: {worst.reason}"
+            )
+
+
+def examine(name: str, uris: list[str], columns: Columns, index_folder: str) -> LabeledSet:
+    """Read and decode a labeled set. Samples that fail are listed with their reason, not raised."""
+    shards = sharding.find(uris)
+    refuse_empty_class_folders(name, uris)
+    rows: list[Row] = []
+    failures: list[Failure] = []
+    progress = Progress("plan", 0)
+    for number, shard in enumerate(shards):
+        for index, key, label, problem in _examined(shard, columns, index_folder):
+            progress.add(1, name)
+            if problem:
+                failures.append(Failure(shard=shard.name, key=key, reason=problem))
+            else:
+                rows.append(Row(number, index, key, label))
+    return LabeledSet(name, shards, rows, failures)
+
+
+def refuse_empty_class_folders(name: str, uris: list[str]) -> None:
+    """Raise Refused where a folder of class folders has one without an image."""
+    for uri in uris:
+        for folder in (name for name in storage.folders(uri) if not name.startswith(".")):
+            entries = storage.entries(storage.join(uri, folder))
+            suffixes = (*sharding.IMAGE_SUFFIXES, ".tar", ".parquet")
+            if not any(entry.uri.lower().endswith(suffixes) for entry in entries):
+                raise Refused(
+                    f"{name}: class folder {storage.join(uri, folder)} has no image; add some or remove the folder"
+                )
+
+
+def write_split(found: LabeledSet, classes: list[str], folder: str) -> Split:
+    """Write a set's index and its shards' list to the workdir."""
+    label_of = {name: number for number, name in enumerate(classes)}
+    labels = [label_of[row.label] for row in found.rows]
+    table = pa.table(
+        {
+            "shard": pa.array([row.shard for row in found.rows], pa.int32()),
+            "index": pa.array([row.index for row in found.rows], pa.int32()),
+            "key": pa.array([row.key for row in found.rows], pa.string()),
+            "label": pa.array(labels, pa.int32()),
+        }
+    )
+    identity = digest(
+        [shard.digest() for shard in found.shards], [(row.shard, row.index, row.label) for row in found.rows]
+    )
+    index = storage.join(folder, f"{found.name}.parquet")
+    shards = storage.join(folder, f"{found.name}-shards.json")
+    storage.write(index, _parquet(table))
+    storage.write(shards, json.dumps([shard.model_dump() for shard in found.shards]).encode())
+    counts = Counter(labels)
+    return Split(
+        digest=identity,
+        index=index,
+        shards=shards,
+        samples=len(labels),
+        class_counts=[counts[number] for number in range(len(classes))],
+    )
+
+
+def hold_out(labeled: LabeledSet, fraction: float, seed: int) -> tuple[LabeledSet, LabeledSet]:
+    """Split a labeled set into training and validation, stratified: the same share of every class, at least one image.
+
+    Which images is decided by a hash of seed, shard and key, so that it survives a change of order. Raises Refused
+    where a class has a single image.
+    """
+    by_class: dict[str, list[Row]] = {}
+    for row in labeled.rows:
+        by_class.setdefault(row.label, []).append(row)
+    held: set[tuple[int, int]] = set()
+    for label, rows in by_class.items():
+        if len(rows) < 2:
+            raise Refused(
+                f"labeled: class {label!r} has a single image, so none can be held out for validation; "
+                "add images or set validation"
+            )
+        rows.sort(key=lambda row: digest(seed, labeled.shards[row.shard].name, row.key))
+        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        held.update((row.shard, row.index) for row in rows[:count])
+    inside = [row for row in labeled.rows if (row.shard, row.index) in held]
+    outside = [row for row in labeled.rows if (row.shard, row.index) not in held]
+    return replace(labeled, name="train", rows=outside), replace(labeled, name="validation", rows=inside, failures=[])
+
+
+def _examined(shard: Shard, columns: Columns, index_folder: str) -> Iterator[tuple[int, str, str, str]]:
+    """Yield (index, key, label, problem) of a shard's samples, from the kept outcome where there is one."""
+    uri = storage.join(index_folder, f"{digest(shard.digest(), columns.image, columns.label)}.parquet")
+    kept = storage.read_if_there(uri)
+    if kept is None:
+        rows = list(_decoded(shard, columns))
+        names = ("index", "key", "label", "problem")
+        table = pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))) if rows else pa.table({})
+        storage.write(uri, _parquet(table))
+    else:
+        rows = [tuple(row.values()) for row in pq.read_table(io.BytesIO(kept)).to_pylist()]
+    yield from rows
+
+
+def _decoded(shard: Shard, columns: Columns) -> Iterator[tuple[int, str, str, str]]:
+    samples = sharding.read(shard, columns)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while batch := list(islice(samples, SAMPLES_PER_BATCH)):
+            yield from pool.map(_outcome, batch)
+
+
+def _outcome(sample: Sample) -> tuple[int, str, str, str]:
+    problem = sample.problem
+    if not problem:
+        try:
+            decode(sample.image)
+        except Undecodable as error:
+            problem = str(error)
+    if not problem and sample.label is None:
+        problem = "no label"
+    return sample.index, sample.key, sample.label or "", problem
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()

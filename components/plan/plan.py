@@ -1,0 +1,166 @@
+"""Plan: list and check every input before anything costs money, and decide who scans what.
+
+The bulky parts (indexes of the labeled sets, the ledger of units) go to the workdir; the receipt names them.
+"""
+
+import json
+from collections import Counter
+from typing import ClassVar
+
+from components.plan import ledger
+from components.plan.labeled import LabeledSet, examine, hold_out, write_split
+from components.shared import architectures, storage
+from components.shared.errors import Refused
+from components.shared.progress import say
+from components.shared.receipts import PlanReceipt
+from components.shared.runfile import RunFile
+from components.shared.shards import Columns, Unit
+from components.shared.stage import StageConfig, digest, once
+
+MAX_FAILURES_LISTED = 100  # in the receipt, which must stay small
+
+
+class PlanConfig(RunFile, StageConfig):
+    """All of the run file: what is wrong anywhere is refused here."""
+
+    stage: ClassVar[str] = "plan"
+
+
+def plan(config: PlanConfig) -> PlanReceipt:
+    """List, decode and check the labeled sets, list the pool, and write both down.
+
+    Raises Refused for every kind of bad input (the README lists them); nothing has been trained by then.
+    """
+    architectures.find(config.teacher_architecture)
+    architectures.find(config.student_architecture)
+    claim_workdir(config)
+    columns = Columns(config.image_column, config.label_column)
+    sets = labeled_sets(config, columns)
+    classes = class_names(config, sets["labeled"])
+    sets = {name: canonical(found, classes) for name, found in sets.items()}
+    for found in sets.values():
+        refuse_other_classes(found, classes)
+    if "validation" not in sets:
+        sets["labeled"], sets["validation"] = hold_out(sets["labeled"], config.validation_fraction, config.seed)
+    units = ledger.draw_up(config.unlabeled, config.workdir)
+    return write(config, classes, sets, units)
+
+
+def claim_workdir(config: PlanConfig) -> None:
+    """Write the run file under the run's name. Raises Refused where another run file has the name, or nothing can be
+    written."""
+    uri = storage.join(config.workdir, config.name, "run.json")
+    mine = config.model_dump(exclude={"workdir"})
+    try:
+        known = storage.read_if_there(uri)
+        if known is None:
+            storage.write(uri, json.dumps(mine, indent=1).encode())
+            return
+    except OSError as error:
+        raise Refused(f"workdir: cannot write {uri}: {error.strerror or error}") from None
+    other = json.loads(known)
+    differing = sorted(key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key))
+    if differing:
+        key = differing[0]
+        raise Refused(
+            f"name: the workdir has a run {config.name!r} of a different run file ({key}: {other.get(key)!r}, now "
+            f"{mine.get(key)!r}); give this run another name, or delete {uri} to keep its finished work under this one"
+        )
+
+
+def labeled_sets(config: PlanConfig, columns: Columns) -> dict[str, LabeledSet]:
+    """Read the labeled, validation and test sets that the run file names."""
+    given = {"labeled": config.labeled, "validation": config.validation, "test": config.test}
+    folder = storage.join(config.workdir, "stages", "plan", "shards")
+    found = {name: examine(name, uris, columns, folder) for name, uris in given.items() if uris}
+    for one in found.values():
+        one.refuse_above(config.max_failed_fraction)
+    return found
+
+
+def class_names(config: PlanConfig, labeled: LabeledSet) -> list[str]:
+    """Return the class names in label order: the run file's list, else the labels found, sorted, numbers by value."""
+    if config.classes:
+        data = storage.read_if_there(config.classes)
+        if data is None:
+            raise Refused(f"classes: {config.classes}: no such file; expected one class name a line")
+        return [line.strip() for line in data.decode().splitlines() if line.strip()]
+    labels = {row.label for row in labeled.rows}
+    numeric = all(label.isdecimal() for label in labels)
+    return sorted(labels, key=int) if numeric else sorted(labels)
+
+
+def canonical(found: LabeledSet, classes: list[str]) -> LabeledSet:
+    """Replace the labels that are numbers of classes by the classes' names."""
+    known = set(classes)
+
+    def name(label: str) -> str:
+        return classes[int(label)] if label not in known and label.isdecimal() and int(label) < len(classes) else label
+
+    rows = [type(row)(row.shard, row.index, row.key, name(row.label)) for row in found.rows]
+    return LabeledSet(found.name, found.shards, rows, found.failures)
+
+
+def refuse_other_classes(found: LabeledSet, classes: list[str]) -> None:
+    """Raise Refused where a set's classes are not exactly the run's."""
+    labels = {row.label for row in found.rows}
+    unknown, absent = sorted(labels - set(classes)), sorted(set(classes) - labels)
+    if unknown or absent:
+        only = f"it has {', '.join(unknown[:5])}, unknown to the labeled set" if unknown else ""
+        lacks = f"class {', '.join(absent[:5])} has no image in it" if absent else ""
+        raise Refused(f"{found.name}: its classes differ: {'; '.join(filter(None, [only, lacks]))}")
+    if len(classes) < 2:
+        raise Refused(f"labeled: found {len(classes)} class; expected two or more")
+
+
+def write(config: PlanConfig, classes: list[str], sets: dict[str, LabeledSet], units: list[Unit]) -> PlanReceipt:
+    """Write the splits and the ledger, and return the receipt; the same inputs give the same folder."""
+    pool_digest = digest([unit.digest for unit in units])
+    labeled = [[shard.digest() for shard in found.shards] for found in sets.values()]
+    identity = digest(config.digest(), classes, labeled, pool_digest)
+
+    def work(folder: str) -> dict[str, object]:
+        train = write_split(sets["labeled"], classes, folder)
+        validation = write_split(sets["validation"], classes, folder)
+        test = write_split(sets["test"], classes, folder)
+        uri = storage.join(folder, "units.json")
+        storage.write(uri, json.dumps([unit.model_dump() for unit in units]).encode())
+        failures = [failure for found in sets.values() for failure in found.failures]
+        classes_per_image = min(config.classes_per_image, len(classes))
+        return {
+            "digest": digest(classes, train.digest, validation.digest),
+            "pool_digest": pool_digest,
+            "name": config.name,
+            "classes": classes,
+            "train": train,
+            "validation": validation,
+            "test": test,
+            "units": uri,
+            "shards": sum(len(unit.shards) for unit in units),
+            "size_bytes": sum(shard.size_bytes for unit in units for shard in unit.shards),
+            "pods": min(config.pods, len(units)),
+            "classes_per_image": classes_per_image,
+            "failed": dict(Counter(failure.reason for failure in failures)),
+            "failures": failures[:MAX_FAILURES_LISTED],
+            "notes": notes(config, len(classes), train.samples, validation.samples),
+            "run": config.model_dump(),
+        }
+
+    receipt = once(config, PlanReceipt, work, storage.join(config.workdir, "stages", "plan", identity))
+    for note in receipt.notes:
+        say("plan", note)
+    for failure in receipt.failures:
+        say("plan", f"not used: {failure.shard} {failure.key}: {failure.reason}")
+    return receipt
+
+
+def notes(config: PlanConfig, classes: int, train: int, validation: int) -> list[str]:
+    """Say what was decided for the user."""
+    said = []
+    if config.classes_per_image > classes:
+        said.append(f"classes_per_image {config.classes_per_image} clamped to the {classes} classes there are")
+    if not config.validation:
+        said.append(
+            f"no validation set given: held out {validation} of {train + validation} labeled images, stratified"
+        )
+    return said

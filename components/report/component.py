@@ -1,0 +1,35 @@
+"""The contract of the report stage."""
+
+from typing import List
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def report(
+    receipt: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+    workdir: str,
+    plan: dsl.Input[dsl.Artifact],
+    teacher: dsl.Input[dsl.Artifact],
+    baselines: dsl.Input[List[dsl.Artifact]],
+    scores: dsl.Input[List[dsl.Artifact]],
+    selection: dsl.Input[dsl.Artifact],
+    packed: dsl.Input[dsl.Artifact],
+    pretrained: dsl.Input[dsl.Artifact],
+    students: dsl.Input[List[dsl.Artifact]],
+    evaluation: dsl.Input[dsl.Artifact],
+    image_column: str,
+):
+    """Write the run's report, one self-contained page, and its numbers as JSON."""
+    from pathlib import Path
+
+    from components.report.report import ReportConfig
+    from components.report.report import report as stage
+    from components.shared import storage
+    from components.shared.stage import in_component
+
+    done = in_component(ReportConfig, stage, locals())
+    Path(page.path).write_bytes(storage.read(done.report))

@@ -1,0 +1,173 @@
+"""The gallery: for some classes the images at ranks 1, 10, 100, … and the last, as in the paper's Figure 2."""
+
+import base64
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from components.shared import shards as sharding
+from components.shared import storage
+from components.shared.decode import Undecodable, decode
+from components.shared.receipts import PlanReceipt, SelectionReceipt
+from components.shared.shards import Columns, Shard, Unit
+
+MAX_CLASSES = 20
+THUMBNAIL_PX = 96
+LOST = "gone or changed since it was scored"
+_JPEG_QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of the gallery: `source` is a data: URI, or empty where `problem` says why there is no image.
+
+    `rank` counts from 1; `score` is log-odds; `tiny` images are enlarged, pixel by pixel.
+    """
+
+    rank: int
+    score: float
+    shard: str
+    key: str
+    source: str
+    tiny: bool
+    problem: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One class: an image per rank of the gallery, None beyond the class's last; then the last."""
+
+    name: str
+    shown: list[Shown | None]
+    last: Shown | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Some classes by some ranks. `classes` counts all there are."""
+
+    ranks: list[int]
+    rows: list[Row]
+    classes: int
+
+
+def gallery(plan: PlanReceipt, selection: SelectionReceipt, columns: Columns) -> Gallery:
+    """Read and shrink the gallery's images. An image that is gone or changed is shown as such.
+
+    Costs one small read an image from tars and loose files, and a pass over the shard from a Parquet file.
+    """
+    classes = spread(len(selection.per_class), MAX_CLASSES)
+    ranks = powers_of_ten(selection.images_per_class)
+    wanted = {label: {*ranks, selection.per_class[label].found} for label in classes}
+    rows = _rows(
+        selection.selection, {label: ranks for label, ranks in wanted.items() if selection.per_class[label].found}
+    )
+    inside = _inside_parquet(plan, rows, columns)
+    shown = {(row["class"], row["rank"] + 1): _shown(row, inside) for row in rows}
+    return Gallery(
+        ranks=ranks,
+        rows=[
+            Row(
+                name=selection.per_class[label].name,
+                shown=[shown.get((label, rank)) for rank in ranks],
+                last=shown.get((label, selection.per_class[label].found)),
+            )
+            for label in classes
+        ],
+        classes=len(selection.per_class),
+    )
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Return at most `most` of the numbers below `count`, evenly spaced, first and last included."""
+    if count <= most:
+        return list(range(count))
+    return [round(place * (count - 1) / (most - 1)) for place in range(most)]
+
+
+def powers_of_ten(below: int) -> list[int]:
+    """Return 1, 10, 100, … below a number."""
+    return [10**exponent for exponent in range(len(str(below))) if 10**exponent < below]
+
+
+def thumbnail(data: bytes) -> tuple[str, bool]:
+    """Return an image as a data: URI of at most THUMBNAIL_PX a side, and whether it was smaller. Raises Undecodable."""
+    image = Image.fromarray(decode(data))
+    tiny = max(image.size) < THUMBNAIL_PX
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    kind = "png" if tiny else "jpeg"
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=_JPEG_QUALITY)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", tiny
+
+
+def _rows(uri: str, wanted: dict[int, set[int]]) -> list[dict[str, Any]]:
+    """Read the rows at these ranks, from 1, of these classes; the file's statistics spare most of its row groups."""
+    filters = [
+        [("class", "=", label), ("rank", "in", [rank - 1 for rank in sorted(ranks)])] for label, ranks in wanted.items()
+    ]
+    with storage.open_read(uri) as file:
+        rows: list[dict[str, Any]] = pq.read_table(file, filters=filters or None).to_pylist()
+    return rows
+
+
+def _shown(row: dict[str, Any], inside: dict[tuple[str, int], bytes]) -> Shown:
+    source, tiny, problem = "", False, ""
+    try:
+        source, tiny = thumbnail(_image(row, inside))
+    except FileNotFoundError:
+        problem = LOST
+    except Undecodable as error:
+        problem = str(error)
+    return Shown(row["rank"] + 1, row["score"], row["shard"], row["key"], source, tiny, problem)
+
+
+def _image(row: dict[str, Any], inside: dict[tuple[str, int], bytes]) -> bytes:
+    """Return a row's image. Raises FileNotFoundError where it is gone, Undecodable where its bytes are others now."""
+    if row["offset"] >= 0:
+        image = sharding.read_bytes(row["uri"], row["offset"], row["size_bytes"])
+    elif (row["shard"], row["index"]) in inside:
+        image = inside[row["shard"], row["index"]]
+    else:
+        raise FileNotFoundError(row["uri"])
+    if len(image) != row["size_bytes"]:
+        raise Undecodable(LOST)
+    return image
+
+
+def _inside_parquet(
+    plan: PlanReceipt, rows: Iterable[dict[str, Any]], columns: Columns
+) -> dict[tuple[str, int], bytes]:
+    """Read the images that lie inside Parquet files, where they have no place of their own."""
+    wanted: dict[str, set[int]] = {}
+    for row in rows:
+        if row["offset"] < 0:
+            wanted.setdefault(row["shard"], set()).add(row["index"])
+    if not wanted:
+        return {}
+    units = [Unit.model_validate(unit) for unit in json.loads(storage.read(plan.units))]
+    shards = {shard.name: shard for unit in units for shard in unit.shards if shard.name in wanted}
+    return {
+        (name, index): image
+        for name, shard in shards.items()
+        for index, image in _picked(shard, wanted[name], columns).items()
+    }
+
+
+def _picked(shard: Shard, indexes: set[int], columns: Columns) -> dict[int, bytes]:
+    """Read a shard up to the last of these samples. In a shard that is gone or changed, none are found."""
+    found: dict[int, bytes] = {}
+    entry = storage.stat(shard.uri)
+    if entry is None or entry.version != shard.version:
+        return found
+    for sample in sharding.read(shard, columns):
+        if sample.index in indexes:
+            found[sample.index] = sample.image
+        if len(found) == len(indexes):
+            break
+    return found

@@ -1,0 +1,127 @@
+"""Report: what a run did and what came of it, as one page for people and one JSON file for programs."""
+
+import json
+import time
+from dataclasses import fields
+from typing import ClassVar
+
+from components.report.failures import examples
+from components.report.gallery import gallery
+from components.report.page import render
+from components.report.run import Run
+from components.shared import storage
+from components.shared.errors import SemiscaleError
+from components.shared.progress import say
+from components.shared.receipts import (
+    EvaluationReceipt,
+    PackReceipt,
+    PlanReceipt,
+    ReportReceipt,
+    ScoreReceipt,
+    SelectionReceipt,
+    TrainReceipt,
+    load,
+)
+from components.shared.shards import Columns
+from components.shared.stage import ReceiptUri, ReceiptUris, StageConfig
+
+
+class ReportConfig(StageConfig):
+    """Every receipt of the run. `image_column` is where a Parquet pool keeps the images that the gallery shows."""
+
+    stage: ClassVar[str] = "report"
+
+    plan: ReceiptUri
+    teacher: ReceiptUri
+    baselines: ReceiptUris
+    scores: ReceiptUris
+    selection: ReceiptUri
+    packed: ReceiptUri
+    pretrained: ReceiptUri
+    students: ReceiptUris
+    evaluation: ReceiptUri
+    image_column: str = "image"
+
+
+def report(config: ReportConfig) -> ReportReceipt:
+    """Write `report.html` and `results.json` under the run's name, replacing those of an earlier try.
+
+    Always done anew: it reads the receipts and a hundred or so images, whatever the pool. Raises SemiscaleError where
+    the ledger does not add up, Refused where the evaluation is of another run.
+    """
+    started = time.monotonic()
+    run = read(config)
+    refuse_holes(run.selection)
+    shown = gallery(run.plan, run.selection, Columns(config.image_column, ""))
+    folder = storage.join(config.workdir, run.plan.name)
+    page, numbers = storage.join(folder, "report.html"), storage.join(folder, "results.json")
+    storage.write(page, render(run, shown, examples(run)).encode())
+    storage.write(numbers, json.dumps(results(run), indent=1).encode())
+    keep(run, storage.join(folder, "receipts"))
+    say("report", page)
+    return ReportReceipt(
+        stage=config.stage,
+        digest=config.digest(),
+        folder=folder,
+        seconds=round(time.monotonic() - started, 3),
+        report=page,
+        results=numbers,
+    )
+
+
+def read(config: ReportConfig) -> Run:
+    """Load the receipts. Raises Refused for one that is missing or of another kind."""
+    return Run(
+        plan=load(config.plan, PlanReceipt),
+        teacher=load(config.teacher, TrainReceipt),
+        baselines=[load(uri, TrainReceipt) for uri in config.baselines],
+        scores=[load(uri, ScoreReceipt) for uri in config.scores],
+        selection=load(config.selection, SelectionReceipt),
+        packed=load(config.packed, PackReceipt),
+        pretrained=load(config.pretrained, TrainReceipt),
+        students=[load(uri, TrainReceipt) for uri in config.students],
+        evaluation=load(config.evaluation, EvaluationReceipt),
+    )
+
+
+def refuse_holes(selection: SelectionReceipt) -> None:
+    """Raise SemiscaleError where the ledger does not add up: the page would tell an untruth about the pool."""
+    ledger = selection.ledger
+    found = ledger.scored + ledger.failed + ledger.removed
+    if ledger.listed != found or ledger.failed != sum(selection.failed.values()):
+        raise SemiscaleError(
+            f"ledger: {ledger.listed} listed, but {ledger.scored} scored + {ledger.failed} failed + {ledger.removed} "
+            f"removed = {found}, and {sum(selection.failed.values())} failures have a reason; merge again"
+        )
+
+
+def keep(run: Run, folder: str) -> None:
+    """Write the run's receipts under its name, so that a stage can be run again by hand on what this run made."""
+    for part in fields(run):
+        value = getattr(run, part.name)
+        named = (
+            {f"{part.name}-{number:03}": one for number, one in enumerate(value)}
+            if isinstance(value, list)
+            else {part.name: value}
+        )
+        for name, receipt in named.items():
+            storage.write(storage.join(folder, f"{name}.json"), receipt.model_dump_json(indent=1).encode())
+
+
+def results(run: Run) -> dict[str, object]:
+    """Return the run's numbers: accuracies in [0, 1], counts, seconds."""
+    selection = run.selection
+    models = run.evaluation.models
+    return {
+        **{name: models[name].model_dump(include={"top1", "top5"}) for name in run.measured()},
+        "selection": {
+            "images": selection.images,
+            "unique_images": selection.unique_images,
+            "classes": len(selection.per_class),
+            "short_classes": sum(one.found < one.wanted for one in selection.per_class),
+            "images_per_class": selection.images_per_class,
+            "classes_per_image": selection.classes_per_image,
+        },
+        "ledger": selection.ledger.model_dump(),
+        "seconds": run.seconds(),
+    }

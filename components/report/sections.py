@@ -1,0 +1,255 @@
+"""What each section of the page says, derived from the receipts; the template decides how it looks.
+
+Fractions stay fractions and seconds stay seconds here: the template's filters (formats.py) write them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from components.report.charts import Chart, Points, Series, chart, log_scale, loss_scale, percent_scale
+from components.report.formats import duration, number, rate
+from components.report.run import Run
+from components.shared.receipts import ClassSelection, SelectionReceipt, TrainReceipt
+
+MODELS = {
+    "teacher": "Teacher",
+    "baseline": "Baseline",
+    "pretrained": "Student before fine-tuning",
+    "student": "Student after fine-tuning",
+}
+STAGES = {
+    "plan": "Plan",
+    "teacher": "Train the teacher",
+    "baseline": "Train the baselines",
+    "score": "Score the pool",
+    "merge": "Merge",
+    "pack": "Pack",
+    "pretrain": "Pre-train the student",
+    "finetune": "Fine-tune the students",
+    "evaluate": "Evaluate",
+}
+CLOCKS = {
+    "read": ("Reading", "A faster store, or more pods, would shorten the scan"),
+    "decode": ("Decoding", "More CPU cores would shorten the scan"),
+    "forward": ("Forward pass", "A faster accelerator, or one more, would shorten the scan"),
+    "write": ("Writing", "A faster store would shorten the scan"),
+}
+SHORT_LISTED = 10
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A line of the result table. `error` is the binomial standard error of the test top-1, a fraction."""
+
+    style: str
+    name: str
+    architecture: str
+    parameters: int
+    images_processed: int
+    parts: str
+    learning_rate: float
+    validation_top1: float
+    top1: float
+    top5: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The student's test top-1 and what it gained, as fractions.
+
+    `error` is the standard error of the difference of two independent models.
+    """
+
+    images: int
+    top1: float
+    over_baseline: float
+    over_teacher: float
+    by_finetuning: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar: `share` of the longest, in [0, 1], with a value in seconds and its share of the whole."""
+
+    name: str
+    seconds: float
+    share: float
+    of_whole: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A row of charts with one legend."""
+
+    title: str
+    note: str
+    legend: list[Series]
+    charts: list[Chart]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Every learning rate tried for one model, in order, and what to make of the choice."""
+
+    name: str
+    receipts: list[TrainReceipt]
+    chosen: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class's test images, its top-1 by each model, and the student's gain over the baseline; fractions."""
+
+    name: str
+    images: int
+    top1: list[float]
+    gain: float
+
+
+def standard_error(fraction: float, images: int) -> float:
+    """Return the binomial standard error of a fraction measured on so many images."""
+    return math.sqrt(fraction * (1 - fraction) / images)
+
+
+def model_rows(run: Run) -> list[ModelRow]:
+    """Describe the four measured models. The student's images include its pre-training's."""
+    rows = []
+    for name, receipt in run.measured().items():
+        accuracy = run.evaluation.models[name]
+        before = run.pretrained.images_processed if name == "student" else 0
+        parts = f"{number(before)} + {number(receipt.images_processed)}" if before else ""
+        row = ModelRow(
+            style=name,
+            name=MODELS[name],
+            architecture=receipt.architecture,
+            parameters=receipt.parameters,
+            images_processed=before + receipt.images_processed,
+            parts=parts,
+            learning_rate=receipt.learning_rate,
+            validation_top1=receipt.validation_top1,
+            top1=accuracy.top1,
+            top5=accuracy.top5,
+            error=standard_error(accuracy.top1, accuracy.images),
+        )
+        rows.append(row)
+    return rows
+
+
+def gains(run: Run) -> Gains:
+    """Compare the student with the others on the test set."""
+    models = run.evaluation.models
+    student = models["student"]
+    errors = [standard_error(models[name].top1, models[name].images) for name in ("student", "baseline")]
+    return Gains(
+        images=student.images,
+        top1=student.top1,
+        over_baseline=student.top1 - models["baseline"].top1,
+        over_teacher=student.top1 - models["teacher"].top1,
+        by_finetuning=student.top1 - models["pretrained"].top1,
+        error=math.hypot(*errors),
+    )
+
+
+def short_classes(selection: SelectionReceipt) -> list[ClassSelection]:
+    """Return the classes that found fewer images than wanted, the emptiest first."""
+    short = [one for one in selection.per_class if one.found < one.wanted]
+    return sorted(short, key=lambda one: one.found)
+
+
+def panels(run: Run) -> list[Panel]:
+    """Draw the four trainings on common axes, and the fine-tunings, which are short beside them, on their own."""
+    measured = run.measured()
+    # The student goes on where its pre-training ended.
+    offsets = {name: run.pretrained.images_processed if name == "student" else 0 for name in measured}
+    together = [(MODELS[name], name, receipt, offsets[name]) for name, receipt in measured.items()]
+    chosen = measured["student"].digest
+    # The chosen one comes last, so that it is drawn over the others.
+    in_order = sorted(run.students, key=lambda one: (one.digest == chosen, one.learning_rate))
+    alone = [
+        (f"learning rate {rate(one.learning_rate)}", _sweep_style(number, one.digest == chosen), one, 0)
+        for number, one in enumerate(in_order)
+    ]
+    note = "The student’s fine-tuning continues where its pre-training ends. Of a sweep, the chosen learning rate."
+    zoom = "The same fine-tuning with each learning rate of the sweep; the chosen one is coloured."
+    return [_panel("The four models", note, together), _panel("Fine-tuning, enlarged", zoom, alone)]
+
+
+def sweeps(run: Run) -> list[Sweep]:
+    """List the learning rates tried for the baseline and the fine-tuning."""
+    measured = run.measured()
+    return [
+        _sweep("Baseline", run.baselines, measured["baseline"]),
+        _sweep("Fine-tuning of the student", run.students, measured["student"]),
+    ]
+
+
+def stage_bars(run: Run) -> list[Bar]:
+    """Return the time of each stage."""
+    return _bars({STAGES[stage]: seconds for stage, seconds in run.seconds().items()})
+
+
+def clock_bars(run: Run) -> list[Bar]:
+    """Return the parts of the scan's time."""
+    return _bars({CLOCKS[part][0]: seconds for part, seconds in run.clocks().items()})
+
+
+def slowest(run: Run) -> str:
+    """Name the slowest part of the scan and what would help; empty where nothing was scanned."""
+    clocks = run.clocks()
+    part = max(clocks, key=lambda part: clocks[part])
+    if not clocks[part]:
+        return ""
+    name, remedy = CLOCKS[part]
+    return f"Slowest part: {name.lower()}, {duration(clocks[part])}. {remedy}."
+
+
+def class_rows(run: Run) -> list[ClassRow]:
+    """Return the per-class accuracies on the test set, in label order."""
+    columns = [run.evaluation.per_class[name] for name in MODELS]
+    by_class = zip(run.plan.classes, run.plan.test.class_counts, zip(*columns, strict=True), strict=True)
+    return [ClassRow(name, images, list(top1), top1[3] - top1[1]) for name, images, top1 in by_class]
+
+
+def _bars(seconds: Mapping[str, float]) -> list[Bar]:
+    longest, whole = max(seconds.values()) or 1, sum(seconds.values()) or 1
+    return [Bar(name, spent, spent / longest, spent / whole) for name, spent in seconds.items()]
+
+
+def _sweep_style(number: int, chosen: bool) -> str:
+    return "student" if chosen else f"other other-{number % 3}"
+
+
+def _panel(title: str, note: str, trainings: list[tuple[str, str, TrainReceipt, int]]) -> Panel:
+    """Draw loss, validation top-1 and learning rate of trainings: (name, style, receipt, images processed before)."""
+
+    def lines(points: str) -> list[Series]:
+        return [Series(name, style, _points(receipt, points, before)) for name, style, receipt, before in trainings]
+
+    charts = [
+        chart("Training loss", lines("loss"), loss_scale),
+        chart("Validation top-1", lines("validation_top1"), percent_scale),
+        chart("Learning rate", lines("learning_rate"), log_scale),
+    ]
+    return Panel(title, note, lines("loss"), charts)
+
+
+def _points(receipt: TrainReceipt, value: str, before: int) -> Points:
+    measured = [(before + point.images_processed, getattr(point, value)) for point in receipt.curve]
+    return [(images, found) for images, found in measured if found is not None]
+
+
+def _sweep(name: str, receipts: list[TrainReceipt], chosen: TrainReceipt) -> Sweep:
+    by_rate = sorted(receipts, key=lambda receipt: receipt.learning_rate)
+    place = [receipt.digest for receipt in by_rate].index(chosen.digest)
+    advice = ""
+    if len(by_rate) == 1:
+        advice = "A single learning rate was tried: nothing was chosen."
+    elif place in (0, len(by_rate) - 1):
+        side = "smallest" if place == 0 else "largest"
+        beyond = "smaller" if place == 0 else "larger"
+        advice = f"The chosen learning rate is the {side} that was tried: a {beyond} one may be better still."
+    return Sweep(name, by_rate, chosen.digest, advice)

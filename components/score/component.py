@@ -1,0 +1,30 @@
+"""The contract of the score stage, one pod of the fan-out."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CUDA, install_kfp_package=False)
+def score(
+    receipt: dsl.Output[dsl.Artifact],
+    workdir: str,
+    plan: dsl.Input[dsl.Artifact],
+    teacher: dsl.Input[dsl.Artifact],
+    pod: int,
+    images_per_class: int,
+    image_column: str,
+):
+    """Run the teacher over this pod's share of the unlabeled pool and keep every image's best classes.
+
+    Args:
+        plan: The plan's receipt: it names the ledger of the pool.
+        teacher: The teacher's receipt.
+        pod: Which of the pods this is.
+        images_per_class: K: how the score files are laid out for the merge; any other K can still be selected.
+    """
+    from components.score.score import ScoreConfig
+    from components.score.score import score as stage
+    from components.shared.stage import in_component
+
+    in_component(ScoreConfig, stage, locals())

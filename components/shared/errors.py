@@ -1,0 +1,34 @@
+"""What can go wrong, and the exit code that says so.
+
+SemiscaleError          exit 1   the run cannot go on: a hole in the ledger, a store that does not answer
+└── Refused             exit 2   bad input: one line says what, where, what was expected, what to do
+    └── TooManyFailures exit 2   more bad samples than `max_failed_fraction` allows
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SemiscaleError(Exception):
+    """The run cannot go on. The message is one line for a person."""
+
+    exit_code = 1
+
+
+class Refused(SemiscaleError):
+    """The input is bad and was refused before it cost anything."""
+
+    exit_code = 2
+
+
+class TooManyFailures(Refused):
+    """The share of samples that could not be read is above the stated fraction."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return a hint such as `; did you mean 'resnet50'?`, or the valid names where none is near."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return "; did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "; valid: " + ", ".join(names)

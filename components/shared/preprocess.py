@@ -1,0 +1,85 @@
+"""Pixels to what a model sees: one size, cut in a fixed way for measuring and in a random one for training.
+
+A random cut is a pure function of the image and a few uniform numbers, so that who computes it does not matter.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from components.shared.decode import Pixels
+from components.shared.receipts import Preprocessing
+
+Batch = NDArray[np.uint8]  # images_BHWC, RGB
+
+RANDOMS = 23  # uniform numbers that one random cut may use: ten tries of an area and a shape, a place, a mirror
+_TRIES = 10
+_RESIZE_RATIO = 256 / 224  # the short side before the centre crop (He et al. 2016)
+
+
+def fixed_cut(image: Pixels, preprocessing: Preprocessing) -> Pixels:
+    """Cut the centre, the short side resized to 256/224 of the resolution, or to the resolution for tiny images.
+
+    Returns uint8 resolution x resolution x 3.
+    """
+    size = preprocessing.resolution
+    photographs = preprocessing.augmentation == "crop-flip"
+    short = round(size * _RESIZE_RATIO) if photographs else size
+    height, width = image.shape[:2]
+    scale = short / min(height, width)
+    resized = _resize(image, max(round(width * scale), size), max(round(height * scale), size))
+    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
+    return resized[top : top + size, left : left + size]
+
+
+def margin(preprocessing: Preprocessing) -> int:
+    """Return by how many pixels a random shift moves at most: 4 of 32, as He et al. 2016, section 4.2."""
+    return max(preprocessing.resolution // 8, 1)
+
+
+def padded(image: Pixels, preprocessing: Preprocessing) -> Pixels:
+    """Cut a tiny image and surround it with black, ready for `shifted`."""
+    around = margin(preprocessing)
+    return np.pad(fixed_cut(image, preprocessing), ((around, around), (around, around), (0, 0)))
+
+
+def shifted(image: Pixels, preprocessing: Preprocessing, randoms_R: NDArray[np.float64]) -> Pixels:
+    """Cut a random place out of a padded tiny image and, for shift-flip, mirror every other one."""
+    size, places = preprocessing.resolution, 2 * margin(preprocessing) + 1
+    top, left = int(randoms_R[0] * places), int(randoms_R[1] * places)
+    cut = image[top : top + size, left : left + size]
+    mirror = preprocessing.augmentation == "shift-flip" and randoms_R[2] < 0.5
+    return cut[:, ::-1] if mirror else cut
+
+
+def random_crop(image: Pixels, preprocessing: Preprocessing, randoms_R: NDArray[np.float64]) -> Pixels:
+    """Cut a random 8 to 100 % of the area at a shape of 3/4 to 4/3, resize it, and mirror every other one.
+
+    The augmentation of Szegedy et al. 2015 (arXiv:1409.4842, section 6), with torchvision's ten tries and its fallback.
+    """
+    left, top, width, height = _random_box(image.shape[1], image.shape[0], randoms_R)
+    cut = _resize(image[top : top + height, left : left + width], preprocessing.resolution, preprocessing.resolution)
+    return cut[:, ::-1] if randoms_R[2 * _TRIES + 2] < 0.5 else cut
+
+
+def _random_box(width: int, height: int, randoms_R: NDArray[np.float64]) -> tuple[int, int, int, int]:
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    for attempt in range(_TRIES):
+        area = width * height * (0.08 + 0.92 * randoms_R[2 * attempt])
+        shape = math.exp(low + (high - low) * randoms_R[2 * attempt + 1])
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(randoms_R[2 * _TRIES] * (width - w + 1))
+            top = int(randoms_R[2 * _TRIES + 1] * (height - h + 1))
+            return left, top, w, h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _resize(image: Pixels, width: int, height: int) -> Pixels:
+    if image.shape[:2] == (height, width):
+        return image
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)

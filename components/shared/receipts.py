@@ -1,0 +1,230 @@
+"""Receipts: the small JSON documents that stages hand to each other.
+
+A receipt names what a stage left in the workdir, counts it, and says what was skipped and why. It is written last: what
+has a receipt is whole. `digest` identifies the work by its inputs, so equal work is found instead of repeated.
+"""
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from components.shared import storage
+from components.shared.errors import Refused
+
+
+class Document(BaseModel):
+    """A strict, immutable JSON document."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Receipt(Document):
+    """What every stage leaves: which work this was, where it lies, how long it took."""
+
+    stage: str
+    digest: str
+    folder: str
+    seconds: float
+
+
+class Failure(Document):
+    """A sample that could not be used, and why."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+class Split(Document):
+    """One labeled set after planning. `index` is a Parquet file with one row a sample: shard, index, key, label."""
+
+    digest: str
+    index: str
+    shards: str
+    samples: int
+    class_counts: list[int]
+
+
+class PlanReceipt(Receipt):
+    """The inputs, listed and checked. `units` is a JSON list of the ledger's units (see shards.Unit).
+
+    `digest` identifies what models are trained on: the classes, the training and the validation split. The unlabeled
+    pool has a digest of its own, so that a pool that grows does not retrain the teacher.
+    """
+
+    name: str
+    pool_digest: str
+    classes: list[str]
+    train: Split
+    validation: Split
+    test: Split
+    units: str
+    shards: int
+    size_bytes: int
+    pods: int
+    classes_per_image: int
+    failed: dict[str, int]
+    failures: list[Failure]
+    notes: list[str]
+    run: dict[str, object]
+
+
+class Preprocessing(Document):
+    """What a model sees: a square of `resolution` pixels, cut as `augmentation` says, normalised per channel."""
+
+    resolution: int
+    augmentation: str
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class Point(Document):
+    """One point of a learning curve; `images_processed` counts forward and backward passes (the paper's #iter)."""
+
+    images_processed: int
+    learning_rate: float
+    loss: float
+    validation_top1: float | None = None
+
+
+class TrainReceipt(Receipt):
+    """A trained model. `learning_rate` is the peak, for 256 images, as in the paper's notation."""
+
+    recipe: str
+    architecture: str
+    checkpoint: str
+    parameters: int
+    classes: list[str]
+    preprocessing: Preprocessing
+    images_processed: int
+    samples: int
+    learning_rate: float
+    validation_top1: float
+    curve: list[Point]
+    images_per_s: float
+
+
+class ShardCount(Document):
+    """One shard's line in the ledger: listed = scored + failed."""
+
+    shard: str
+    digest: str
+    listed: int
+    scored: int
+    failed: dict[str, int]
+
+
+class Clocks(Document):
+    """Where the scan's time went, in thread-seconds; the slowest part is what to buy more of."""
+
+    read: float = 0.0
+    decode: float = 0.0
+    forward: float = 0.0
+    write: float = 0.0
+
+
+class UnitReceipt(Receipt):
+    """The scores of one unit: `scores` and `samples` are Parquet files (see components/score/layout.py)."""
+
+    teacher: str
+    scores: str
+    samples: str
+    shards: list[ShardCount]
+    failures: list[Failure]
+    clocks: Clocks
+
+
+class ScoreReceipt(Receipt):
+    """What one pod did: units it scored, units it found finished, and its clocks."""
+
+    pod: int
+    teacher: str
+    units: int
+    units_found: int
+    listed: int
+    scored: int
+    failed: dict[str, int]
+    clocks: Clocks
+
+
+class ClassSelection(Document):
+    """One class of D̂: how many images were wanted and found, and the log-odds of the last one."""
+
+    name: str
+    wanted: int
+    found: int
+    last_score: float | None
+
+
+class Ledger(Document):
+    """The scan's balance: listed = scored + failed + removed."""
+
+    listed: int
+    scored: int
+    failed: int
+    removed: int
+
+
+class SelectionReceipt(Receipt):
+    """D̂: a Parquet file with one row an (image, class): class, rank, score, shard, index, key, offset, size."""
+
+    selection: str
+    teacher: str
+    images: int
+    unique_images: int
+    images_per_class: int
+    classes_per_image: int
+    per_class: list[ClassSelection]
+    ledger: Ledger
+    failed: dict[str, int]
+    bytes_read: int
+
+
+class PackReceipt(Receipt):
+    """D̂ copied into shuffled WebDataset tars, listed in `shards` (JSON)."""
+
+    shards: str
+    tars: int
+    samples: int
+    class_counts: list[int]
+    size_bytes: int
+
+
+class Accuracy(Document):
+    """A model on the test set. Fractions in [0, 1]."""
+
+    top1: float
+    top5: float
+    images: int
+    architecture: str
+    receipt: str
+    learning_rate: float
+
+
+class EvaluationReceipt(Receipt):
+    """The four models on the same test images, and the per-class top-1 of each."""
+
+    models: dict[str, Accuracy]
+    per_class: dict[str, list[float]]
+    chosen: dict[str, float]
+
+
+class ReportReceipt(Receipt):
+    """Where the page and the numbers lie."""
+
+    report: str
+    results: str
+
+
+R = TypeVar("R", bound=Document)
+
+
+def load(uri: str, kind: type[R]) -> R:
+    """Read a document. Raises Refused where there is none or it is of another kind."""
+    data = storage.read_if_there(uri)
+    if data is None:
+        raise Refused(f"{uri}: no {kind.__name__} here; run the stage that writes it first")
+    try:
+        return kind.model_validate_json(data)
+    except ValueError:
+        raise Refused(f"{uri}: not a {kind.__name__}; was it written by another version?") from None

@@ -1,0 +1,114 @@
+"""The run file: every parameter of a run, with the paper's values as defaults.
+
+Its keys are the pipeline's parameters, one to one; a test holds the two together. What the paper states carries the
+section; what it leaves open says so.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from components.shared.errors import Refused, nearest
+
+Augmentation = Literal["crop-flip", "shift-flip", "shift"]
+
+
+def _one_or_many(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value] if value else []
+    return value
+
+
+Uris = Annotated[list[str], BeforeValidator(_one_or_many)]
+LearningRates = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class RunFile(BaseModel):
+    """A run's parameters. `labeled`, `unlabeled`, `validation` and `test` take a URI or a list, of any mix of kinds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The run's name: a folder in the workdir.")
+    workdir: str = Field(min_length=1, description="URI of the folder that everything bulky goes under.")
+    labeled: Uris = Field(min_length=1, description="D: URIs of class folders, WebDataset tars or Parquet files.")
+    unlabeled: Uris = Field(min_length=1, description="U: the same kinds, or a prefix of loose image files; no labels.")
+    test: Uris = Field(min_length=1, description="The test set. It chooses nothing and is measured once, at the end.")
+    validation: Uris = Field(default=[], description="Chooses learning rates. Empty: held out from the labeled set.")
+    validation_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="Share of each class held out where no validation set is given."
+    )
+    classes: str = Field(default="", description="URI of a text file, one class name a line: what label 0, 1, … mean.")
+    image_column: str = Field(default="image", description="Parquet column of image bytes or of image URIs.")
+    label_column: str = Field(default="label", description="Parquet column, or key of a .json member, of the label.")
+    images_per_class: Positive = Field(default=16_000, description="K: images selected per class (section 4.1).")
+    classes_per_image: Positive = Field(default=10, description="P: classes an image may be ranked in (section 4.1).")
+    teacher_architecture: str = Field(default="resnext101_32x48d", description="The teacher (section 4.1).")
+    student_architecture: str = Field(default="resnet50", description="Student and baseline (section 4.1).")
+    teacher_images_processed: Positive = Field(
+        default=115_000_000, description="Length of the teacher's training: 90 epochs of ImageNet; not in the paper."
+    )
+    pretrain_images_processed: Positive = Field(
+        default=1_000_000_000, description="The paper's #iter: images the student sees in pre-training (section 4.1)."
+    )
+    finetune_epochs: Positive = Field(default=30, description="Length of the fine-tuning (section 4.1).")
+    batch_size: Positive = Field(default=1536, description="Global minibatch, 64 x 24 (section 4.1).")
+    teacher_learning_rate: float = Field(default=0.1, gt=0, description="For 256 images; scaled to the minibatch.")
+    pretrain_learning_rate: float = Field(default=0.1, gt=0, description="For 256 images (section 4.1).")
+    baseline_learning_rates: LearningRates = Field(
+        default=[0.05, 0.1, 0.2], description="For 256 images; chosen on validation, as the student's are."
+    )
+    finetune_learning_rates: LearningRates = Field(
+        default=[0.00025, 0.00075, 0.0025],
+        description="For 256 images; chosen on validation. The paper's is the first (section 4.1).",
+    )
+    weight_decay: float = Field(default=0.0001, ge=0, description="In every training (section 4.1).")
+    resolution: int = Field(default=224, ge=8, le=2048, description="Height and width the models see, in pixels.")
+    augmentation: Augmentation = Field(
+        default="crop-flip",
+        description="crop-flip: random resized crop and mirror; shift-flip, shift: random shift, for tiny images.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Of initial weights, data order and augmentation.")
+    pods: int = Field(default=8, ge=1, le=256, description="Containers that share the scan of the unlabeled images.")
+    max_failed_fraction: float = Field(
+        default=0.01, ge=0, le=1, description="Share of unreadable samples in a set above which the run fails."
+    )
+
+
+def load(path: Path) -> RunFile:
+    """Read and check a run file. Raises Refused with one line that names the key."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise Refused(f"{path}: cannot read the run file: {error.strerror}") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise Refused(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise Refused(f"{path}: expected keys and values, found {type(content).__name__}; see manifests/runs/demo.yaml")
+    return check(content, where=str(path))
+
+
+def check(content: dict[str, Any], where: str) -> RunFile:
+    """Check the keys and values of a run file. Raises Refused with one line that names the key."""
+    try:
+        return RunFile.model_validate(content)
+    except ValidationError as error:
+        raise Refused(f"{where}: {describe(error, RunFile.model_fields)}") from None
+
+
+def describe(error: ValidationError, valid_names: Iterable[str]) -> str:
+    """Put pydantic's first complaint in one line: the key's path, what is wrong, what was found."""
+    first = error.errors()[0]
+    path = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"{path}: unknown key{nearest(path, valid_names)}"
+    if first["type"] == "missing":
+        return f"{path}: missing; it has no default"
+    more = len(error.errors()) - 1
+    others = f" (and {more} more)" if more else ""
+    return f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}; found {first['input']!r}{others}"

@@ -1,0 +1,348 @@
+"""Shards: finding the images under a URI and reading them one by one.
+
+A shard is the unit of scanning, used in place: a WebDataset tar, a Parquet file, or a slice of a prefix of loose files.
+Whatever the kind, `read` yields the same samples in the same order, so that (shard, index) names an image for good.
+"""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from components.shared import storage
+from components.shared.errors import Refused, SemiscaleError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+LABEL_SUFFIXES = (".cls", ".json", ".txt")  # in this order, where a sample has several
+CONTAINER_SUFFIXES = (".tar", ".parquet")
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+FILES_PER_SHARD = 1024  # loose files to a shard: a few seconds of scanning
+ROWS_PER_READ = 256  # of a Parquet file: what is Python objects at a time
+_TAR_TAIL_BYTES = 1 << 16  # looked at behind a tar's last member: tar pads with zeros to 10 KiB
+
+
+class LooseFile(BaseModel):
+    """One file of a shard of loose files; `name` is its path below the prefix it was listed from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str
+    name: str
+    size_bytes: int
+    version: str
+
+
+class Shard(BaseModel):
+    """One unit of scanning. `name` is relative to the URI it was listed from, so it survives a move of the bucket."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str
+    name: str
+    kind: Literal["tar", "parquet", "files"]
+    size_bytes: int
+    version: str
+    files: list[LooseFile] = []
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change when the shard's place or bytes do."""
+        identity = [self.uri, self.version, *(f"{file.name}@{file.version}" for file in self.files)]
+        return hashlib.blake2b("\0".join(identity).encode(), digest_size=8).hexdigest()
+
+
+class Unit(BaseModel):
+    """A group of shards that is scored, committed and merged as one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    digest: str
+    shards: list[Shard]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a Parquet file's columns, or a .json member's keys, are called."""
+
+    image: str = "image"
+    label: str = "label"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as stored. `offset` is where its bytes start in the object at `uri`, or -1 inside a Parquet file.
+
+    `problem` says why there is no image to decode (an empty string where there is).
+    """
+
+    index: int
+    key: str
+    image: bytes
+    uri: str
+    offset: int
+    label: str | None = None
+    problem: str = ""
+
+
+class _Member(NamedTuple):
+    """One file of a sample in a tar."""
+
+    suffix: str
+    data: bytes
+    offset: int
+    problem: str
+
+
+def find(uris: Iterable[str]) -> list[Shard]:
+    """List the shards under URIs, in order. Raises Refused for a URI that holds no tar, Parquet or image file.
+
+    What is hidden, a name or a folder that starts with a dot, is left out: it is what macOS and Jupyter leave behind.
+    """
+    return [shard for uri in uris for shard in _find_one(uri)]
+
+
+def read(shard: Shard, columns: Columns) -> Iterator[Sample]:
+    """Yield a shard's samples in their stored order, streaming.
+
+    Memory: one sample of a tar or of loose files, one row group of a Parquet file. Raises FileNotFoundError where the
+    shard is gone, Refused where it is of another format, SemiscaleError where it is damaged or is not what was listed
+    any more.
+    """
+    if shard.kind == "tar":
+        return _read_tar(shard, columns)
+    if shard.kind == "parquet":
+        return _read_parquet(shard, columns)
+    return _read_files(shard)
+
+
+def read_bytes(uri: str, offset: int, size_bytes: int) -> bytes:
+    """Read one image of a tar or a loose file by its place."""
+    return storage.read(uri, offset, size_bytes)
+
+
+def _find_one(uri: str) -> list[Shard]:
+    if not uri.strip():
+        raise Refused("empty URI; expected a folder, a .tar or a .parquet file")
+    root = storage.absolute(uri)
+    named = [(_below(entry.uri, root), entry) for entry in storage.entries(root)]
+    shown = [(name, entry) for name, entry in named if not _hidden(name)]
+    _refuse_compressed(root, [name for name, _ in shown])
+    containers = [_container(name, entry) for name, entry in shown if name.lower().endswith(CONTAINER_SUFFIXES)]
+    images = [_loose_file(name, entry) for name, entry in shown if name.lower().endswith(IMAGE_SUFFIXES)]
+    starts = range(0, len(images), FILES_PER_SHARD)
+    slices = [_slice(root, number, images[start : start + FILES_PER_SHARD]) for number, start in enumerate(starts)]
+    if not containers and not slices:
+        what = f"{len(named)} files, none of them" if named else "nothing here:"
+        expected = ", ".join((*CONTAINER_SUFFIXES, *IMAGE_SUFFIXES))
+        raise Refused(f"{uri}: {what} a {expected} file; check the URI")
+    return [*containers, *slices]
+
+
+def _refuse_compressed(root: str, names: list[str]) -> None:
+    for name in names:
+        if name.lower().endswith(COMPRESSED_SUFFIXES):
+            raise Refused(f"{root}: {name} is a compressed tar, whose images cannot be read one by one; decompress it")
+
+
+def _container(name: str, entry: storage.Entry) -> Shard:
+    kind: Literal["tar", "parquet"] = "tar" if name.lower().endswith(".tar") else "parquet"
+    return Shard(uri=entry.uri, name=name, kind=kind, size_bytes=entry.size_bytes, version=entry.version)
+
+
+def _loose_file(name: str, entry: storage.Entry) -> LooseFile:
+    return LooseFile(uri=entry.uri, name=name, size_bytes=entry.size_bytes, version=entry.version)
+
+
+def _slice(root: str, number: int, files: list[LooseFile]) -> Shard:
+    size = sum(file.size_bytes for file in files)
+    return Shard(uri=root, name=f"files-{number:06}", kind="files", size_bytes=size, version="", files=files)
+
+
+def _below(uri: str, root: str) -> str:
+    return uri.removeprefix(root).lstrip("/") or PurePosixPath(uri).name
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
+def _open(shard: Shard) -> BinaryIO:
+    """Open a tar or Parquet file. A digest vouches for the version that was listed, so another one is not read."""
+    entry = storage.stat(shard.uri)
+    if entry and entry.version != shard.version:
+        raise SemiscaleError(f"{shard.uri}: changed since it was listed; run the plan again")
+    return storage.open_read(shard.uri)
+
+
+def _read_tar(shard: Shard, columns: Columns) -> Iterator[Sample]:
+    """WebDataset's rule: neighbours that share the path up to the first dot of the file name are one sample.
+
+    https://github.com/webdataset/webdataset: names that start with a dot belong to none.
+    """
+    with _open(shard) as file, _open_tar(file, shard) as tar:
+        try:
+            members = (member for member in _members(tar) if not member.isdir() and not _hidden(member.name))
+            for index, (key, group) in enumerate(groupby(members, key=lambda member: _split_name(member.name)[0])):
+                yield _tar_sample(index, key, [_extract(tar, member) for member in group], shard, columns)
+        except tarfile.TarError as error:
+            raise SemiscaleError(f"{shard.uri}: damaged tar: {error}; write it again") from None
+        _refuse_early_end(file, tar.offset, shard)
+
+
+def _open_tar(file: BinaryIO, shard: Shard) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="replace")
+    except tarfile.ReadError as error:
+        raise Refused(f"{shard.uri}: not a tar file: {error}") from None
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while member := tar.next():
+        yield member
+        tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header; Python 3.13 has stream=True for this
+
+
+def _refuse_early_end(file: BinaryIO, offset: int, shard: Shard) -> None:
+    """Raise SemiscaleError where a tar's reading ended elsewhere than at its end.
+
+    tarfile takes a header that is cut off or makes no sense for the end, which would lose the rest in silence. A tar
+    ends in a block of zeros at least, which is also how one tells that none of it is missing.
+    """
+    file.seek(offset)
+    rest = file.read(_TAR_TAIL_BYTES)
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise SemiscaleError(f"{shard.uri}: damaged tar: cut off at byte {offset + len(rest)}; write it again")
+    if rest.count(0) < len(rest):
+        what = "a damaged header, or another tar appended" if any(rest[: tarfile.BLOCKSIZE]) else "another tar appended"
+        raise SemiscaleError(f"{shard.uri}: damaged tar: {what} at byte {offset}; write it again")
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _Member:
+    suffix = _split_name(member.name)[1]
+    if not suffix.endswith((*IMAGE_SUFFIXES, *LABEL_SUFFIXES)):
+        return _Member(suffix, b"", -1, "")
+    if not member.isreg() or member.issparse():
+        return _Member(suffix, b"", -1, "not a plain file")
+    file = tar.extractfile(member)
+    data = file.read() if file else b""
+    return _Member(suffix, data, member.offset_data, "" if data else "empty file")
+
+
+def _tar_sample(index: int, key: str, members: list[_Member], shard: Shard, columns: Columns) -> Sample:
+    by_rank = (member for suffix in LABEL_SUFFIXES for member in members if member.suffix.endswith(suffix))
+    label = next(filter(None, (_label(member, columns) for member in by_rank)), None)
+    images = [member for member in members if member.suffix.endswith(IMAGE_SUFFIXES)]
+    images = [member for member in images if member.suffix in IMAGE_SUFFIXES] or images  # a.jpg before its a.mask.png
+    if len(images) != 1:
+        return Sample(index, key, b"", shard.uri, -1, label, f"{'several' if images else 'no'} image members")
+    return Sample(index, key, images[0].data, shard.uri, images[0].offset, label, images[0].problem)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    folder, _, base = name.removeprefix("./").rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), (dot + suffix).lower()
+
+
+def _label(member: _Member, columns: Columns) -> str | None:
+    text = member.data.decode("utf-8-sig", "replace")
+    if not member.suffix.endswith(".json"):
+        return _as_label(text)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return _as_label(content.get(columns.label) if isinstance(content, dict) else content)
+
+
+def _as_label(value: object) -> str | None:
+    """Write a label as text: a name or a whole number, which pandas makes a float where others are missing."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() or None if isinstance(value, str | int) else None
+
+
+def _read_parquet(shard: Shard, columns: Columns) -> Iterator[Sample]:
+    with _open(shard) as file:
+        table = _open_parquet(file, shard)
+        _refuse_columns(table.schema_arrow, columns, shard)
+        for index, row in enumerate(_rows(table, columns, shard)):
+            yield _parquet_sample(index, row, shard, columns)
+
+
+def _open_parquet(file: BinaryIO, shard: Shard) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise Refused(f"{shard.uri}: not a Parquet file: {_first_line(error)}") from None
+
+
+def _refuse_columns(schema: pa.Schema, columns: Columns, shard: Shard) -> None:
+    for option, name in (("image_column", columns.image), ("label_column", columns.label)):
+        if name and name not in schema.names:
+            raise Refused(f"{shard.uri}: no column {name!r}; it has {', '.join(schema.names)}; set {option}")
+    kind = schema.field(columns.image).type
+    if not _holds_images(kind):
+        raise Refused(f"{shard.uri}: column {columns.image!r} holds {kind}; expected bytes, URIs or {{bytes, path}}")
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    """Say whether a column's type is bytes, a URI, or the {bytes, path} pair that Hugging Face datasets write."""
+    if pa.types.is_struct(kind):
+        return {"bytes", "path"} & {kind.field(number).name for number in range(kind.num_fields)} != set()
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
+    return any(test(kind) for test in tests)
+
+
+def _rows(table: pq.ParquetFile, columns: Columns, shard: Shard) -> Iterator[dict[str, Any]]:
+    wanted = [name for name in table.schema_arrow.names if name in (columns.image, columns.label, "key")]
+    try:
+        for batch in table.iter_batches(ROWS_PER_READ, columns=wanted):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SemiscaleError(f"{shard.uri}: damaged Parquet file: {_first_line(error)}; write it again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _parquet_sample(index: int, row: dict[str, Any], shard: Shard, columns: Columns) -> Sample:
+    image, label = row[columns.image], _as_label(row.get(columns.label))
+    key = str(index) if row.get("key") is None else str(row["key"])
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, str) and image:
+        return _linked_sample(index, key, image, label, shard)
+    return Sample(index, key, image or b"", shard.uri, -1, label, "" if image else "empty image")
+
+
+def _linked_sample(index: int, key: str, link: str, label: str | None, shard: Shard) -> Sample:
+    """Read an image that a Parquet file names: by its URI, or by a path relative to the Parquet file's folder."""
+    absolute = "://" in link or link.startswith("/")
+    uri = link if absolute else storage.join(shard.uri.rpartition("/")[0], link)
+    try:
+        data, problem = _content(uri)
+    except (Refused, ValueError):
+        data, problem = b"", "not a URI of gs://, s3:// or file://"
+    return Sample(index, key, data, uri, 0, label, problem)
+
+
+def _read_files(shard: Shard) -> Iterator[Sample]:
+    """A file's label is its folder's name; the unlabeled side does not look at it."""
+    for index, file in enumerate(shard.files):
+        data, problem = _content(file.uri)
+        yield Sample(index, file.name, data, file.uri, 0, PurePosixPath(file.name).parent.name or None, problem)
+
+
+def _content(uri: str) -> tuple[bytes, str]:
+    data = storage.read_if_there(uri)
+    return data or b"", "missing file" if data is None else "" if data else "empty file"

@@ -1,0 +1,143 @@
+"""What every stage shares: a config that knows its digest, finished work that is found, and the ways in.
+
+A stage is a function `stage(config) -> Receipt`. It is called from a test or a notebook as it is, from a shell by
+`command_line`, and from a kfp component by `in_component`.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from components.shared import storage
+from components.shared.errors import Refused, SemiscaleError
+from components.shared.progress import duration, fail, say
+from components.shared.receipts import Receipt
+from components.shared.runfile import describe
+
+_RECEIPT = "receipt"
+ReceiptUri = Annotated[str, _RECEIPT]
+ReceiptUris = Annotated[list[str], _RECEIPT]
+
+
+class StageConfig(BaseModel):
+    """The inputs of a stage: where it works, its parameters, and the receipts of the stages before it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    stage: ClassVar[str]
+
+    workdir: str
+
+    def digest(self) -> str:
+        """Return what identifies this work: the stage, its parameters, and the digests of its receipts.
+
+        The workdir is left out: the same work in another place is the same work. A stage that depends on more of a
+        receipt than its digest says, or on less, overrides this.
+        """
+        content: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if _RECEIPT in field.metadata:
+                uris = value if isinstance(value, list) else [value]
+                content[name] = [_receipt_digest(uri) for uri in uris if uri]
+            elif name != "workdir":
+                content[name] = value
+        return digest(self.stage, content)
+
+    def folder(self) -> str:
+        """Return the URI of the folder that this work, and no other, is kept in."""
+        return storage.join(self.workdir, "stages", self.stage, self.digest())
+
+
+def digest(*parts: Any) -> str:
+    """Return 16 hexadecimal digits that identify JSON content."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _receipt_digest(uri: str) -> str:
+    data = storage.read_if_there(uri)
+    if data is None:
+        raise Refused(f"{uri}: no receipt here; run the stage that writes it first")
+    return str(json.loads(data)["digest"])
+
+
+C = TypeVar("C", bound=StageConfig)
+R = TypeVar("R", bound=Receipt)
+
+
+def once(config: StageConfig, kind: type[R], work: Callable[[str], Mapping[str, Any]], folder: str | None = None) -> R:
+    """Do a stage's work in its own folder, or find it done.
+
+    `work(folder)` returns the fields of the receipt beyond the common ones, and may replace those. The receipt is
+    written last, so a folder that has one is whole.
+    """
+    folder = folder or config.folder()
+    uri = storage.join(folder, "receipt.json")
+    found = storage.read_if_there(uri)
+    if found is not None:
+        say(config.stage, f"finished before: {folder}")
+        return kind.model_validate_json(found)
+    started = time.monotonic()
+    fields = work(folder)
+    seconds = round(time.monotonic() - started, 3)
+    common = {"stage": config.stage, "digest": config.digest(), "folder": folder, "seconds": seconds}
+    receipt = kind.model_validate({**common, **fields})
+    storage.write(uri, receipt.model_dump_json(indent=1).encode())
+    say(config.stage, f"finished in {duration(seconds)}")
+    return receipt
+
+
+def command_line(config_type: type[C], stage: Callable[[C], Receipt]) -> int:
+    """Run a stage from a shell: options are the config's fields. Prints the receipt; returns the exit code."""
+    settings = SettingsConfigDict(cli_kebab_case=True, cli_prog_name=f"python -m components.{config_type.stage}")
+    options = type(config_type.__name__, (config_type, BaseSettings), {"model_config": settings})
+    try:
+        parsed: Any = CliApp.run(options, cli_args=sys.argv[1:])
+    except ValidationError as error:
+        fail(f"refused: {describe(error, config_type.model_fields)}")
+        return Refused.exit_code
+    given = {name: getattr(parsed, name) for name in config_type.model_fields}
+    return _guarded(lambda: print(stage(config_type(**given)).model_dump_json(indent=1)))
+
+
+def in_component(config_type: type[C], stage: Callable[[C], R], arguments: Mapping[str, Any]) -> R:
+    """Run a stage inside a kfp component: its arguments are the config's fields, artifacts become their paths.
+
+    Returns the receipt, which also goes to the output artifact `receipt`. Exits with the error's code after one line.
+    """
+    given = {name: _plain(arguments[name]) for name in config_type.model_fields if name in arguments}
+    receipts: list[R] = []
+    if code := _guarded(lambda: receipts.append(stage(config_type(**given)))):
+        sys.exit(code)
+    Path(arguments["receipt"].path).write_text(receipts[0].model_dump_json(indent=1))
+    return receipts[0]
+
+
+def _plain(argument: Any) -> Any:
+    if argument is None:  # an optional artifact that was not given
+        return ""
+    if isinstance(argument, list):
+        return [_plain(item) for item in argument]
+    return getattr(argument, "path", argument)
+
+
+def _guarded(run: Callable[[], None]) -> int:
+    try:
+        run()
+    except ValidationError as error:
+        fail(f"refused: {describe(error, ())}")
+        return Refused.exit_code
+    except SemiscaleError as error:
+        fail(f"{'refused' if isinstance(error, Refused) else 'failed'}: {error}")
+        return error.exit_code
+    except OSError as error:
+        fail(f"failed: {error}")
+        return SemiscaleError.exit_code
+    return 0

@@ -1,0 +1,121 @@
+"""Google Cloud Storage through `google-cloud-storage`. `STORAGE_EMULATOR_HOST` points it at an emulator."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from google.api_core import exceptions
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import storage as gcs
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from requests import RequestException
+from requests.adapters import HTTPAdapter
+
+from components.shared.errors import SemiscaleError
+from components.shared.storage import CONNECTIONS, Entry, RangeReader, bucket_and_key
+
+
+class GcsStore:
+    """Objects in GCS. `if_absent` is GCS's precondition that there is no generation yet."""
+
+    def __init__(self) -> None:
+        with _errors("gs://"):
+            self._client = gcs.Client()
+        # The client has no public way to keep more than ten connections; others are closed after each request.
+        for scheme in ("https://", "http://"):
+            self._client._http.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        bucket, key = bucket_and_key(prefix.rstrip("/"))
+        itself = self.stat(prefix.rstrip("/"))
+        if itself:
+            yield itself
+        # With the slash in the prefix, listing `a` does not page through all of `ab/`.
+        fields = "items(name,size,generation),nextPageToken"
+        try:
+            with _errors(prefix):
+                for blob in self._client.list_blobs(bucket, prefix=key and f"{key}/", fields=fields):
+                    if not blob.name.endswith("/"):  # what consoles write to show an empty folder
+                        yield _entry(f"gs://{bucket}/{blob.name}", blob)
+        except FileNotFoundError:
+            return
+
+    def folders(self, prefix: str) -> list[str]:
+        bucket, key = bucket_and_key(prefix.rstrip("/"))
+        folder = key and f"{key}/"
+        fields = "prefixes,nextPageToken"
+        listing = self._client.list_blobs(bucket, prefix=folder, delimiter="/", fields=fields)
+        try:
+            with _errors(prefix):
+                for _ in listing:  # the prefixes are known once the pages have been read
+                    pass
+        except FileNotFoundError:
+            return []
+        return sorted(filter(None, (name[len(folder) : -1] for name in listing.prefixes)))
+
+    def stat(self, uri: str) -> Entry | None:
+        try:
+            with _errors(uri):
+                blob = self._blob(uri)
+                blob.reload()
+        except FileNotFoundError:
+            return None
+        return _entry(uri, blob)
+
+    def read(self, uri: str, start: int, size: int | None) -> bytes:
+        end = None if size is None else start + size - 1
+        try:
+            with _errors(uri):
+                return cast(bytes, self._blob(uri).download_as_bytes(start=start or None, end=end))
+        except exceptions.RequestRangeNotSatisfiable:
+            return b""
+
+    def open(self, uri: str) -> BinaryIO:
+        return RangeReader(self, uri).buffered()
+
+    def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
+        precondition = 0 if if_absent else None
+        try:
+            with _errors(uri):
+                blob = self._blob(uri)
+                blob.upload_from_string(data, "application/octet-stream", if_generation_match=precondition)
+        except exceptions.PreconditionFailed:
+            return False
+        return True
+
+    def upload(self, path: Path, uri: str) -> None:
+        with _errors(uri):
+            self._blob(uri).upload_from_filename(str(path))
+
+    def delete(self, uri: str) -> None:
+        try:
+            with _errors(uri):
+                self._blob(uri).delete()
+        except FileNotFoundError:
+            pass
+
+    def _blob(self, uri: str) -> gcs.Blob:
+        bucket, key = bucket_and_key(uri)
+        if not key:
+            raise FileNotFoundError(uri)
+        return self._client.bucket(bucket).blob(key)
+
+
+def _entry(uri: str, blob: gcs.Blob) -> Entry:
+    return Entry(uri, int(blob.size), str(blob.generation))
+
+
+@contextmanager
+def _errors(uri: str) -> Iterator[None]:
+    """Raise the project's errors for the client's, except those that a caller takes for an answer."""
+    try:
+        yield
+    except exceptions.NotFound:
+        raise FileNotFoundError(uri) from None
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        raise PermissionError(f"{uri}: {error.message}") from None
+    except (exceptions.PreconditionFailed, exceptions.RequestRangeNotSatisfiable):
+        raise
+    except (exceptions.GoogleAPIError, GoogleAuthError, RequestException, DataCorruption, InvalidResponse) as error:
+        raise SemiscaleError(f"{uri}: {error}") from error

@@ -1,0 +1,118 @@
+"""Amazon S3 and what speaks its protocol, through boto3. `AWS_ENDPOINT_URL` points it at MinIO or a test server."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import boto3
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from components.shared.errors import SemiscaleError
+from components.shared.storage import CONNECTIONS, Entry, RangeReader, bucket_and_key
+
+
+class S3Store:
+    """Objects in S3. `if_absent` is S3's conditional write, `If-None-Match: *`."""
+
+    def __init__(self) -> None:
+        with _errors("s3://"):
+            self._client = boto3.client("s3", config=Config(max_pool_connections=CONNECTIONS))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        bucket, key = bucket_and_key(prefix.rstrip("/"))
+        itself = self.stat(prefix.rstrip("/"))
+        if itself:
+            yield itself
+        # With the slash in the prefix, listing `a` does not page through all of `ab/`.
+        for page in self._pages(bucket, key and f"{key}/"):
+            for item in page.get("Contents", []):
+                if not item["Key"].endswith("/"):  # what consoles write to show an empty folder
+                    yield Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
+
+    def folders(self, prefix: str) -> list[str]:
+        bucket, key = bucket_and_key(prefix.rstrip("/"))
+        folder = key and f"{key}/"
+        pages = self._pages(bucket, folder, Delimiter="/")
+        names = (item["Prefix"] for page in pages for item in page.get("CommonPrefixes", []))
+        return sorted(filter(None, (name[len(folder) : -1] for name in names)))
+
+    def stat(self, uri: str) -> Entry | None:
+        try:
+            with _errors(uri):
+                head = self._client.head_object(**_place(uri))
+        except FileNotFoundError:
+            return None
+        return Entry(uri, head["ContentLength"], head["ETag"].strip('"'))
+
+    def read(self, uri: str, start: int, size: int | None) -> bytes:
+        ranged = {"Range": f"bytes={start}-{'' if size is None else start + size - 1}"} if start or size else {}
+        try:
+            with _errors(uri):
+                return cast(bytes, self._client.get_object(**_place(uri), **ranged)["Body"].read())
+        except ClientError as error:
+            if _status(error) == 416:  # the range starts at the object's end or past it
+                return b""
+            raise
+
+    def open(self, uri: str) -> BinaryIO:
+        return RangeReader(self, uri).buffered()
+
+    def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
+        try:
+            with _errors(uri):
+                self._client.put_object(**_place(uri), Body=data, **condition)
+        except ClientError as error:
+            # 412: it exists. 409: another conditional write won while this one was under way (S3's documentation).
+            if if_absent and _status(error) in (409, 412):
+                return False
+            raise
+        return True
+
+    def upload(self, path: Path, uri: str) -> None:
+        with _errors(uri):
+            self._client.upload_file(str(path), *_place(uri).values())
+
+    def delete(self, uri: str) -> None:
+        with _errors(uri):
+            self._client.delete_object(**_place(uri))
+
+    def _pages(self, bucket: str, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+        paginator = self._client.get_paginator("list_objects_v2")
+        try:
+            with _errors(f"s3://{bucket}/{prefix}"):
+                yield from paginator.paginate(Bucket=bucket, Prefix=prefix, **options)
+        except FileNotFoundError:
+            return
+
+
+def _place(uri: str) -> dict[str, str]:
+    bucket, key = bucket_and_key(uri)
+    if not key:
+        raise FileNotFoundError(uri)
+    return {"Bucket": bucket, "Key": key}
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
+
+
+@contextmanager
+def _errors(uri: str) -> Iterator[None]:
+    """Raise the project's errors for the client's, except those that a caller takes for an answer."""
+    try:
+        yield
+    except ClientError as error:
+        status = _status(error)
+        if status == 404:
+            raise FileNotFoundError(uri) from None
+        if status in (401, 403):
+            raise PermissionError(f"{uri}: {error}") from None
+        if status in (409, 412, 416):
+            raise
+        raise SemiscaleError(f"{uri}: {error}") from error
+    except (Boto3Error, BotoCoreError) as error:
+        raise SemiscaleError(f"{uri}: {error}") from error

@@ -1,0 +1,43 @@
+"""The contract of the train stage: one component, four recipes."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CUDA, install_kfp_package=False)
+def train(
+    receipt: dsl.Output[dsl.Artifact],
+    workdir: str,
+    recipe: str,
+    architecture: str,
+    plan: dsl.Input[dsl.Artifact],
+    learning_rate: float,
+    batch_size: int,
+    weight_decay: float,
+    resolution: int,
+    augmentation: str,
+    image_column: str,
+    label_column: str,
+    seed: int,
+    images_processed: int = 0,
+    epochs: int = 0,
+    packed: dsl.Input[dsl.Artifact] = None,
+    start: dsl.Input[dsl.Artifact] = None,
+):
+    """Train one model by a recipe of the paper (section 4.1) and leave its checkpoint.
+
+    Args:
+        recipe: teacher, baseline, pretrain or finetune.
+        plan: The plan's receipt: the classes, the training and the validation split.
+        learning_rate: For a minibatch of 256 images; scaled linearly to batch_size.
+        images_processed: Images to process, forward and backward (the paper's #iter).
+        epochs: Passes over the planned training split, in addition.
+        packed: The packed selection's receipt, for pretrain.
+        start: The receipt of the model to start from, for finetune.
+    """
+    from components.shared.stage import in_component
+    from components.train.train import TrainConfig
+    from components.train.train import train as stage
+
+    in_component(TrainConfig, stage, locals())

@@ -1,0 +1,24 @@
+"""Train: one stage, four recipes. Teacher and baseline learn from the labeled set, the student is pre-trained on the
+packed selection and fine-tuned on the labeled set."""
+
+from components.shared.receipts import TrainReceipt
+from components.shared.stage import once
+from components.train.config import TrainConfig
+
+
+def train(config: TrainConfig) -> TrainReceipt:
+    """Train one model for `images_processed` images plus `epochs` passes over the planned training split.
+
+    Both may be given: the baseline is trained as long as the student's pre-training and fine-tuning together. Raises
+    SemiscaleError where the loss stops being a number.
+    """
+
+    def work(folder: str) -> dict[str, object]:
+        from components.train.loop import run  # torch takes seconds to import; finished work is found without it
+
+        return run(config, folder)
+
+    return once(config, TrainReceipt, work)
+
+
+__all__ = ["TrainConfig", "train"]

@@ -1,0 +1,1 @@
+"""What `python pipeline.py VERB` does: one module a verb. Verbs may import kfp; programs may not."""

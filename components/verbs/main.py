@@ -1,0 +1,58 @@
+"""The command line of `pipeline.py`: verbs, their help, their exit codes."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kfp.dsl.base_component import BaseComponent
+
+from components.shared.errors import Refused, SemiscaleError
+from components.shared.progress import fail
+from components.verbs.compile import compile_pipeline
+from components.verbs.demo import demo, write_images
+from components.verbs.run import run
+
+EPILOG = """exit codes:
+  0  all of it was done
+  1  the run failed on the way; what was finished is kept, run it again
+  2  bad input, refused with one line before any training
+"""
+
+
+def main(pipeline: BaseComponent, arguments: Sequence[str]) -> int:
+    """Run a verb; returns its exit code. Errors are one line on standard error."""
+    options = parser(pipeline).parse_args(arguments)
+    verb: Callable[[argparse.Namespace], None] = options.verb
+    try:
+        verb(options)
+    except SemiscaleError as error:
+        fail(f"{'refused' if isinstance(error, Refused) else 'failed'}: {error}")
+        return error.exit_code
+    return 0
+
+
+def parser(pipeline: BaseComponent) -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
+    top = argparse.ArgumentParser(
+        prog="pipeline.py",
+        description="A small labeled set and a huge unlabeled pool: a better classifier at the same inference cost.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    running = verbs.add_parser("run", help="run the whole pipeline on this machine", description=run.__doc__)
+    running.add_argument("run_file", type=Path, help="for example manifests/runs/demo.yaml")
+    running.set_defaults(verb=lambda options: run(options.run_file))
+
+    compiling = verbs.add_parser("compile", help="write manifests/pipeline.yaml", description=compile_pipeline.__doc__)
+    compiling.set_defaults(verb=lambda _: compile_pipeline(pipeline))
+
+    showing = verbs.add_parser("demo", help="run the demo on handwritten digits", description=demo.__doc__)
+    showing.set_defaults(verb=lambda _: demo())
+
+    writing = verbs.add_parser("demo-images", help="write the demo's images and stop", description=write_images.__doc__)
+    writing.add_argument("folder", type=Path, help="an empty or missing folder")
+    writing.add_argument("--seed", type=int, default=0, help="which split is drawn")
+    writing.set_defaults(verb=lambda options: write_images(options.folder, options.seed))
+    return top

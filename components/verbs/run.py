@@ -1,0 +1,145 @@
+"""Run the compiled pipeline on this machine with stock kfp.local: each task a process, no Docker, no cluster."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from kfp import components, local
+
+from components.shared import runfile, storage
+from components.shared.errors import Refused, SemiscaleError
+from components.shared.runfile import RunFile
+from components.verbs.compile import COMPILED
+
+PROCESSES = 2  # what kfp.local starts at a time inside a loop
+OURS = re.compile(r"^\s*(plan|train|score|merge|pack|evaluate|report) · ")
+ERROR = re.compile(r"^\s*([A-Za-z_.]*(?:Error|Exception)\b.*)")  # the last line of a traceback
+REASON = re.compile(r"^\s*(refused|failed): (.*)")
+MODELS = {
+    "teacher": "teacher",
+    "baseline": "baseline, same images processed",
+    "pretrained": "student before fine-tuning",
+    "student": "student after fine-tuning",
+}
+
+
+def run(path: Path) -> None:
+    """Run a run file's pipeline on this machine and print its results. Finished work is found, not repeated."""
+    settings = located(runfile.load(path))
+    log = log_path(settings)
+    execute(settings, log)
+    show(settings)
+
+
+def located(settings: RunFile) -> RunFile:
+    """Return the run file with paths that mean the same in every process."""
+    uris = {name: [storage.absolute(uri) for uri in getattr(settings, name)] for name in ("labeled", "unlabeled")}
+    sets = {name: [storage.absolute(uri) for uri in getattr(settings, name)] for name in ("validation", "test")}
+    classes = storage.absolute(settings.classes) if settings.classes else ""
+    places = {**uris, **sets, "workdir": storage.absolute(settings.workdir), "classes": classes}
+    return settings.model_copy(update=places)
+
+
+def log_path(settings: RunFile) -> Path:
+    """Return where kfp's own chatter goes: beside the report, or under runs/ where the workdir is a bucket."""
+    folder = Path("runs") if storage.is_remote(settings.workdir) else storage.local_path(settings.workdir)
+    return folder / settings.name / "local.log"
+
+
+def execute(settings: RunFile, log: Path) -> None:
+    """Run the compiled pipeline. Raises Refused or SemiscaleError with the line the failed stage left."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // PROCESSES, 1)))
+    # A run may have hundreds of threads' worth of numbers in its caches; the artifacts here are a few small receipts.
+    with tempfile.TemporaryDirectory(prefix="semiscale-") as root, quietly(log) as screen:
+        # GPUs and display names are for the cluster; kfp.local warns of each that it has none.
+        warnings.filterwarnings("ignore", message=".*have no effect in the current local runner")
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
+        pipeline = components.load_component_from_file(str(COMPILED))
+        try:
+            pipeline(**settings.model_dump())
+        except RuntimeError as error:
+            kind, reason = screen.reason or ("failed", f"{screen.error or plain(str(error))} (see {log})")
+            raise (Refused if kind == "refused" else SemiscaleError)(reason) from None
+
+
+class Screen(io.TextIOBase):
+    """Standard output during a local run: the stages' own lines are shown, everything goes to the log."""
+
+    def __init__(self, screen: TextIO, log: TextIO) -> None:
+        self._screen, self._log, self._line = screen, log, ""
+        self._lock = threading.Lock()  # kfp.local prints from one thread a task
+        self.reason: tuple[str, str] | None = None  # a stage's own line: refused or failed, and why
+        self.error = ""  # or else the error that it died of
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            self._write(text)
+        return len(text)
+
+    def _write(self, text: str) -> None:
+        self._log.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            if OURS.match(line):
+                self._screen.write(line.strip() + "\n")
+            elif (found := REASON.match(line)) and not self.reason:
+                self.reason = (found[1], found[2])
+            elif (found := ERROR.match(line)) and not self.error:
+                self.error = found[1]
+        self._screen.flush()
+
+
+@contextlib.contextmanager
+def quietly(log: Path) -> Iterator[Screen]:
+    """Send standard output through a Screen that keeps the whole of it in `log`."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("w")
+    except OSError as error:
+        raise Refused(f"workdir: cannot write {log}: {error.strerror}") from None
+    with file:
+        screen = Screen(sys.stdout, file)
+        with contextlib.redirect_stdout(screen):
+            yield screen
+
+
+def plain(text: str) -> str:
+    """Remove the colours that kfp writes for terminals."""
+    return re.sub(r"\x1b\[\d+m", "", text)
+
+
+def results(settings: RunFile) -> dict[str, Any]:
+    """Read a finished run's numbers."""
+    content: dict[str, Any] = json.loads(storage.read(storage.join(settings.workdir, settings.name, "results.json")))
+    return content
+
+
+def show(settings: RunFile) -> None:
+    """Print the result table and where the report is."""
+    numbers = results(settings)
+    print(f"\n{'on the test set':36}{'top-1':>8}{'top-5':>8}")
+    for model, title in MODELS.items():
+        print(f"{title:36}{numbers[model]['top1']:8.2%}{numbers[model]['top5']:8.2%}")
+    picked = numbers["selection"]
+    print(
+        f"\n{picked['images']:,} images selected ({picked['unique_images']:,} different) for "
+        f"{picked['classes']} classes, {picked['short_classes']} of them short; K = {picked['images_per_class']:,},"
+        f" P = {picked['classes_per_image']}"
+    )
+    print(", ".join(f"{count:,} {what}" for what, count in numbers["ledger"].items()))
+    print(f"report: {shown(storage.join(settings.workdir, settings.name, 'report.html'))}")
+
+
+def shown(uri: str) -> str:
+    """Return a path relative to where the user stands, where that is shorter."""
+    path = Path(uri)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else uri

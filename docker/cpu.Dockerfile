@@ -1,0 +1,46 @@
+# The image of the components that need no torch: plan, merge, pack and report. From the root of the repository:
+#
+#   docker build -f docker/cpu.Dockerfile -t semiscale/python-cpu:0.1.0 .
+#
+# Where packages come from an index of your own, say so in build secrets, which no layer keeps:
+#
+#   --secret id=index,src=FILE         NAME=value lines for pip and uv: PIP_INDEX_URL, UV_DEFAULT_INDEX, ...
+#   --secret id=certificates,src=FILE  certificate authorities; the lines above find them at /run/secrets/certificates
+
+# Any Debian with python3, python3-venv and ca-certificates. Both stages start from it: the venv refers to its Python.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS builder
+ARG UV=0.13.9
+# One package has no wheel; what builds it is held to the hashes of cuda.txt, which pins setuptools.
+RUN --mount=type=secret,id=index \
+    --mount=type=secret,id=certificates \
+    --mount=type=bind,source=requirements,target=/requirements \
+    --mount=type=cache,target=/root/.cache/uv \
+    set -aeu; \
+    if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
+    python3 -m venv /opt/uv; \
+    /opt/uv/bin/python -m pip install --quiet --no-cache-dir uv==${UV}; \
+    python3 -m venv --without-pip /opt/venv; \
+    /opt/uv/bin/uv pip sync --python /opt/venv/bin/python --require-hashes --link-mode copy --compile-bytecode \
+      --build-constraints /requirements/cuda.txt /requirements/cpu.txt
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="semiscale/python-cpu" \
+      org.opencontainers.image.description="Semiscale's components that need no torch: plan, merge, pack, report" \
+      org.opencontainers.image.version="0.1.0"
+RUN useradd --uid 1000 --create-home semiscale
+ENV PATH=/opt/venv/bin:${PATH} PYTHONPATH=/app PYTHONUNBUFFERED=1
+COPY --from=builder /opt/venv /opt/venv
+WORKDIR /app
+COPY pipeline.py pyproject.toml ./
+COPY manifests/pipeline.yaml manifests/
+COPY components components
+# Readable whatever the umask of the checkout; the bytecode spares every container the compiling.
+RUN chmod -R a+rX . && python3 -m compileall -q .
+# By number: Kubernetes can tell that it is not root. Nothing in the image is written to, so any other user will do.
+USER 1000:1000
+# Fails the build, not a run, where something is missing.
+RUN python3 -c "import kfp.dsl.executor_main, pipeline" \
+ && python3 -c "import components.plan.plan, components.merge.merge, components.pack.pack, components.report.report"
+CMD ["python3", "pipeline.py", "--help"]

@@ -1,0 +1,224 @@
+"""Semiscale: the paper's four stages as one Kubeflow pipeline (Yalniz et al. 2019, Figure 1).
+
+    plan ─ teacher ─┬─ score × pods ─ merge ─ pack ─ pretrain ─ finetune × rates ─┬─ evaluate ─ report
+                    └─ baseline × rates ──────────────────────────────────────────┘
+
+`python pipeline.py --help` lists the verbs.
+"""
+
+import sys
+from typing import List
+
+from kfp import dsl
+
+from components.evaluate.component import evaluate
+from components.merge.component import merge
+from components.pack.component import pack
+from components.plan.component import plan
+from components.report.component import report
+from components.score.component import score
+from components.train.component import train
+
+
+def on_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Ask for one GPU."""
+    return task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(1)
+
+
+@dsl.pipeline(name="semiscale", description="Billion-scale semi-supervised learning for image classification.")
+def semiscale(
+    name: str,
+    workdir: str,
+    labeled: List[str],
+    unlabeled: List[str],
+    test: List[str],
+    validation: List[str] = [],  # noqa: B006 - kfp reads the default, nothing changes it
+    validation_fraction: float = 0.1,
+    classes: str = "",
+    image_column: str = "image",
+    label_column: str = "label",
+    images_per_class: int = 16_000,
+    classes_per_image: int = 10,
+    teacher_architecture: str = "resnext101_32x48d",
+    student_architecture: str = "resnet50",
+    teacher_images_processed: int = 115_000_000,
+    pretrain_images_processed: int = 1_000_000_000,
+    finetune_epochs: int = 30,
+    batch_size: int = 1536,
+    teacher_learning_rate: float = 0.1,
+    pretrain_learning_rate: float = 0.1,
+    baseline_learning_rates: List[float] = [0.05, 0.1, 0.2],  # noqa: B006
+    finetune_learning_rates: List[float] = [0.00025, 0.00075, 0.0025],  # noqa: B006
+    weight_decay: float = 0.0001,
+    resolution: int = 224,
+    augmentation: str = "crop-flip",
+    seed: int = 0,
+    pods: int = 8,
+    max_failed_fraction: float = 0.01,
+):
+    """Turn a small labeled set and a huge unlabeled pool into a better classifier at the same inference cost.
+
+    Args:
+        name: The run's name: a folder in the workdir.
+        workdir: URI of the folder that everything bulky goes under.
+        labeled: D: URIs of class folders, WebDataset tars or Parquet files.
+        unlabeled: U: the same kinds, or a prefix of loose image files; no labels.
+        test: The test set. It chooses nothing and is measured once, at the end.
+        validation: Chooses learning rates. Empty: held out from the labeled set.
+        validation_fraction: Share of each class held out where no validation set is given.
+        classes: URI of a text file, one class name a line: what label 0, 1, … mean.
+        image_column: Parquet column of image bytes or of image URIs.
+        label_column: Parquet column, or key of a .json member, of the label.
+        images_per_class: K: images selected per class (section 4.1).
+        classes_per_image: P: classes an image may be ranked in (section 4.1).
+        teacher_architecture: The teacher (section 4.1).
+        student_architecture: Student and baseline (section 4.1).
+        teacher_images_processed: Length of the teacher's training: 90 epochs of ImageNet; not in the paper.
+        pretrain_images_processed: The paper's #iter: images the student sees in pre-training (section 4.1).
+        finetune_epochs: Length of the fine-tuning (section 4.1).
+        batch_size: Global minibatch, 64 x 24 (section 4.1).
+        teacher_learning_rate: For 256 images; scaled to the minibatch.
+        pretrain_learning_rate: For 256 images (section 4.1).
+        baseline_learning_rates: For 256 images; chosen on validation, as the student's are.
+        finetune_learning_rates: For 256 images; chosen on validation. The paper's is the first (section 4.1).
+        weight_decay: In every training (section 4.1).
+        resolution: Height and width the models see, in pixels.
+        augmentation: crop-flip: random resized crop and mirror; shift-flip, shift: random shift, for tiny images.
+        seed: Of initial weights, data order and augmentation.
+        pods: Containers that share the scan of the unlabeled images.
+        max_failed_fraction: Share of unreadable samples in a set above which the run fails.
+    """
+    planned = plan(
+        name=name,
+        workdir=workdir,
+        labeled=labeled,
+        unlabeled=unlabeled,
+        test=test,
+        validation=validation,
+        validation_fraction=validation_fraction,
+        classes=classes,
+        image_column=image_column,
+        label_column=label_column,
+        images_per_class=images_per_class,
+        classes_per_image=classes_per_image,
+        teacher_architecture=teacher_architecture,
+        student_architecture=student_architecture,
+        teacher_images_processed=teacher_images_processed,
+        pretrain_images_processed=pretrain_images_processed,
+        finetune_epochs=finetune_epochs,
+        batch_size=batch_size,
+        teacher_learning_rate=teacher_learning_rate,
+        pretrain_learning_rate=pretrain_learning_rate,
+        baseline_learning_rates=baseline_learning_rates,
+        finetune_learning_rates=finetune_learning_rates,
+        weight_decay=weight_decay,
+        resolution=resolution,
+        augmentation=augmentation,
+        seed=seed,
+        pods=pods,
+        max_failed_fraction=max_failed_fraction,
+    ).set_display_name("Plan: list and check the inputs")
+    # One task a cell of Figure 1 reads its inputs from the same place; these are what all trainings share.
+    place = {"workdir": workdir, "plan": planned.outputs["receipt"], "image_column": image_column}
+    training = {
+        **place,
+        "label_column": label_column,
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "resolution": resolution,
+        "augmentation": augmentation,
+        "seed": seed,
+    }
+
+    # (1) Train a teacher on the labeled set D.
+    teacher = on_gpu(
+        train(
+            recipe="teacher",
+            architecture=teacher_architecture,
+            images_processed=teacher_images_processed,
+            learning_rate=teacher_learning_rate,
+            **training,
+        )
+    ).set_display_name("1 Train the teacher on D")
+
+    # (2) Run it on the unlabeled pool U, keep the top K images of every class: D̂.
+    with dsl.ParallelFor(planned.outputs["Output"]) as pod:
+        scored = on_gpu(
+            score(teacher=teacher.outputs["receipt"], pod=pod, images_per_class=images_per_class, **place)
+        ).set_display_name("2 Score U")
+    selected = merge(
+        workdir=workdir,
+        plan=planned.outputs["receipt"],
+        scores=dsl.Collected(scored.outputs["receipt"]),
+        images_per_class=images_per_class,
+        classes_per_image=classes_per_image,
+        max_failed_fraction=max_failed_fraction,
+    ).set_display_name("2 Merge: top K per class")
+    packed = pack(selection=selected.outputs["receipt"], seed=seed, **place).set_display_name("2 Pack D̂")
+
+    # (3) Train the student on D̂, long.
+    pretrained = on_gpu(
+        train(
+            recipe="pretrain",
+            architecture=student_architecture,
+            images_processed=pretrain_images_processed,
+            learning_rate=pretrain_learning_rate,
+            packed=packed.outputs["receipt"],
+            **training,
+        )
+    ).set_display_name("3 Pre-train the student on D̂")
+
+    # (4) Fine-tune it on D, true labels only.
+    with dsl.ParallelFor(finetune_learning_rates) as learning_rate:
+        student = on_gpu(
+            train(
+                recipe="finetune",
+                architecture=student_architecture,
+                epochs=finetune_epochs,
+                learning_rate=learning_rate,
+                start=pretrained.outputs["receipt"],
+                **training,
+            )
+        ).set_display_name("4 Fine-tune the student on D")
+
+    # What the student is compared with: the same network, on D alone, for as many images.
+    with dsl.ParallelFor(baseline_learning_rates) as learning_rate:
+        baseline = on_gpu(
+            train(
+                recipe="baseline",
+                architecture=student_architecture,
+                images_processed=pretrain_images_processed,
+                epochs=finetune_epochs,
+                learning_rate=learning_rate,
+                **training,
+            )
+        ).set_display_name("Train the baseline on D")
+
+    # kfp rewrites a Collected where it is used, so that each use needs its own.
+    evaluated = on_gpu(
+        evaluate(
+            teacher=teacher.outputs["receipt"],
+            baselines=dsl.Collected(baseline.outputs["receipt"]),
+            pretrained=pretrained.outputs["receipt"],
+            students=dsl.Collected(student.outputs["receipt"]),
+            label_column=label_column,
+            **place,
+        )
+    ).set_display_name("Evaluate on the test set")
+    report(
+        teacher=teacher.outputs["receipt"],
+        baselines=dsl.Collected(baseline.outputs["receipt"]),
+        scores=dsl.Collected(scored.outputs["receipt"]),
+        selection=selected.outputs["receipt"],
+        packed=packed.outputs["receipt"],
+        pretrained=pretrained.outputs["receipt"],
+        students=dsl.Collected(student.outputs["receipt"]),
+        evaluation=evaluated.outputs["receipt"],
+        **place,
+    ).set_display_name("Report")
+
+
+if __name__ == "__main__":
+    from components.verbs.main import main
+
+    sys.exit(main(semiscale, sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""The stages one after the other, as functions, on a small run: what tests of a single stage start from."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from components.evaluate.evaluate import EvaluateConfig, evaluate
+from components.merge.merge import MergeConfig, merge
+from components.pack.pack import PackConfig, pack
+from components.plan.plan import PlanConfig, plan
+from components.score.score import ScoreConfig, score
+from components.shared.receipts import (
+    EvaluationReceipt,
+    PackReceipt,
+    PlanReceipt,
+    Receipt,
+    ScoreReceipt,
+    SelectionReceipt,
+    TrainReceipt,
+)
+from components.train.train import TrainConfig, train
+from tests import pictures
+
+
+class Stages:
+    """A small run; each stage's receipt is made when it is first asked for."""
+
+    def __init__(self, root: Path, **changes: Any) -> None:
+        self.root = root
+        self.content: dict[str, Any] = pictures.write_run(root, **changes)
+        self.config = PlanConfig.model_validate(self.content)
+
+    @property
+    def workdir(self) -> str:
+        """Where everything is kept."""
+        return self.config.workdir
+
+    @cached_property
+    def plan(self) -> PlanReceipt:
+        """The planned inputs."""
+        return plan(self.config)
+
+    @cached_property
+    def teacher(self) -> TrainReceipt:
+        """A trained teacher."""
+        return self.train("teacher")
+
+    def train(self, recipe: str, **changes: Any) -> TrainReceipt:
+        """Train by a recipe."""
+        settings = {
+            "workdir": self.workdir,
+            "recipe": recipe,
+            "architecture": self.config.teacher_architecture,
+            "plan": self.uri(self.plan),
+            "images_processed": self.config.teacher_images_processed,
+            "learning_rate": self.config.teacher_learning_rate,
+            "batch_size": self.config.batch_size,
+            "weight_decay": self.config.weight_decay,
+            "resolution": self.config.resolution,
+            "augmentation": self.config.augmentation,
+            **changes,
+        }
+        return train(TrainConfig.model_validate(settings))
+
+    def score(self, pod: int) -> ScoreReceipt:
+        """Score one pod's share."""
+        return score(
+            ScoreConfig(
+                workdir=self.workdir,
+                plan=self.uri(self.plan),
+                teacher=self.uri(self.teacher),
+                pod=pod,
+                images_per_class=self.config.images_per_class,
+            )
+        )
+
+    @cached_property
+    def scores(self) -> list[ScoreReceipt]:
+        """The whole pool, scored."""
+        return [self.score(pod) for pod in range(self.plan.pods)]
+
+    @cached_property
+    def selection(self) -> SelectionReceipt:
+        """The selection."""
+        return self.merge()
+
+    def merge(self, **changes: Any) -> SelectionReceipt:
+        """Select."""
+        settings = {
+            "workdir": self.workdir,
+            "plan": self.uri(self.plan),
+            "scores": [self.uri(receipt) for receipt in self.scores],
+            "images_per_class": self.config.images_per_class,
+            "classes_per_image": self.config.classes_per_image,
+            "max_failed_fraction": self.config.max_failed_fraction,
+            **changes,
+        }
+        return merge(MergeConfig.model_validate(settings))
+
+    @cached_property
+    def packed(self) -> PackReceipt:
+        """The packed selection."""
+        return self.pack()
+
+    def pack(self, seed: int = 0) -> PackReceipt:
+        """Pack in another order."""
+        config = PackConfig(
+            workdir=self.workdir, plan=self.uri(self.plan), selection=self.uri(self.selection), seed=seed
+        )
+        return pack(config)
+
+    @cached_property
+    def evaluation(self) -> EvaluationReceipt:
+        """All four models on the test set."""
+        pretrained = self.train("pretrain", packed=self.uri(self.packed))
+        students = [self.train("finetune", start=self.uri(pretrained), learning_rate=rate) for rate in (0.1, 0.2)]
+        baselines = [self.train("baseline", learning_rate=rate) for rate in (0.5, 1.0)]
+        return evaluate(
+            EvaluateConfig(
+                workdir=self.workdir,
+                plan=self.uri(self.plan),
+                teacher=self.uri(self.teacher),
+                baselines=[self.uri(receipt) for receipt in baselines],
+                pretrained=self.uri(pretrained),
+                students=[self.uri(receipt) for receipt in students],
+            )
+        )
+
+    def uri(self, receipt: Receipt) -> str:
+        """Hand a receipt on as kfp does: as a file of its own."""
+        path = self.root / "receipts" / f"{receipt.stage}-{receipt.digest}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(receipt.model_dump_json())
+        return str(path)

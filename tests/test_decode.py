@@ -1,0 +1,320 @@
+"""Decoding: what is shown of every kind of image, and the reason where nothing can be."""
+
+import io
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence
+
+from components.shared.decode import MAX_PIXELS, Undecodable, decode
+
+Array = NDArray[Any]
+
+# decode.py silences Pillow for the process; pytest puts its own filters before that. That it does without pytest is
+# tested in a process of its own, below.
+pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+
+
+def encode(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(height: int = 24, width: int = 32, channels: int = 3) -> Array:
+    """Return random pixels, which leave no redundancy to decode a damaged file by."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def smooth() -> Array:
+    """Return a picture that lossy formats keep: a gradient in each direction."""
+    rows, columns = np.mgrid[0:48, 0:64]
+    return np.stack([rows * 5, columns * 3, 255 - rows * 4], axis=-1).astype(np.uint8)
+
+
+def quadrants(mode: str = "RGB") -> Image.Image:
+    """Return a picture whose four corners tell every rotation and mirroring apart, twice as wide as high."""
+    image = Image.new("RGB", (64, 32), WHITE)
+    image.paste(RED, (0, 0, 32, 16))
+    image.paste(GREEN, (32, 0, 64, 16))
+    image.paste(BLUE, (0, 16, 32, 32))
+    return image.convert(mode)
+
+
+def assert_close(found: Array, expected: Array, tolerance: int = 12) -> None:
+    assert found.shape == expected.shape
+    assert int(np.abs(found.astype(int) - expected.astype(int)).max()) <= tolerance
+
+
+def png(width: int, height: int, pixels: bytes = b"", extra: bytes = b"") -> bytes:
+    """Return a PNG as its specification composes it, with whatever it claims to be."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+class TestFormats:
+    @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+    def test_lossy(self, format: str) -> None:
+        assert_close(decode(encode(Image.fromarray(smooth()), format, quality=95)), smooth())
+
+    @pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {})])
+    def test_lossless(self, format: str, options: dict[str, Any]) -> None:
+        pixels = decode(encode(Image.fromarray(noise()), format, **options))
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, noise())
+
+    def test_progressive_jpeg(self) -> None:
+        assert_close(decode(encode(Image.fromarray(smooth()), "JPEG", quality=95, progressive=True)), smooth())
+
+    @pytest.mark.parametrize("format", ["JPEG", "PNG"])
+    def test_gray(self, format: str) -> None:
+        gray = Image.fromarray(smooth()).convert("L")
+        pixels = decode(encode(gray, format))
+        assert_close(pixels, np.asarray(gray.convert("RGB")))
+        assert (pixels[..., 0] == pixels[..., 1]).all()
+
+    def test_cmyk_jpeg(self) -> None:
+        # The ImageNet of 2012 has 22 of them.
+        assert_close(decode(encode(Image.fromarray(smooth()).convert("CMYK"), "JPEG", quality=95)), smooth(), 25)
+
+    def test_black_and_white(self) -> None:
+        pixels = decode(encode(Image.fromarray(noise()).convert("1"), "PNG"))
+        assert set(np.unique(pixels)) == {0, 255}
+
+    def test_palette(self) -> None:
+        np.testing.assert_array_equal(decode(encode(quadrants("P"), "PNG")), np.asarray(quadrants()))
+
+    def test_one_pixel(self) -> None:
+        for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
+            assert decode(encode(Image.new("RGB", (1, 1), WHITE), format)).tolist() == [[[255, 255, 255]]]
+
+    @pytest.mark.parametrize("format", ["TIFF", "PPM", "ICO", "EPS", "PDF"])
+    def test_other_formats_are_not_tried(self, format: str) -> None:
+        with pytest.raises(Undecodable, match=r"^not an image$"):
+            decode(encode(Image.fromarray(noise()), format))
+
+
+class TestSixteenBits:
+    def test_gray_is_the_high_byte(self) -> None:
+        values = np.random.default_rng(1).integers(0, 65536, (24, 32)).astype(np.uint16)
+        pixels = decode(encode(Image.fromarray(values), "PNG"))
+        np.testing.assert_array_equal(pixels, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+    def test_colour_is_the_high_byte(self) -> None:
+        values = np.random.default_rng(1).integers(0, 65536, (4, 5, 3)).astype(">u2")
+        rows = b"".join(b"\0" + row.tobytes() for row in values)
+        data = bytearray(png(5, 4, rows))
+        data[24] = 16  # bits a channel, in the header, whose checksum follows
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        np.testing.assert_array_equal(decode(bytes(data)), (values >> 8).astype(np.uint8))
+
+
+class TestTransparency:
+    def test_it_is_shown_on_white(self) -> None:
+        image = Image.new("RGBA", (3, 1))
+        image.putdata([(255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 255, 51)])
+        for options in ({"format": "PNG"}, {"format": "WEBP", "lossless": True, "exact": True}):
+            assert decode(encode(image, **options)).tolist() == [[list(RED), list(WHITE), [204, 204, 255]]]
+
+    def test_gray_with_alpha(self) -> None:
+        image = Image.new("LA", (2, 1))
+        image.putdata([(0, 255), (0, 0)])
+        assert decode(encode(image, "PNG")).tolist() == [[list(BLACK), list(WHITE)]]
+
+    def test_a_palette_with_alpha(self) -> None:
+        image = Image.new("P", (3, 1))
+        image.putpalette([*RED, *GREEN, *BLUE])
+        image.putdata([0, 1, 2])
+        alphas = bytes([255, 0, 51])
+        assert decode(encode(image, "PNG", transparency=alphas)).tolist() == [[list(RED), list(WHITE), [204, 204, 255]]]
+
+    @pytest.mark.parametrize("format", ["PNG", "GIF"])
+    def test_a_palette_with_one_transparent_colour(self, format: str) -> None:
+        image = Image.new("P", (2, 1))
+        image.putpalette([*RED, *GREEN])
+        image.putdata([0, 1])
+        assert decode(encode(image, format, transparency=1)).tolist() == [[list(RED), list(WHITE)]]
+
+    def test_one_transparent_colour(self) -> None:
+        image = Image.new("RGB", (2, 1), RED)
+        image.putpixel((1, 0), BLUE)
+        assert decode(encode(image, "PNG", transparency=BLUE)).tolist() == [[list(RED), list(WHITE)]]
+        gray = Image.new("L", (2, 1), 0)
+        gray.putpixel((1, 0), 9)
+        assert decode(encode(gray, "PNG", transparency=9)).tolist() == [[list(BLACK), list(WHITE)]]
+
+
+class TestExif:
+    # Where the stored corners are shown, by the value of the tag (EXIF 2.32, section 4.6.4): what is stored in the
+    # first row is shown at the top, right, bottom or left, and likewise the first column.
+    SHOWN = (
+        (1, "top", "left"),
+        (2, "top", "right"),
+        (3, "bottom", "right"),
+        (4, "bottom", "left"),
+        (5, "left", "top"),
+        (6, "right", "top"),
+        (7, "right", "bottom"),
+        (8, "left", "bottom"),
+    )
+
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize(("orientation", "first_row", "first_column"), SHOWN)
+    def test_the_rotation_is_applied(self, format: str, orientation: int, first_row: str, first_column: str) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        pixels = decode(encode(quadrants(), format, exif=exif, **({"quality": 95} if format == "JPEG" else {})))
+        assert pixels.shape == ((32, 64, 3) if orientation < 5 else (64, 32, 3))
+        # The red quadrant is stored where the first row meets the first column, green beside it in the first row.
+        assert_close(_corner(pixels, {first_row, first_column}), np.array(RED), 40)
+        assert_close(_corner(pixels, {first_row, _OPPOSITE[first_column]}), np.array(GREEN), 40)
+        assert_close(_corner(pixels, {_OPPOSITE[first_row], first_column}), np.array(BLUE), 40)
+
+    @pytest.mark.parametrize("orientation", [0, 9, 65535])
+    def test_a_rotation_that_is_none(self, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        np.testing.assert_array_equal(decode(encode(quadrants(), "PNG", exif=exif)), np.asarray(quadrants()))
+
+    @pytest.mark.parametrize(
+        "exif", [b"Exif\0\0", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*" * 9]
+    )
+    def test_damaged_metadata_do_not_matter(self, exif: bytes) -> None:
+        assert_close(decode(encode(Image.fromarray(smooth()), "JPEG", exif=exif, quality=95)), smooth())
+
+
+_OPPOSITE = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}
+
+
+def _corner(pixels: Array, sides: set[str]) -> Array:
+    """Return a pixel well inside the corner between two sides."""
+    height, width = pixels.shape[:2]
+    pixel: Array = pixels[6 if "top" in sides else height - 7, 6 if "left" in sides else width - 7]
+    return pixel
+
+
+class TestSeveralFrames:
+    @pytest.mark.parametrize(("format", "options"), [("WEBP", {"lossless": True}), ("GIF", {}), ("PNG", {})])
+    def test_the_first_is_shown(self, format: str, options: dict[str, Any]) -> None:
+        frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
+        data = encode(frames[0], format, save_all=True, append_images=frames[1:], duration=100, **options)
+        assert len(list(ImageSequence.Iterator(Image.open(io.BytesIO(data))))) == 3
+        assert np.unique(decode(data).reshape(-1, 3), axis=0).tolist() == [list(RED)]
+
+    def test_a_stereo_jpeg(self) -> None:
+        frames = [Image.new("RGB", (8, 8), colour) for colour in (WHITE, BLACK)]
+        data = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
+        assert (decode(data) > 250).all()
+
+
+class TestUndecodable:
+    @pytest.mark.parametrize(
+        "data", [b"", b"\0", b"plain text\n" * 100, b"<html></html>", b"\xff\xd8", b"RIFF\0\0\0\0WEBP"]
+    )
+    def test_what_is_not_an_image(self, data: bytes) -> None:
+        with pytest.raises(Undecodable, match=r"^(not an|damaged) image$"):
+            decode(data)
+
+    @pytest.mark.parametrize("data", [b"", b"plain text\n" * 100, b"<html></html>", b"RIFF\0\0\0\0WAVE"])
+    def test_its_reason(self, data: bytes) -> None:
+        with pytest.raises(Undecodable, match=r"^not an image$"):
+            decode(data)
+
+    @pytest.mark.parametrize("options", [{"quality": 95}, {"progressive": True}, {"quality": 20}])
+    def test_a_jpeg_cut_anywhere_is_damaged(self, options: dict[str, Any]) -> None:
+        # Down to the last byte: a viewer would show the rest in gray, which would be scored as if it were a picture.
+        data = encode(Image.fromarray(noise()), "JPEG", **options)
+        for cut in range(4, len(data)):
+            with pytest.raises(Undecodable, match=r"^damaged image$"):
+                decode(data[:cut])
+
+    @pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("WEBP", {}), ("GIF", {}), ("BMP", {})])
+    def test_other_cut_images_are_damaged(self, format: str, options: dict[str, Any]) -> None:
+        data = encode(Image.fromarray(noise()), format, **options)
+        for share in (0.05, 0.1, 0.3, 0.5, 0.9):
+            with pytest.raises(Undecodable, match=r"^damaged image$"):
+                decode(data[: int(len(data) * share)])
+
+    def test_a_png_without_its_last_bytes_is_whole(self) -> None:
+        # All pixels are there: only the mark of the end is missing.
+        np.testing.assert_array_equal(decode(encode(Image.fromarray(noise()), "PNG")[:-4]), noise())
+
+    @pytest.mark.parametrize(
+        "size", [(60_000, 60_000), (2**31 - 1, 2**31 - 1), (MAX_PIXELS + 1, 1), (1, 2 * MAX_PIXELS)]
+    )
+    def test_a_decompression_bomb_is_refused_by_its_header(self, size: tuple[int, int]) -> None:
+        with pytest.raises(Undecodable, match=f"^more than {MAX_PIXELS} pixels$"):
+            decode(png(*size))
+
+    def test_a_bomb_in_the_metadata(self) -> None:
+        text = b"comment\0\0" + zlib.compress(bytes(50 << 20), 1)
+        chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+        with pytest.raises(Undecodable, match=r"^damaged image$"):
+            decode(png(1, 1, b"\0\1\2\3", chunk))
+
+    def test_an_image_without_pixels(self) -> None:
+        for size in ((0, 0), (0, 9), (9, 0)):
+            with pytest.raises(Undecodable):
+                decode(png(*size))
+
+    def test_random_damage_has_a_reason(self) -> None:
+        # What Pillow raises for damage is not documented. A minute of this found nothing else either.
+        rng = random.Random(0)
+        image = Image.fromarray(noise())
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        whole = [encode(image, format, exif=exif) for format in ("JPEG", "PNG", "WEBP")] + [encode(image, "GIF")]
+        reasons = set()
+        for _ in range(2000):
+            data = bytearray(rng.choice(whole))
+            for _ in range(rng.randint(1, 4)):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            try:
+                assert decode(bytes(data)).shape[2] == 3
+            except Undecodable as reason:
+                reasons.add(str(reason))
+        assert reasons <= {"not an image", "damaged image", f"more than {MAX_PIXELS} pixels"}
+
+
+def test_many_threads_at_once() -> None:
+    images = [encode(Image.fromarray(np.roll(noise(), shift)), "PNG") for shift in range(50)]
+    with ThreadPoolExecutor(8) as pool:
+        for shift, pixels in enumerate(pool.map(decode, images)):
+            np.testing.assert_array_equal(pixels, np.roll(noise(), shift))
+
+
+def test_pillow_is_silent_in_every_thread() -> None:
+    """Metadata that Pillow warns of, decoded by threads in a process where every warning would be shown."""
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    data = bytearray(encode(quadrants(), "JPEG", exif=exif))
+    tag = data.index(b"\x01\x12\0\x03")
+    data[tag + 4 : tag + 8] = struct.pack(">I", 1 << 20)  # the tag claims a million values
+    program = (
+        "import sys, warnings\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from components.shared.decode import decode\n"
+        "data = sys.stdin.buffer.read()\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    print(sum(pixels.size for pixels in pool.map(decode, [data] * 50)))\n"
+    )
+    command = [sys.executable, "-W", "always", "-c", program]
+    done = subprocess.run(command, input=bytes(data), capture_output=True, check=True)
+    assert int(done.stdout) == 50 * 64 * 32 * 3
+    assert done.stderr == b""
+    with pytest.warns(UserWarning, match="Tag data larger than file"), Image.open(io.BytesIO(data)) as image:
+        image.getexif().get(0x0112)  # that Pillow does warn of this one

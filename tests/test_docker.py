@@ -1,0 +1,164 @@
+"""The two images, built for real: each holds what its components need, and the whole pipeline runs in them.
+
+The base is made by debootstrap, once, so that no image registry is needed; the builds are Docker's to cache. Any Debian
+with python3, python3-venv and ca-certificates, tagged as BASE, is taken in its place.
+"""
+
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kfp import components, local
+
+from components import images
+from components.verbs.compile import COMPILED
+from tests import pictures
+
+pytestmark = pytest.mark.docker
+
+ROOT = Path(__file__).parent.parent
+BASE = "semiscale-test/base:bookworm"
+BUILT = {"cpu": images.CPU, "cuda": images.CUDA}
+# As strict as a cluster may be: no network, nothing to write to but /tmp.
+LOCKED = ("--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp")
+STAGES = sorted(path.parent.name for path in ROOT.glob("components/*/component.py"))
+
+Docker = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def docker() -> Docker:
+    """The first docker client on the PATH that can build with secrets, with a daemon that answers."""
+    found = [shutil.which("docker", path=folder) for folder in os.get_exec_path()]
+    able = [client for client in found if client and "--secret" in output(client, "build", "--help")]
+    if not able:
+        pytest.skip("no docker client with BuildKit on the PATH: install docker.io, or docker-buildx beside a newer")
+    if not output(able[0], "version", "--format", "{{.Server.Version}}"):
+        pytest.skip("no Docker daemon answers: start one, or set DOCKER_HOST")
+    return lambda *arguments: checked(able[0], *arguments)
+
+
+def output(*command: str) -> str:
+    """Return what a command prints, or nothing if it fails."""
+    done = ran(*command)
+    return "" if done.returncode else done.stdout
+
+
+def checked(*command: str) -> str:
+    """Return what a command prints; the test fails with all that it said if it fails."""
+    done = ran(*command)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def ran(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command; docker builds with BuildKit, the only builder that knows secrets."""
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "DOCKER_BUILDKIT": "1"})
+
+
+@pytest.fixture(scope="session")
+def base(docker: Docker) -> str:
+    """The tag of a plain Debian with Python, made where it is not there yet."""
+    if BASE in docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split():
+        return BASE
+    if not shutil.which("debootstrap") or os.getuid() != 0:
+        pytest.skip(f"no image {BASE}, and making it takes debootstrap and root")
+    with tempfile.TemporaryDirectory() as folder:
+        packages = "--include=python3,python3-venv,ca-certificates"
+        checked("debootstrap", "--variant=minbase", packages, "bookworm", f"{folder}/root")
+        caches = ("--exclude=./var/cache/apt/*", "--exclude=./var/lib/apt/lists/*")
+        checked("tar", "-C", f"{folder}/root", *caches, "-cf", f"{folder}/root.tar", ".")
+        docker("import", f"{folder}/root.tar", BASE)
+    return BASE
+
+
+@pytest.fixture(scope="session")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The build secrets that lead pip and uv to the packages as this machine's environment does."""
+    given = re.compile(r"(PIP|UV)_\w*(INDEX|URL)\w*")
+    lines = {name: value for name, value in os.environ.items() if given.fullmatch(name) and value}
+    found = {}
+    if certificates := os.environ.get("SSL_CERT_FILE"):
+        found["certificates"] = Path(certificates)
+        lines |= dict.fromkeys(("SSL_CERT_FILE", "PIP_CERT"), "/run/secrets/certificates")
+    found["index"] = tmp_path_factory.mktemp("secrets") / "index"
+    found["index"].write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in lines.items()))
+    return found
+
+
+@pytest.fixture(scope="session", params=["cpu", "cuda"])
+def image(request: pytest.FixtureRequest, build: Callable[[str], str]) -> str:
+    """The tag of each image, built."""
+    return build(request.param)
+
+
+@pytest.fixture(scope="session")
+def build(docker: Docker, base: str, secrets: dict[str, Path]) -> Callable[[str], str]:
+    """Build docker/<kind>.Dockerfile under a tag of the tests' own and return the tag."""
+
+    def built(kind: str) -> str:
+        tag = tag_of(BUILT[kind])
+        given = [f"--secret=id={name},src={path}" for name, path in secrets.items()]
+        file = f"--file={ROOT}/docker/{kind}.Dockerfile"
+        docker("build", f"--build-arg=BASE={base}", *given, file, f"--tag={tag}", str(ROOT))
+        return tag
+
+    return built
+
+
+def tag_of(image: str) -> str:
+    """Return the tag that the tests build an image under: a developer's own stays what it was."""
+    return f"semiscale-test/{image.rpartition('/')[2]}"
+
+
+def programs(tag: str) -> list[str]:
+    """Return the modules of the stages whose contracts name an image."""
+    contracts = {stage: getattr(importlib.import_module(f"components.{stage}.component"), stage) for stage in STAGES}
+    named = {stage: task.component_spec.implementation.container.image for stage, task in contracts.items()}
+    return [f"components.{stage}.{stage}" for stage, image in named.items() if tag_of(image) == tag]
+
+
+def test_an_image_holds_what_its_components_import(docker: Docker, image: str) -> None:
+    modules = programs(image)
+    assert modules
+    docker("run", *LOCKED, image, "python3", "-c", f"import kfp.dsl.executor_main, pipeline, {', '.join(modules)}")
+
+
+def test_an_image_is_not_root_and_says_which_version_it_is(docker: Docker, image: str) -> None:
+    (found,) = json.loads(docker("image", "inspect", image))
+    assert found["Config"]["User"] == "1000:1000"
+    assert found["Config"]["Labels"]["org.opencontainers.image.version"] == image.rpartition(":")[2]
+
+
+def test_nothing_of_the_build_stays(docker: Docker, image: str, secrets: dict[str, Path]) -> None:
+    script = "for place in /run /root/.cache /root/.config; do test ! -d $place || find $place -type f; done"
+    assert docker("run", *LOCKED, "--user", "0", image, "sh", "-c", script) == ""
+    recorded = docker("history", "--no-trunc", image) + docker("image", "inspect", image)
+    for line in secrets["index"].read_text().splitlines():
+        assert line.partition("=")[2] not in recorded
+
+
+@pytest.mark.filterwarnings("ignore:.*have no effect in the current local runner")  # display names and GPUs
+def test_the_whole_pipeline_in_containers(build: Callable[[str], str], tmp_path: Path) -> None:
+    """kfp starts each task as a cluster does: the compiled command, in the image that the task names, as its user."""
+    text = COMPILED.read_text()
+    for kind, image in BUILT.items():
+        text = text.replace(f"image: {image}\n", f"image: {build(kind)}\n")
+    run = pictures.write_run(tmp_path)
+    for folder in (tmp_path, tmp_path / "work", tmp_path / "kfp"):  # the containers' user is not ours
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o777)
+    runner = local.DockerRunner(network_mode="none", read_only=True, tmpfs={"/tmp": ""})  # what LOCKED says
+    local.init(runner, pipeline_root=str(tmp_path), workspace_root=str(tmp_path / "kfp"))
+    components.load_component_from_text(text)(**run)
+    results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
+    assert results["ledger"] == {"listed": 120, "scored": 120, "failed": 0, "removed": 0}
+    assert (tmp_path / "work" / "trial" / "results.json").stat().st_uid == 1000

@@ -1,0 +1,91 @@
+"""What must stay equal: contracts and configs, run file and pipeline, the graph and its compiled form."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from components.shared.runfile import RunFile
+from components.shared.stage import StageConfig
+from components.verbs.compile import COMPILED, compile_pipeline
+
+STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "report")
+OUTPUTS = {"receipt", "page"}
+# Parameters of a program that its component leaves at their defaults: controls, not the paper's pipeline.
+ONLY_PROGRAM = {"merge": {"random_images", "seed"}}
+
+
+def config_of(stage: str) -> type[StageConfig]:
+    """Find a stage's config by its name."""
+    found = getattr(importlib.import_module(f"components.{stage}.{stage}"), f"{stage.capitalize()}Config")
+    assert isinstance(found, type)
+    assert issubclass(found, StageConfig)
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_component_takes_what_the_config_has(stage: str) -> None:
+    component = getattr(importlib.import_module(f"components.{stage}.component"), stage)
+    taken = set(inspect.signature(component.python_func).parameters) - OUTPUTS
+    assert taken == set(config_of(stage).model_fields) - ONLY_PROGRAM.get(stage, set())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_defaults_of_component_and_config_agree(stage: str) -> None:
+    component = getattr(importlib.import_module(f"components.{stage}.component"), stage)
+    for name, parameter in inspect.signature(component.python_func).parameters.items():
+        if parameter.default not in (inspect.Parameter.empty, None):
+            assert parameter.default == config_of(stage).model_fields[name].default, name
+
+
+def test_the_run_file_is_the_pipelines_parameters() -> None:
+    parameters = inspect.signature(pipeline.semiscale.pipeline_func).parameters
+    assert list(parameters) == [
+        *("name", "workdir", "labeled", "unlabeled", "test"),
+        *(name for name in parameters if name not in ("name", "workdir", "labeled", "unlabeled", "test")),
+    ]
+    assert set(parameters) == set(RunFile.model_fields)
+    for name, field in RunFile.model_fields.items():
+        default = parameters[name].default
+        assert (default is inspect.Parameter.empty) == field.is_required(), name
+        assert field.is_required() or default == field.default, name
+
+
+def test_every_parameter_is_described_to_the_ui_in_the_run_files_words() -> None:
+    documented = pipeline.semiscale.pipeline_func.__doc__ or ""
+    for name, field in RunFile.model_fields.items():
+        assert f"        {name}: {field.description}\n" in documented, name
+
+
+def test_the_papers_defaults() -> None:
+    defaults = {name: field.default for name, field in RunFile.model_fields.items()}
+    assert defaults["classes_per_image"] == 10
+    assert defaults["images_per_class"] == 16_000
+    assert defaults["pretrain_images_processed"] == 1_000_000_000
+    assert defaults["batch_size"] == 64 * 24
+    assert defaults["finetune_learning_rates"][0] == 0.00025
+    assert (defaults["teacher_architecture"], defaults["student_architecture"]) == ("resnext101_32x48d", "resnet50")
+
+
+def test_the_compiled_pipeline_is_current(tmp_path: Path) -> None:
+    fresh = tmp_path / "pipeline.yaml"
+    compile_pipeline(pipeline.semiscale, fresh)
+    assert fresh.read_text() == COMPILED.read_text(), "run: python pipeline.py compile"
+
+
+def test_contracts_import_nothing_that_runs() -> None:
+    script = "import pipeline, sys; print(sorted({'torch', 'pyarrow', 'numpy', 'boto3', 'PIL'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_runs_from_a_shell(stage: str) -> None:
+    done = subprocess.run([sys.executable, "-m", f"components.{stage}", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in config_of(stage).model_fields:
+        assert f"--{name.replace('_', '-')}" in done.stdout

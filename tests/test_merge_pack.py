@@ -1,0 +1,127 @@
+"""From scores to the packed set: the balance of the ledger, the places of the winners, the bytes copied."""
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from components.shared import shards as sharding
+from components.shared import storage
+from components.shared.errors import SemiscaleError, TooManyFailures
+from components.shared.receipts import PackReceipt
+from tests import pictures
+from tests.stages import Stages
+
+
+def test_every_class_gets_its_best_images(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    receipt = stages.selection
+    rows = pq.read_table(io.BytesIO(storage.read(receipt.selection))).to_pylist()
+    assert [row["class"] for row in rows] == [0] * 12 + [1] * 12 + [2] * 12
+    for start in (0, 12, 24):
+        assert [row["rank"] for row in rows[start : start + 12]] == list(range(12))
+        scores = [row["score"] for row in rows[start : start + 12]]
+        assert scores == sorted(scores, reverse=True)
+    # The image numbered n is of class n % 4 - 1: the selection should be right about nearly all.
+    right = sum(int(row["key"]) % 4 - 1 == row["class"] for row in rows)
+    assert right >= 34
+    assert receipt.ledger.model_dump() == {"listed": 120, "scored": 120, "failed": 0, "removed": 0}
+    for row in rows:
+        image = sharding.read_bytes(row["uri"], row["offset"], row["size_bytes"])
+        assert image == pictures.picture(int(row["key"]) % 4 - 1, 1000 + int(row["key"]))
+
+
+def test_a_class_with_too_few_is_short(tmp_path: Path) -> None:
+    receipt = Stages(tmp_path, images_per_class=100, classes_per_image=1).selection
+    assert all(one.wanted == 100 and 0 < one.found < 100 for one in receipt.per_class)
+    assert receipt.unique_images == receipt.images == 120
+
+
+def test_an_image_in_two_classes_counts_once_as_unique(tmp_path: Path) -> None:
+    receipt = Stages(tmp_path, images_per_class=100, classes_per_image=2).selection
+    assert receipt.unique_images == 120
+    assert receipt.images > 120
+
+
+def test_the_selection_does_not_depend_on_the_pods(tmp_path: Path) -> None:
+    found = []
+    for pods in (1, 2, 3):
+        table = pq.read_table(Stages(tmp_path / str(pods), pods=pods).selection.selection)
+        found.append(table.drop(["uri"]).to_pylist())
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_hole_is_named(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    folder = Path(stages.scores[0].folder)
+    victim = next(folder.iterdir())
+    shutil.rmtree(victim)
+    with pytest.raises(SemiscaleError, match=rf"unit {victim.name} has no scores \(pool-00"):
+        stages.merge()
+
+
+def test_another_units_score_file_is_refused(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    one, other, *_ = sorted(Path(stages.scores[0].folder).iterdir())
+    shutil.copy(one / "scores.parquet", other / "scores.parquet")
+    with pytest.raises(SemiscaleError, match=rf"scores of unit {one.name} by teacher .*; expected {other.name}"):
+        stages.merge()
+
+
+def test_too_many_failures_in_the_pool_are_refused(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
+    with pytest.raises(TooManyFailures, match=r"unlabeled: 5 of 125 images failed, .*bad.tar 0: not an image"):
+        stages.merge()
+
+
+def members(receipt: PackReceipt) -> list[tuple[str, bytes]]:
+    """All members of all packed tars."""
+    found = []
+    for item in json.loads(storage.read(receipt.shards)):
+        with tarfile.open(item["shard"]["uri"]) as tar:
+            found += [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    return found
+
+
+def test_the_packed_set_is_the_selection_shuffled(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    packed = members(stages.packed)
+    selected = [
+        (row["class"], sharding.read_bytes(row["uri"], row["offset"], row["size_bytes"]))
+        for row in pq.read_table(stages.selection.selection).to_pylist()
+    ]
+    labels = [int(data) for name, data in packed if name.endswith(".cls")]
+    images = [data for name, data in packed if name.endswith(".png")]
+    assert sorted(zip(labels, images, strict=True)) == sorted(selected)
+    assert labels != sorted(labels)
+    assert stages.packed.class_counts == [12, 12, 12]
+
+
+def test_the_seed_decides_the_order(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    assert members(stages.pack(1)) != members(stages.pack(2))
+    again = Stages(tmp_path / "again")
+    assert members(stages.pack(1)) == members(again.pack(1))
+
+
+def test_images_of_parquet_pools_are_copied_too(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    pool = pictures.write_parquet(tmp_path / "pool.parquet", 20, seed=700)
+    stages = Stages(tmp_path / "again", unlabeled=[str(pool)])
+    images = pq.read_table(pool)["image"].to_pylist()
+    assert {data for name, data in members(stages.packed) if name.endswith(".png")} <= set(images)
+    assert stages.packed.samples == 36
+
+
+def test_a_source_that_changed_is_refused(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    assert stages.selection.images == 36
+    for path in (tmp_path / "data" / "pool").iterdir():
+        path.write_bytes(b"short")
+    with pytest.raises(SemiscaleError, match="changed since it was scored"):
+        stages.pack(3)

@@ -1,0 +1,76 @@
+"""The compiled pipeline, run by stock kfp.local in real processes: a laptop's disk, and buckets of real servers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.shared import storage
+from tests import pictures
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(folder: Path, content: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Write a run file and run it as a user does, from a folder of his own."""
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    command = [sys.executable, str(ROOT / "pipeline.py"), "run", str(path)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=dict(os.environ), timeout=600)
+
+
+def test_the_whole_pipeline_twice(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path)
+    first = run(tmp_path, content)
+    assert first.returncode == 0, first.stdout + first.stderr
+    results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
+    assert results.keys() == {"teacher", "baseline", "pretrained", "student", "selection", "ledger", "seconds"}
+    for model in ("teacher", "baseline", "pretrained", "student"):
+        assert 0.8 < results[model]["top1"] <= results[model]["top5"] == 1.0
+    assert results["ledger"] == {"listed": 120, "scored": 120, "failed": 0, "removed": 0}
+    assert results["selection"]["images"] == 36
+    assert "student after fine-tuning" in first.stdout
+    assert "report: work/trial/report.html" in first.stdout
+
+    again = run(tmp_path, content)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("finished before") >= 10
+    assert "images, " not in again.stdout.split("on the test set")[0], "nothing is trained or scored a second time"
+    assert json.loads((tmp_path / "work" / "trial" / "results.json").read_text()) == results
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"test": "/nowhere"}, "refused: /nowhere: nothing here"),
+        ({"images_per_clas": 3}, "unknown key; did you mean 'images_per_class'"),
+        ({"student_architecture": "resnet5"}, "refused: architecture 'resnet5' is unknown; did you mean"),
+    ],
+)
+def test_bad_input_ends_a_run_in_one_line_with_code_2(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+    done = run(tmp_path, pictures.write_run(tmp_path, **changes))
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "train ·" not in done.stdout
+
+
+def test_the_whole_pipeline_in_a_bucket(tmp_path: Path, remote: str) -> None:
+    """Data and workdir in one bucket: no stage has a disk that another sees."""
+    content = pictures.write_run(tmp_path)
+    for path in (tmp_path / "data").rglob("*.*"):
+        storage.upload(path, storage.join(remote, str(path.relative_to(tmp_path))))
+    for name in ("labeled", "validation", "test", "unlabeled"):
+        content[name] = [uri.replace(str(tmp_path), remote) for uri in content[name]]  # type: ignore[attr-defined]
+    content |= {"workdir": f"{remote}/work", "classes": f"{remote}/data/classes.txt", "pods": 1}
+    content |= {"baseline_learning_rates": [1.0], "finetune_learning_rates": [0.1]}
+    done = run(tmp_path, content)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(storage.read(f"{remote}/work/trial/results.json"))
+    assert results["student"]["top1"] > 0.8
+    assert storage.read(f"{remote}/work/trial/report.html").startswith(b"<!doctype html>")

@@ -1,0 +1,181 @@
+"""Planning: what is listed, held out and written down, and every kind of bad input, refused in one line."""
+
+import io
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from components.plan import ledger
+from components.plan.plan import PlanConfig, plan
+from components.shared import storage
+from components.shared.errors import Refused, TooManyFailures
+from components.shared.receipts import PlanReceipt, Split
+from tests import pictures
+
+
+def planned(content: dict[str, Any]) -> PlanReceipt:
+    """Plan a run file's content."""
+    return plan(PlanConfig.model_validate(content))
+
+
+def rows(split: Split) -> list[dict[str, Any]]:
+    """Read a split's index."""
+    return list(pq.read_table(io.BytesIO(storage.read(split.index))).to_pylist())
+
+
+def test_all_kinds_of_sets_agree_on_the_classes(tmp_path: Path) -> None:
+    receipt = planned(pictures.write_run(tmp_path))
+    assert receipt.classes == list(pictures.CLASSES)
+    assert (receipt.train.samples, receipt.validation.samples, receipt.test.samples) == (12, 12, 18)
+    assert receipt.train.class_counts == [4, 4, 4]
+    assert receipt.test.class_counts == [6, 6, 6]
+    assert (receipt.shards, receipt.pods) == (3, 2)
+
+
+def test_a_validation_split_is_held_out_stratified_and_recorded(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path, validation=[], validation_fraction=0.25)
+    receipt = planned(content)
+    assert receipt.train.class_counts == [3, 3, 3]
+    assert receipt.validation.class_counts == [1, 1, 1]
+    held, kept = ({row["key"] for row in rows(split)} for split in (receipt.validation, receipt.train))
+    assert not held & kept
+    assert any("held out 3 of 12 labeled images" in note for note in receipt.notes)
+
+
+def test_without_a_list_classes_are_the_labels_in_order(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path, classes="", validation=[])
+    shutil.rmtree(tmp_path / "data" / "test")
+    pictures.write_folders(tmp_path / "data" / "test", 2, seed=50)
+    content["test"] = [str(tmp_path / "data" / "test")]
+    assert planned(content).classes == ["blue", "green", "red"]
+
+
+def test_more_classes_per_image_than_classes_is_clamped_and_said(tmp_path: Path) -> None:
+    receipt = planned(pictures.write_run(tmp_path, classes_per_image=10))
+    assert receipt.classes_per_image == 3
+    assert "classes_per_image 10 clamped to the 3 classes there are" in receipt.notes
+
+
+def test_planning_again_finds_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = pictures.write_run(tmp_path)
+    assert planned(content) == planned(content)
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_a_pool_that_grows_keeps_its_units_and_the_models_identity(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path)
+    before = planned(content)
+    pictures.write_tar(tmp_path / "data" / "pool" / "pool-900.tar", {"x.png": pictures.picture(0, 9)})
+    after = planned(content)
+    old, new = ({unit["digest"] for unit in json.loads(storage.read(one.units))} for one in (before, after))
+    assert old < new
+    assert before.digest == after.digest
+    assert before.pool_digest != after.pool_digest
+
+
+def test_a_changed_shard_makes_its_unit_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "MIN_UNITS", 1)
+    uris = [str(pictures.write_pool(tmp_path / "pool", 3, 4))]
+    (whole,) = ledger.draw_up(uris, str(tmp_path / "work"))
+    pictures.write_tar(tmp_path / "pool" / "pool-001.tar", {"other.png": pictures.picture(0, 1)})
+    (again,) = ledger.draw_up(uris, str(tmp_path / "work"))
+    assert len(whole.shards) == len(again.shards) == 3
+    assert whole.digest != again.digest
+
+
+def remove(*path: str) -> Any:
+    return lambda root, content: shutil.rmtree(root.joinpath(*path))
+
+
+def put(key: str, value: Any) -> Any:
+    return lambda root, content: content.update({key: value})
+
+
+def empty_class(root: Path, content: dict[str, Any]) -> None:
+    (root / "data" / "labeled" / "purple").mkdir()
+
+
+def unlabeled_class_in_test(root: Path, content: dict[str, Any]) -> None:
+    path = root / "data" / "odd" / "odd.tar"
+    content["test"] = [str(pictures.write_tar(path, {"0.png": pictures.picture(0, 0), "0.cls": b"mauve"}))]
+
+
+def class_without_image(root: Path, content: dict[str, Any]) -> None:
+    (root / "data" / "classes.txt").write_text("red\ngreen\nblue\nviolet\n")
+
+
+def single_image_class(root: Path, content: dict[str, Any]) -> None:
+    content["validation"] = []
+    for path in sorted((root / "data" / "labeled" / "red").iterdir())[1:]:
+        path.unlink()
+
+
+def workdir_under_a_file(root: Path, content: dict[str, Any]) -> None:
+    (root / "file").write_text("")
+    content["workdir"] = str(root / "file" / "work")
+
+
+def same_names(root: Path, content: dict[str, Any]) -> None:
+    content["unlabeled"] = [str(pictures.write_pool(root / one, 1, 4)) for one in ("a", "b")]
+
+
+def damaged_labeled(root: Path, content: dict[str, Any]) -> None:
+    path = root / "data" / "labeled" / "red" / "000.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (put("labeled", ["/nowhere/at/all"]), r"^/nowhere/at/all: nothing here"),
+        (put("labeled", [" "]), "empty URI"),
+        (put("labeled", ["ftp://a/b"]), "unknown scheme 'ftp'"),
+        (remove("data", "pool"), "nothing here"),
+        (empty_class, r"^labeled: class folder .*purple has no image"),
+        (class_without_image, r"^labeled: its classes differ: class violet has no image"),
+        (unlabeled_class_in_test, r"^test: its classes differ: it has mauve.*; class blue, green, red has no image"),
+        (single_image_class, r"^labeled: class 'red' has a single image"),
+        (put("teacher_architecture", "resnet5O"), r"architecture 'resnet5O' is unknown; did you mean 'resnet50'"),
+        (put("student_architecture", "vgg"), r"architecture 'vgg' is unknown"),
+        (put("classes", "/nowhere/classes.txt"), r"^classes: /nowhere/classes.txt: no such file"),
+        (put("image_column", "picture"), r"no column 'picture'; it has image, label; set image_column"),
+        (workdir_under_a_file, r"^workdir: cannot write"),
+        (same_names, r"both called 'pool-000.tar'"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_in_one_line(tmp_path: Path, damage: Any, line: str) -> None:
+    content = pictures.write_run(tmp_path)
+    damage(tmp_path, content)
+    with pytest.raises(Refused, match=line) as refusal:
+        planned(content)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_damaged_image_is_counted_by_reason_and_key(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path, max_failed_fraction=0.2)
+    damaged_labeled(tmp_path, content)
+    receipt = planned(content)
+    assert receipt.train.class_counts == [3, 4, 4]
+    assert Counter(receipt.failed) == {"damaged image": 1}
+    assert [failure.key for failure in receipt.failures] == ["red/000.png"]
+
+
+def test_too_many_damaged_images_are_refused(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path)
+    damaged_labeled(tmp_path, content)
+    with pytest.raises(TooManyFailures, match=r"labeled: 1 of 12 samples failed, .* red/000.png: damaged image"):
+        planned(content)
+
+
+def test_a_name_stands_for_one_run_file(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path)
+    planned(content)
+    with pytest.raises(
+        Refused, match=r"^name: the workdir has a run 'trial' of a different run file \(seed: 0, now 5\)"
+    ):
+        planned({**content, "seed": 5})

@@ -1,0 +1,80 @@
+"""The run file refuses what it does not know, in one line with the nearest name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.shared import runfile
+from components.shared.errors import Refused
+
+ROOT = Path(__file__).resolve().parents[1]
+LEAST: dict[str, Any] = {"name": "a", "workdir": "w", "labeled": "l", "unlabeled": "u", "test": "t"}
+
+
+def test_one_uri_is_a_list_of_one() -> None:
+    settings = runfile.check({**LEAST, "labeled": ["a", "gs://b/c"]}, "here")
+    assert settings.labeled == ["a", "gs://b/c"]
+    assert settings.unlabeled == ["u"]
+    assert settings.validation == []
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"images_per_clas": 3}, r"^here: images_per_clas: unknown key; did you mean 'images_per_class'"),
+        ({"images_per_class": 0}, r"^here: images_per_class: input should be greater than or equal to 1; found 0$"),
+        ({"images_per_class": "many"}, r"^here: images_per_class: input should be a valid integer.*found 'many'$"),
+        ({"classes_per_image": -1}, r"^here: classes_per_image: .* found -1$"),
+        ({"seed": -1}, r"^here: seed: .* found -1$"),
+        ({"seed": 2**31}, r"^here: seed: .*"),
+        ({"batch_size": 0}, r"^here: batch_size: .*"),
+        ({"resolution": 4}, r"^here: resolution: .*"),
+        ({"pods": 1000}, r"^here: pods: .*"),
+        ({"finetune_learning_rates": [0.1, "x"]}, r"^here: finetune_learning_rates.1: .*found 'x'$"),
+        ({"finetune_learning_rates": []}, r"^here: finetune_learning_rates: .*"),
+        ({"labeled": ""}, r"^here: labeled: .*at least 1 item"),
+        ({"workdir": ""}, r"^here: workdir: .*"),
+        ({"name": "Not A Name"}, r"^here: name: .*"),
+        ({"augmentation": "flip"}, r"^here: augmentation: .*'crop-flip', 'shift-flip' or 'shift'"),
+        ({"max_failed_fraction": 2}, r"^here: max_failed_fraction: .*"),
+    ],
+)
+def test_bad_values_are_refused_by_key(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(Refused, match=line) as refusal:
+        runfile.check({**LEAST, **change}, "here")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(Refused, match=r"^here: test: missing"):
+        runfile.check({key: value for key, value in LEAST.items() if key != "test"}, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("- a\n- b\n", "expected keys and values, found list"), ("a: [", "not YAML")]
+)
+def test_files_that_are_no_run_files(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(Refused, match=line) as refusal:
+        runfile.load(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="cannot read the run file"):
+        runfile.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "manifests" / "runs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_run_files_that_we_ship_are_valid(path: Path) -> None:
+    settings = runfile.load(path)
+    assert settings.name == path.stem
+
+
+def test_the_papers_run_file_states_the_papers_numbers() -> None:
+    content = yaml.safe_load((ROOT / "manifests" / "runs" / "paper.yaml").read_text())
+    assert content["images_per_class"] == 16_000
+    assert content["pretrain_images_processed"] == 1_000_000_000

@@ -1,0 +1,97 @@
+"""Scoring: log-odds against the definition, finished units found, failures counted."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from components.score.scan import log_odds
+from components.shared.errors import Refused
+from components.shared.receipts import ScoreReceipt, UnitReceipt
+from tests import pictures
+from tests.stages import Stages
+
+
+def test_log_odds_are_the_definition_in_double_precision() -> None:
+    logits_BC = torch.randn(64, 20, generator=torch.Generator().manual_seed(0)) * 5
+    labels_BP, found_BP = log_odds(logits_BC, 10)
+    exact_BC = logits_BC.double().log_softmax(1)
+    expected_BC = exact_BC - torch.log1p(-exact_BC.exp())
+    assert torch.equal(labels_BP, logits_BC.topk(10).indices)
+    assert torch.allclose(found_BP.double(), expected_BC.gather(1, labels_BP), atol=1e-4)
+
+
+def test_log_odds_tell_saturated_images_apart() -> None:
+    margins = torch.arange(20, 120, 5, dtype=torch.float32)
+    logits_BC = torch.stack([torch.tensor([margin, 0.0, 0.0]) for margin in margins])
+    assert (logits_BC.softmax(1)[:, 0] == 1).sum() > 15
+    found = log_odds(logits_BC, 1)[1][:, 0]
+    assert (found[1:] > found[:-1]).all()
+    assert torch.allclose(found, margins - torch.log(torch.tensor(2.0)))
+
+
+def test_two_classes_keep_both() -> None:
+    labels_BP, found_BP = log_odds(torch.tensor([[1.0, 3.0]]), 2)
+    assert labels_BP.tolist() == [[1, 0]]
+    assert found_BP.tolist() == [[2.0, -2.0]]
+
+
+def test_every_image_is_scored_or_counted(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    bad = {
+        "text.png": b"not an image",
+        "cut.png": pictures.picture(0, 1)[:70],
+        "none.png": b"",
+        "good.png": pictures.picture(1, 2),
+        "only.json": b"{}",
+    }
+    pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", bad)
+    receipts = stages.scores
+    assert sum(one.listed for one in receipts) == 3 * 40 + 5
+    assert sum(one.scored for one in receipts) == 3 * 40 + 1
+    failed = {reason: count for one in receipts for reason, count in one.failed.items()}
+    assert failed == {"not an image": 1, "damaged image": 1, "empty file": 1, "no image members": 1}
+
+
+def test_finished_units_are_found_and_the_teacher_is_not_even_read(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    first = stages.score(0)
+    assert (first.units, first.units_found) == (1, 0)
+    Path(stages.teacher.checkpoint).unlink()
+    again = stages.score(0)
+    assert (again.units, again.units_found, again.scored) == (1, 1, first.scored)
+
+
+def rows_by_image(receipts: list[ScoreReceipt]) -> set[tuple[str, int, int, float]]:
+    """All rows of all units as (shard name, index, class, score)."""
+    rows = set()
+    for path in Path(receipts[0].folder).glob("*/scores.parquet"):
+        table = pq.read_table(path)
+        names = json.loads(table.schema.metadata[b"semiscale"])["shards"]
+        for row in table.to_pylist():
+            rows.add((names[row["sample"] >> 32], row["sample"] & 0xFFFFFFFF, row["class"], row["score"]))
+    return rows
+
+
+def test_scores_do_not_depend_on_who_scores(tmp_path: Path) -> None:
+    one, three = (rows_by_image(Stages(tmp_path / str(pods), pods=pods).scores) for pods in (1, 3))
+    assert len(one) == 120 * 3
+    assert one == three
+
+
+def test_a_unit_receipt_names_shards_and_failures(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", {"text.png": b"not an image"})
+    folders = {receipt.folder for receipt in stages.scores}
+    receipts = [UnitReceipt(**json.loads(path.read_text())) for path in Path(folders.pop()).rglob("receipt.json")]
+    failures = [failure for receipt in receipts for failure in receipt.failures]
+    assert [(one.shard, one.key, one.reason) for one in failures] == [("bad.tar", "text", "not an image")]
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    stages.__dict__["teacher"] = stages.teacher.model_copy(update={"classes": ["a", "b", "c"], "digest": "0"})
+    with pytest.raises(Refused, match="its classes are not the plan's"):
+        stages.score(0)

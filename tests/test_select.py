@@ -1,0 +1,119 @@
+"""The selection equals the slow obvious one, whatever the pool looks like and however it is cut into units."""
+
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from components.merge import select as selecting
+from components.merge.select import Candidates, at_random, select
+from components.shared import scores
+from components.shared.scores import Rows, UnitScores
+
+CLASSES, KEPT = 7, 3
+
+
+def pool(images: int, seed: int, levels: int = 6) -> list[tuple[int, int, float, int]]:
+    """Return (image, class, score, position) with Zipf classes; few levels of scores make heavy ties."""
+    rng = np.random.default_rng(seed)
+    weights = 1 / np.arange(1, CLASSES + 1) ** 2
+    rows = []
+    for image in range(images):
+        labels = rng.choice(CLASSES, KEPT, replace=False, p=weights / weights.sum())
+        values = np.sort(rng.integers(0, levels, KEPT))[::-1] / 2
+        rows += [(image, int(labels[place]), float(values[place]), place) for place in range(KEPT)]
+    return rows
+
+
+def units_of(rows: list[tuple[int, int, float, int]], cuts: int, seed: int, folder: Path) -> list[UnitScores]:
+    """Cut the images into shards of their own names, deal those to units at random, and write the units' files."""
+    rng = np.random.default_rng(seed)
+    dealt = rng.integers(0, cuts, 1 + max(row[0] for row in rows) // 10)
+    units = []
+    for unit in range(cuts):
+        shards = [int(shard) for shard in np.flatnonzero(dealt == unit)]
+        names = [f"shard-{shard}.tar" for shard in shards]
+        mine = [row for row in rows if row[0] // 10 in shards]
+        sample = np.array([shards.index(row[0] // 10) << 32 | row[0] % 10 for row in mine], np.uint64)
+        columns = Rows(
+            np.array([row[1] for row in mine], np.uint16),
+            np.array([row[2] for row in mine], np.float32),
+            sample,
+            np.array([row[3] for row in mine], np.uint8),
+            scores.ties(sample, names) if mine else np.empty(0, np.uint64),
+        )
+        path = folder / f"{cuts}-{unit}.parquet"
+        path.write_bytes(scores.encode(columns, CLASSES, 2, {"teacher": "t", "unit": "u", "shards": names}))
+        units.append(UnitScores(str(path)))
+    return units
+
+
+def identities(found: Candidates, units: list[UnitScores]) -> list[tuple[int, float, str, int]]:
+    """Return (class, score, shard name, index) of every winner in order: what must not depend on the units."""
+    rows = found.rows
+    return [
+        (int(label), float(score), units[unit].shard_names[int(sample) >> 32], int(sample) & 0xFFFFFFFF)
+        for label, score, sample, unit in zip(rows.label, rows.score, rows.sample, found.unit, strict=True)
+    ]
+
+
+def by_duckdb(
+    rows: list[tuple[int, int, float, int]], images_per_class: int, classes_per_image: int
+) -> list[tuple[int, float, str, int]]:
+    """The same question to DuckDB, over a plain table of all rows."""
+    table = [
+        (label, score, f"shard-{image // 10}.tar", image % 10, position,
+         int(scores.ties(np.array([image % 10], np.uint64), [f"shard-{image // 10}.tar"])[0]))
+        for image, label, score, position in rows
+    ]  # fmt: skip
+    with duckdb.connect() as connection:
+        connection.execute(
+            "create table rows (class int, score float, shard varchar, index int, position int, tie ubigint)"
+        )
+        connection.executemany("insert into rows values (?, ?, ?, ?, ?, ?)", table)
+        return connection.execute(
+            f"""select class, score, shard, index from rows where position < {classes_per_image}
+                qualify row_number() over (partition by class order by score desc, tie) <= {images_per_class}
+                order by class, score desc, tie"""
+        ).fetchall()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("images_per_class", "classes_per_image"), [(1, 1), (5, 2), (40, 3), (1000, 3)])
+def test_equal_to_duckdb_for_any_units(
+    tmp_path: Path, seed: int, images_per_class: int, classes_per_image: int
+) -> None:
+    rows = pool(120, seed)
+    expected = by_duckdb(rows, images_per_class, classes_per_image)
+    for cuts in (1, 3, 8):
+        units = units_of(rows, cuts, seed, tmp_path)
+        found = select(units, CLASSES, images_per_class, classes_per_image)
+        assert identities(found, units) == expected
+
+
+def test_pruning_often_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pool(300, 1)
+    expected = by_duckdb(rows, 20, 3)
+    monkeypatch.setattr(selecting, "PRUNE_ROWS", 10)
+    units = units_of(rows, 4, 0, tmp_path)
+    assert identities(select(units, CLASSES, 20, 3), units) == expected
+
+
+def test_it_leaves_unread_what_cannot_win(tmp_path: Path) -> None:
+    units = units_of(pool(3000, 2, levels=10**6), 4, 0, tmp_path)
+    select(units, CLASSES, 3, KEPT)
+    unread = sum(int(unit.remaining().sum()) for unit in units)
+    assert unread > 0.9 * 3000 * KEPT
+
+
+def test_random_images_are_first_choices_and_do_not_depend_on_the_units(tmp_path: Path) -> None:
+    rows = pool(200, 3)
+    first = {(f"shard-{image // 10}.tar", image % 10): label for image, label, _, place in rows if place == 0}
+    found = []
+    for cuts in (1, 5):
+        units = units_of(rows, cuts, 0, tmp_path)
+        found.append(identities(at_random(units, 50, seed=7), units))
+    assert found[0] == found[1]
+    assert len(found[0]) == 50
+    assert all(first[shard, index] == label for label, _, shard, index in found[0])

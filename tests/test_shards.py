@@ -1,0 +1,493 @@
+"""Shards as users have them: tars, Parquet files and folders of images, whole and damaged, in every kind of store."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from components.shared import shards, storage
+from components.shared.errors import Refused, SemiscaleError
+from components.shared.shards import Columns, Sample, Shard
+
+Member = tuple[str, bytes]
+
+
+def image(number: int, format: str = "JPEG") -> bytes:
+    """Return a small image of a colour of its own."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (number * 37 % 256, number * 91 % 256, 128)).save(buffer, format)
+    return buffer.getvalue()
+
+
+def tar(members: Iterable[Member | tarfile.TarInfo], format: int = tarfile.USTAR_FORMAT) -> bytes:
+    """Return a tar of named bytes, or of members without any."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=format) as archive:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                archive.addfile(member)
+                continue
+            info = tarfile.TarInfo(member[0])
+            info.size = len(member[1])
+            archive.addfile(info, io.BytesIO(member[1]))
+    return buffer.getvalue()
+
+
+def parquet(columns: dict[str, Any], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, **options)
+    return buffer.getvalue()
+
+
+def read(uri: str, columns: Columns | None = None) -> list[Sample]:
+    """Find what is under a URI and read all of it."""
+    return [sample for shard in shards.find([uri]) for sample in shards.read(shard, columns or Columns(label=""))]
+
+
+def read_tar(folder: Path, members: Iterable[Member | tarfile.TarInfo], **options: Any) -> list[Sample]:
+    """Read a tar of these members, with labels."""
+    (folder / "a.tar").write_bytes(tar(members, **options))
+    return read(str(folder / "a.tar"), Columns())
+
+
+def read_parquet(folder: Path, columns: dict[str, Any], named: Columns | None = None) -> list[Sample]:
+    """Read a Parquet file of these columns, without labels unless their column is named."""
+    (folder / "a.parquet").write_bytes(parquet(columns))
+    return read(str(folder / "a.parquet"), named)
+
+
+def brief(samples: list[Sample]) -> list[tuple[str, str | None, str]]:
+    return [(sample.key, sample.label, sample.problem) for sample in samples]
+
+
+class TestTar:
+    @pytest.mark.parametrize(
+        ("suffix", "format", "label_member"),
+        [
+            ("jpg", "JPEG", ("cls", b"3")),
+            ("jpeg", "JPEG", ("cls", b" 3\n")),
+            ("png", "PNG", ("json", json.dumps({"label": 3, "caption": "three"}).encode())),
+            ("webp", "WEBP", ("txt", b"3")),
+            ("JPG", "JPEG", ("CLS", b"3")),
+            ("jpg", "JPEG", ("json", b"3")),
+        ],
+    )
+    def test_an_image_and_its_label(self, tmp_path: Path, suffix: str, format: str, label_member: Member) -> None:
+        members = [
+            (f"{number:04}.{name}", data)
+            for number in range(3)
+            for name, data in ((suffix, image(number, format)), label_member)
+        ]
+        samples = read_tar(tmp_path, members)
+        assert brief(samples) == [("0000", "3", ""), ("0001", "3", ""), ("0002", "3", "")]
+        assert [sample.index for sample in samples] == [0, 1, 2]
+        assert [sample.image for sample in samples] == [image(number, format) for number in range(3)]
+
+    @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    def test_offsets_lead_to_the_image(self, bucket: str, format: int) -> None:
+        # Long and non-ASCII names take extra headers in two of the formats, which the offsets have to pass over.
+        long = "" if format == tarfile.USTAR_FORMAT else "é" * 120
+        uri = storage.join(bucket, "a.tar")
+        storage.write(uri, tar([(f"{long}{n}.{s}", image(n)) for n in range(5) for s in ("cls", "jpg")], format))
+        samples = read(uri)
+        assert len(samples) == 5
+        for sample in samples:
+            assert sample.uri == uri
+            assert (
+                shards.read_bytes(sample.uri, sample.offset, len(sample.image)) == sample.image == image(sample.index)
+            )
+
+    def test_folders_and_dots(self, tmp_path: Path) -> None:
+        folder = tarfile.TarInfo("a.b")
+        folder.type = tarfile.DIRTYPE
+        members: list[Member | tarfile.TarInfo] = [
+            folder,
+            ("a.b/c.d.jpg", image(0)),
+            ("a.b/c.d.cls", b"1"),
+            ("./e/f/g.jpg", image(1)),
+            ("e/g.jpg", b"x"),
+        ]
+        assert brief(read_tar(tmp_path, members)) == [("a.b/c", "1", ""), ("e/f/g", None, ""), ("e/g", None, "")]
+
+    def test_a_class_name_for_a_label(self, tmp_path: Path) -> None:
+        members = [("0.jpg", image(0)), ("0.cls", "\ufeffgolden retriever\n".encode())]
+        assert brief(read_tar(tmp_path, members)) == [("0", "golden retriever", "")]
+
+    def test_which_label_counts(self, tmp_path: Path) -> None:
+        # As img2dataset writes them: a caption in .txt, metadata in .json, which may have the label or not.
+        members = [
+            *[("0.jpg", image(0)), ("0.txt", b"a caption"), ("0.json", b'{"label": 7}')],
+            *[("1.jpg", image(1)), ("1.json", b'{"label": 7}'), ("1.cls", b"5")],
+            *[("2.jpg", image(2)), ("2.cls", b"5"), ("2.json", b'{"url": "x"}')],
+            *[("3.jpg", image(3)), ("3.json", b'{"url": "x"}'), ("3.txt", b"name")],
+        ]
+        assert [sample.label for sample in read_tar(tmp_path, members)] == ["7", "5", "5", "name"]
+
+    @pytest.mark.parametrize("content", [b"", b"{", b'{"label": null}', b'{"label": [1, 2]}', b"[1]", b"[" * 100_000])
+    def test_a_label_that_is_none(self, tmp_path: Path, content: bytes) -> None:
+        assert brief(read_tar(tmp_path, [("0.jpg", image(0)), ("0.json", content)])) == [("0", None, "")]
+
+    def test_another_key_of_the_json(self, tmp_path: Path) -> None:
+        (tmp_path / "a.tar").write_bytes(tar([("0.jpg", image(0)), ("0.json", b'{"label": 1, "class": "cat"}')]))
+        assert [sample.label for sample in read(str(tmp_path), Columns(label="class"))] == ["cat"]
+
+    def test_members_out_of_their_group_are_counted(self, tmp_path: Path) -> None:
+        members = [("0.jpg", image(0)), ("1.jpg", image(1)), ("0.cls", b"5"), ("1.cls", b"6")]
+        found = [("0", None, ""), ("1", None, ""), ("0", "5", "no image members"), ("1", "6", "no image members")]
+        assert brief(read_tar(tmp_path, members)) == found
+
+    def test_a_missing_and_an_empty_image(self, tmp_path: Path) -> None:
+        members = [("0.cls", b"5"), ("1.jpg", b""), ("1.cls", b"5"), ("README", b"read me")]
+        found = [("0", "5", "no image members"), ("1", "5", "empty file"), ("README", None, "no image members")]
+        assert brief(read_tar(tmp_path, members)) == found
+
+    def test_the_image_beside_its_mask(self, tmp_path: Path) -> None:
+        (sample,) = read_tar(tmp_path, [("0.jpg", image(0)), ("0.mask.png", image(1, "PNG"))])
+        assert (sample.image, sample.problem) == (image(0), "")
+
+    def test_several_images_of_one_name_are_not_guessed_among(self, tmp_path: Path) -> None:
+        # Not by WebDataset's rule, but how people name photographs: by it, one would replace the other in silence.
+        members = [("trip.2020.jpg", image(0)), ("trip.2021.jpg", image(1)), ("0.jpg", image(0)), ("0.png", image(0))]
+        found = [("trip", None, "several image members"), ("0", None, "several image members")]
+        assert brief(read_tar(tmp_path, members)) == found
+
+    def test_a_link_is_counted(self, tmp_path: Path) -> None:
+        link = tarfile.TarInfo("1.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "0.jpg"
+        members: list[Member | tarfile.TarInfo] = [("0.jpg", image(0)), link]
+        assert brief(read_tar(tmp_path, members)) == [("0", None, ""), ("1", None, "not a plain file")]
+
+    def test_what_macos_adds_is_left_out(self, tmp_path: Path) -> None:
+        members = [
+            ("a/._0.jpg", b"x"),
+            ("a/0.jpg", image(0)),
+            ("a/._0.cls", b"x"),
+            ("a/0.cls", b"1"),
+            (".DS_Store", b""),
+        ]
+        assert brief(read_tar(tmp_path, members)) == [("a/0", "1", "")]
+
+    def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
+        data = tar([("XX.jpg", image(0))])
+        header = bytearray(data[:512].replace(b"XX", b"\xff\xfe", 1))
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        (tmp_path / "a.tar").write_bytes(bytes(header) + data[512:])
+        (sample,) = read(str(tmp_path))
+        assert sample.key.encode(), "it can be written to a Parquet file"
+        assert sample.image == image(0)
+
+    def test_a_tar_without_members(self, tmp_path: Path) -> None:
+        assert read_tar(tmp_path, []) == []
+
+    @pytest.mark.parametrize("data", [b"", b"text", b"text" * 1000, image(0) + b"\0" * 512, b"\x1f\x8b" * 512])
+    def test_what_is_not_a_tar_is_refused(self, tmp_path: Path, data: bytes) -> None:
+        (tmp_path / "a.tar").write_bytes(data)
+        with pytest.raises(Refused, match=rf"^{tmp_path}/a.tar: not a tar file: [a-z ]+$"):
+            read(str(tmp_path))
+
+    def test_a_tar_cut_anywhere_is_damaged(self, tmp_path: Path) -> None:
+        # Also between two members and in a header, where tarfile itself ends without a word.
+        data = tar([(f"{number}.jpg", image(number)) for number in range(3)])
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            starts = [member.offset for member in archive]
+        end = data.rstrip(b"\0").__len__() // 512 * 512 + 512
+        cuts = [cut for start in starts[1:] for cut in (start - 300, start, start + 100, start + 512)]
+        for cut in [*cuts, end, end + 511]:
+            (tmp_path / "a.tar").write_bytes(data[:cut])
+            with pytest.raises(
+                SemiscaleError, match=rf"^{tmp_path}/a.tar: damaged tar: [^\n]*; write it again$"
+            ) as error:
+                read(str(tmp_path))
+            assert not isinstance(error.value, Refused)
+        (tmp_path / "a.tar").write_bytes(data[: end + 512])
+        assert len(read(str(tmp_path))) == 3, "one block of zeros is the end"
+
+    def test_a_damaged_header_is_not_the_end(self, tmp_path: Path) -> None:
+        data = bytearray(tar([("0.jpg", image(0)), ("1.jpg", image(1)), ("2.jpg", image(2))]))
+        second = data.index(b"1.jpg")
+        data[second + 20] = 1
+        (tmp_path / "a.tar").write_bytes(data)
+        with pytest.raises(SemiscaleError, match=f"damaged header, or another tar appended at byte {second}"):
+            read(str(tmp_path))
+
+    def test_tars_appended_to_each_other_are_not_cut_short(self, tmp_path: Path) -> None:
+        (tmp_path / "a.tar").write_bytes(tar([("0.jpg", image(0))]) + tar([("1.jpg", image(1))]))
+        with pytest.raises(SemiscaleError, match="another tar appended at byte"):
+            read(str(tmp_path))
+
+    @pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "b/a.tar.zst"])
+    def test_a_compressed_tar_is_refused(self, tmp_path: Path, name: str) -> None:
+        storage.write(str(tmp_path / name), b"")
+        storage.write(str(tmp_path / "0.jpg"), b"")
+        with pytest.raises(Refused, match=f"^{tmp_path}: {name} is a compressed tar, .*; decompress it$"):
+            shards.find([str(tmp_path)])
+
+
+class TestParquet:
+    def test_bytes(self, tmp_path: Path) -> None:
+        images = [image(number) for number in range(3)]
+        samples = read_parquet(tmp_path, {"image": images, "label": [2, 0, 1]}, Columns())
+        assert [sample.image for sample in samples] == images
+        assert brief(samples) == [("0", "2", ""), ("1", "0", ""), ("2", "1", "")]
+        assert {(sample.uri, sample.offset) for sample in samples} == {(str(tmp_path / "a.parquet"), -1)}
+
+    def test_several_row_groups_and_reads(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shards, "ROWS_PER_READ", 3)
+        images = [image(number) for number in range(20)]
+        uri = storage.join(bucket, "a.parquet")
+        storage.write(uri, parquet({"image": images}, row_group_size=7))
+        samples = read(uri)
+        assert [(sample.index, sample.image) for sample in samples] == list(enumerate(images))
+
+    def test_uris(self, bucket: str) -> None:
+        for number in range(2):
+            storage.write(storage.join(bucket, f"images/{number} #.jpg"), image(number))
+        storage.write(storage.join(bucket, "images/empty.jpg"), b"")
+        names = ["images/1 #.jpg", storage.join(bucket, "images/0 #.jpg"), "images/none.jpg", "images/empty.jpg"]
+        storage.write(storage.join(bucket, "a.parquet"), parquet({"image": names}))
+        samples = read(storage.join(bucket, "a.parquet"))
+        assert [sample.image for sample in samples] == [image(1), image(0), b"", b""]
+        assert [sample.problem for sample in samples] == ["", "", "missing file", "empty file"]
+        for sample in samples[:2]:
+            assert shards.read_bytes(sample.uri, sample.offset, len(sample.image)) == sample.image
+
+    @pytest.mark.parametrize("link", ["https://host/a.jpg", "nul\0.jpg", "n" * 5000, "file://host/a.jpg"])
+    def test_what_is_not_a_uri_is_counted(self, tmp_path: Path, link: str) -> None:
+        (sample,) = read_parquet(tmp_path, {"image": [link]})
+        assert sample.problem in ("not a URI of gs://, s3:// or file://", "missing file")
+
+    def test_the_pair_of_hugging_face(self, tmp_path: Path) -> None:
+        (tmp_path / "b.jpg").write_bytes(image(1))
+        pairs = [
+            {"bytes": image(0), "path": "anything.jpg"},
+            {"bytes": None, "path": "b.jpg"},
+            {"bytes": None, "path": None},
+            None,
+        ]
+        samples = read_parquet(tmp_path, {"image": pairs})
+        assert [sample.image for sample in samples] == [image(0), image(1), b"", b""]
+        assert [sample.problem for sample in samples] == ["", "", "empty image", "empty image"]
+
+    def test_empty_images(self, tmp_path: Path) -> None:
+        samples = read_parquet(tmp_path, {"image": [b"", None, image(0)]})
+        assert [sample.problem for sample in samples] == ["empty image", "empty image", ""]
+
+    def test_other_column_names(self, tmp_path: Path) -> None:
+        columns = {"jpg": [image(0)], "class": ["cat"], "label": ["other"], "image": [1]}
+        assert brief(read_parquet(tmp_path, columns, Columns("jpg", "class"))) == [("0", "cat", "")]
+
+    def test_a_key_column(self, tmp_path: Path) -> None:
+        samples = read_parquet(tmp_path, {"image": [image(0)] * 3, "key": ["a/b", None, "c"]})
+        assert [sample.key for sample in samples] == ["a/b", "1", "c"]
+        assert [sample.key for sample in read_parquet(tmp_path, {"image": [image(0)], "key": [17]})] == ["17"]
+
+    def test_the_key_column_can_be_the_label(self, tmp_path: Path) -> None:
+        columns = {"image": [image(0)], "key": ["cat"]}
+        assert brief(read_parquet(tmp_path, columns, Columns(label="key"))) == [("cat", "cat", "")]
+
+    def test_labels_as_text(self, tmp_path: Path) -> None:
+        # Pandas writes integers with gaps as floats.
+        columns = {"image": [image(0)] * 3, "label": [2.0, None, float("nan")]}
+        assert [sample.label for sample in read_parquet(tmp_path, columns, Columns())] == ["2", None, None]
+
+    def test_strings_in_a_dictionary(self, tmp_path: Path) -> None:
+        (tmp_path / "b.jpg").write_bytes(image(1))
+        links = pa.array(["b.jpg", "b.jpg"]).dictionary_encode()
+        assert [sample.image for sample in read_parquet(tmp_path, {"image": links})] == [image(1)] * 2
+
+    def test_no_rows(self, tmp_path: Path) -> None:
+        assert read_parquet(tmp_path, {"image": pa.array([], pa.binary())}) == []
+
+    def test_a_missing_column_is_refused(self, tmp_path: Path) -> None:
+        there = f"{tmp_path}/a.parquet: no column '{{}}'; it has img, label; set {{}}_column"
+        with pytest.raises(Refused, match="^" + there.format("image", "image")):
+            read_parquet(tmp_path, {"img": [image(0)], "label": [1]})
+        with pytest.raises(Refused, match="^" + there.format("class", "label")):
+            read_parquet(tmp_path, {"img": [image(0)], "label": [1]}, Columns("img", "class"))
+
+    @pytest.mark.parametrize("values", [[1, 2], [[1.0], [2.0]], [{"height": 1}, {"height": 2}]])
+    def test_a_column_of_something_else_is_refused(self, tmp_path: Path, values: list[Any]) -> None:
+        with pytest.raises(
+            Refused, match=r"a.parquet: column 'image' holds .*; expected bytes, URIs or \{bytes, path\}"
+        ):
+            read_parquet(tmp_path, {"image": values})
+
+    @pytest.mark.parametrize("data", [b"", b"PAR1", b"text" * 100, image(0)])
+    def test_what_is_not_parquet_is_refused(self, tmp_path: Path, data: bytes) -> None:
+        (tmp_path / "a.parquet").write_bytes(data)
+        with pytest.raises(Refused, match=rf"^{tmp_path}/a.parquet: not a Parquet file: [^\n]+$"):
+            read(str(tmp_path))
+
+    def test_a_cut_file_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "a.parquet").write_bytes(parquet({"image": [image(0)]})[:-100])
+        with pytest.raises(Refused, match=r"a.parquet: not a Parquet file: "):
+            read(str(tmp_path))
+
+    def test_damaged_pages(self, tmp_path: Path) -> None:
+        data = bytearray(parquet({"image": [image(number) for number in range(50)]}, compression="zstd"))
+        data[4:600] = bytes(596)
+        (tmp_path / "a.parquet").write_bytes(data)
+        with pytest.raises(
+            SemiscaleError, match=rf"^{tmp_path}/a.parquet: damaged Parquet file: [^\n]*; write it again$"
+        ):
+            read(str(tmp_path))
+
+
+class TestLooseFiles:
+    def test_class_folders(self, bucket: str) -> None:
+        for name in ("cat/1.jpg", "cat/2.JPEG", "dog/1.png", "a b/#/1.webp", "top.jpg"):
+            storage.write(storage.join(bucket, name), image(len(name)))
+        samples = read(bucket)
+        found = [
+            ("a b/#/1.webp", "#"),
+            ("cat/1.jpg", "cat"),
+            ("cat/2.JPEG", "cat"),
+            ("dog/1.png", "dog"),
+            ("top.jpg", None),
+        ]
+        assert [(sample.key, sample.label) for sample in samples] == found
+        for sample in samples:
+            assert sample.uri == storage.join(bucket, sample.key)
+            assert (
+                shards.read_bytes(sample.uri, sample.offset, len(sample.image))
+                == sample.image
+                == image(len(sample.key))
+            )
+
+    def test_slices(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shards, "FILES_PER_SHARD", 4)
+        for number in range(10):
+            storage.write(storage.join(bucket, f"{number}.jpg"), image(number))
+        found = shards.find([bucket + "/"])
+        assert [shard.name for shard in found] == ["files-000000", "files-000001", "files-000002"]
+        assert [len(shard.files) for shard in found] == [4, 4, 2]
+        assert {shard.uri for shard in found} == {bucket}
+        assert found[2].size_bytes == len(image(8)) + len(image(9))
+        samples = [sample for shard in found for sample in shards.read(shard, Columns())]
+        assert [sample.index for sample in samples] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+        assert [sample.image for sample in samples] == [image(number) for number in range(10)]
+
+    def test_a_file_that_is_empty_or_went_away(self, bucket: str) -> None:
+        for name in ("0.jpg", "1.jpg", "2.jpg"):
+            storage.write(storage.join(bucket, name), b"" if name == "1.jpg" else image(0))
+        (shard,) = shards.find([bucket])
+        storage.delete(storage.join(bucket, "0.jpg"))
+        assert [sample.problem for sample in shards.read(shard, Columns())] == ["missing file", "empty file", ""]
+
+    def test_hidden_files_are_left_out(self, bucket: str) -> None:
+        for name in ("cat/1.jpg", "cat/._1.jpg", "cat/.ipynb_checkpoints/1-checkpoint.jpg"):
+            storage.write(storage.join(bucket, name), image(0))
+        assert [sample.key for sample in read(bucket)] == ["cat/1.jpg"]
+
+    def test_a_hidden_folder_above_is_no_matter(self, bucket: str) -> None:
+        storage.write(storage.join(bucket, ".cache/set/cat/1.jpg"), image(0))
+        assert [sample.key for sample in read(storage.join(bucket, ".cache/set"))] == ["cat/1.jpg"]
+
+    def test_one_image(self, bucket: str) -> None:
+        storage.write(storage.join(bucket, "cat/1.jpg"), image(0))
+        (sample,) = read(storage.join(bucket, "cat/1.jpg"))
+        assert (sample.key, sample.image) == ("1.jpg", image(0))
+
+
+class TestFind:
+    def test_a_mix(self, bucket: str) -> None:
+        storage.write(storage.join(bucket, "b/one.TAR"), tar([("0.jpg", image(0))]))
+        storage.write(storage.join(bucket, "a/two.parquet"), parquet({"image": [image(1)]}))
+        storage.write(storage.join(bucket, "c/three.jpg"), image(2))
+        storage.write(storage.join(bucket, "README.md"), b"")
+        storage.write(storage.join(bucket, "b.tar.idx"), b"")
+        found = shards.find([bucket])
+        assert [(shard.kind, shard.name) for shard in found] == [
+            ("parquet", "a/two.parquet"),
+            ("tar", "b/one.TAR"),
+            ("files", "files-000000"),
+        ]
+        assert [sample.image for sample in read(bucket)] == [image(1), image(0), image(2)]
+
+    def test_uris_in_order(self, bucket: str) -> None:
+        for name in ("a.tar", "b.tar"):
+            storage.write(storage.join(bucket, name), tar([]))
+        found = shards.find([storage.join(bucket, "b.tar"), storage.join(bucket, "a.tar")])
+        assert [shard.name for shard in found] == ["b.tar", "a.tar"]
+
+    def test_a_relative_path_and_a_file_uri_are_the_same_shards(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "set").mkdir()
+        (tmp_path / "set" / "a.tar").write_bytes(tar([]))
+        (tmp_path / "set" / "a.jpg").write_bytes(image(0))
+        monkeypatch.chdir(tmp_path)
+        expected = shards.find([str(tmp_path / "set")])
+        assert [shard.name for shard in expected] == ["a.tar", "files-000000"]
+        for uri in ("set", "./set/", f"file://{tmp_path}/set", f"{tmp_path}/set/"):
+            assert [shard.digest() for shard in shards.find([uri])] == [shard.digest() for shard in expected]
+
+    def test_the_digest_follows_the_bytes(self, bucket: str) -> None:
+        storage.write(storage.join(bucket, "a.tar"), tar([("0.jpg", image(0))]))
+        storage.write(storage.join(bucket, "0.jpg"), image(0))
+        first = [shard.digest() for shard in shards.find([bucket])]
+        assert first == [shard.digest() for shard in shards.find([bucket])]
+        storage.write(storage.join(bucket, "a.tar"), tar([("0.jpg", image(0)), ("1.jpg", image(1))]))
+        storage.write(storage.join(bucket, "0.jpg"), image(0, "PNG"))
+        assert not {shard.digest() for shard in shards.find([bucket])} & set(first)
+
+    def test_an_empty_prefix_is_refused(self, bucket: str) -> None:
+        with pytest.raises(Refused, match=f"^{bucket}: nothing here: a .tar, .parquet, .* file; check the URI$"):
+            shards.find([bucket])
+        storage.write(storage.join(bucket, "a.txt"), b"")
+        with pytest.raises(Refused, match=f"^{bucket}: 1 files, none of them a .tar, .* file; check the URI$"):
+            shards.find([bucket])
+
+    @pytest.mark.parametrize("uri", ["", " "])
+    def test_an_empty_uri_is_refused(self, uri: str) -> None:
+        with pytest.raises(Refused, match=r"^empty URI; expected"):
+            shards.find([uri])
+
+    def test_an_unknown_scheme_is_refused(self) -> None:
+        with pytest.raises(Refused, match=r"^http://host/a.tar: unknown scheme"):
+            shards.find(["http://host/a.tar"])
+
+
+class TestRead:
+    def test_the_same_again(self, bucket: str) -> None:
+        storage.write(storage.join(bucket, "a.tar"), tar([(f"{n}.jpg", image(n)) for n in range(4)]))
+        storage.write(storage.join(bucket, "a.parquet"), parquet({"image": [image(n) for n in range(4)]}))
+        storage.write(storage.join(bucket, "0.jpg"), image(0))
+        assert read(bucket) == read(bucket)
+
+    def test_a_shard_survives_json(self, tmp_path: Path) -> None:
+        (tmp_path / "0.jpg").write_bytes(image(0))
+        (shard,) = shards.find([str(tmp_path)])
+        assert Shard.model_validate_json(shard.model_dump_json()) == shard
+
+    @pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+    def test_a_shard_that_went_away(self, bucket: str, name: str) -> None:
+        storage.write(storage.join(bucket, name), b"x")
+        (shard,) = shards.find([bucket])
+        storage.delete(shard.uri)
+        with pytest.raises(FileNotFoundError):
+            list(shards.read(shard, Columns()))
+
+    @pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+    def test_a_shard_that_changed_is_not_read(self, bucket: str, name: str) -> None:
+        storage.write(storage.join(bucket, name), b"x")
+        (shard,) = shards.find([bucket])
+        storage.write(shard.uri, b"other")
+        with pytest.raises(SemiscaleError, match=f"^{shard.uri}: changed since it was listed; run the plan again$"):
+            list(shards.read(shard, Columns()))
+
+    def test_breaking_off_closes_the_file(self, tmp_path: Path) -> None:
+        # Warnings are errors in the tests: an open file would be one.
+        (tmp_path / "a.tar").write_bytes(tar([(f"{n}.jpg", image(n)) for n in range(4)]))
+        (shard,) = shards.find([str(tmp_path)])
+        samples = shards.read(shard, Columns())
+        assert next(samples).index == 0
+        del samples
