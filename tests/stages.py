@@ -4,6 +4,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from components.evaluate.evaluate import EvaluateConfig, evaluate
 from components.merge.merge import MergeConfig, merge
 from components.pack.pack import PackConfig, pack
@@ -83,6 +85,10 @@ class Stages:
     def selection(self) -> SelectionReceipt:
         """The selection."""
         return self.merge()
+
+    def selection_rows(self) -> list[dict[str, Any]]:
+        """The selection's rows."""
+        return list(pq.read_table(self.selection.selection).to_pylist())
 
     def merge(self, **changes: Any) -> SelectionReceipt:
         """Select."""

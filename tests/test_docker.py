@@ -40,7 +40,7 @@ def docker() -> Docker:
     found = [shutil.which("docker", path=folder) for folder in os.get_exec_path()]
     able = [client for client in found if client and "--secret" in output(client, "build", "--help")]
     if not able:
-        pytest.skip("no docker client with BuildKit on the PATH: install docker.io, or docker-buildx beside a newer")
+        pytest.skip("no docker client with BuildKit on the PATH: install docker.io, or docker-buildx")
     if not output(able[0], "version", "--format", "{{.Server.Version}}"):
         pytest.skip("no Docker daemon answers: start one, or set DOCKER_HOST")
     return lambda *arguments: checked(able[0], *arguments)

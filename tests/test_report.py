@@ -184,6 +184,7 @@ def unit_receipt(unit: Unit) -> UnitReceipt:
         for shard in unit.shards
     ]
     return UnitReceipt(
+        pod=0,
         stage="score", digest=unit.digest, folder="scores", seconds=5, teacher="t", scores="", samples="",
         shards=counts, clocks=Clocks(),
         failures=[Failure(shard="pool.parquet", key=key, reason="damaged image") for key in (SCRIPT, HANDLER)],

@@ -58,10 +58,12 @@ def test_every_image_is_scored_or_counted(tmp_path: Path) -> None:
 def test_finished_units_are_found_and_the_teacher_is_not_even_read(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     first = stages.score(0)
-    assert (first.units, first.units_found) == (1, 0)
+    assert (first.scored, first.units_found) == (120, 0), "the pods share the units; alone, one takes them all"
     Path(stages.teacher.checkpoint).unlink()
     again = stages.score(0)
-    assert (again.units, again.units_found, again.scored) == (1, 1, first.scored)
+    assert (again.units_found, again.scored) == (first.units, first.scored)
+    other = stages.score(1)
+    assert (other.units, other.scored) == (0, 0)
 
 
 def rows_by_image(receipts: list[ScoreReceipt]) -> set[tuple[str, int, int, float]]:

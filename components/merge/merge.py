@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from components.merge.select import Candidates, at_random, select
 from components.shared import storage
@@ -22,7 +23,7 @@ from components.shared.receipts import (
     UnitReceipt,
     load,
 )
-from components.shared.scores import UnitScores, ranks
+from components.shared.scores import Rows, UnitScores, ranks
 from components.shared.shards import Unit
 from components.shared.stage import ReceiptUri, ReceiptUris, StageConfig, digest, once
 
@@ -149,35 +150,43 @@ def opened(receipt: UnitReceipt) -> UnitScores:
 
 
 def located(winners: Candidates, receipts: list[UnitReceipt], units: list[UnitScores], classes: int) -> pa.Table:
-    """Return D̂ as a table, one row an (image, class), each with the place of its bytes.
+    """Return D̂ as a table, one row an (image, class), in order of class and rank, each with the place of its bytes.
 
-    Reads the sample lists of the units that have winners.
+    Reads the sample lists of the units that have winners, one at a time: about ten bytes an image of the pool, which
+    is the price of a manifest with keys. Memory: the table, about 100 bytes a winner.
     """
     rank, _ = ranks(winners.rows.label, classes)
-    names = {number: np.array(units[number].shard_names, object) for number in np.unique(winners.unit).tolist()}
+    by_unit = np.argsort(winners.unit, kind="stable")
+    ends = np.cumsum(np.bincount(winners.unit, minlength=len(units)))
     parts = []
-    for number, shard_names in names.items():
-        mine = np.flatnonzero(winners.unit == number)
-        rows = winners.rows.take(mine)
-        samples = pq.read_table(io.BytesIO(storage.read(receipts[number].samples)))
-        places = np.searchsorted(samples["sample"].to_numpy(), rows.sample)
-        found = samples.take(pa.array(places))
-        part = {
+    for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        if start < end:
+            mine = by_unit[start:end]
+            parts.append(_located_in(receipts[number], units[number], winners.rows.take(mine), rank[mine]))
+    if not parts:
+        raise SemiscaleError("the pool has no readable image: nothing to select from")
+    # Back from the units' order to that of the winners.
+    return pa.concat_tables(parts).take(pa.array(np.argsort(by_unit, kind="stable")))
+
+
+def _located_in(receipt: UnitReceipt, unit: UnitScores, rows: Rows, rank: NDArray[np.int64]) -> pa.Table:
+    samples = pq.read_table(io.BytesIO(storage.read(receipt.samples)))
+    found = samples.take(pa.array(np.searchsorted(samples["sample"].to_numpy(), rows.sample)))
+    names = np.array(unit.shard_names, object)
+    return pa.table(
+        {
             "class": rows.label,
-            "rank": rank[mine].astype(np.int32),
+            "rank": rank.astype(np.int32),
             "score": rows.score,
             "position": rows.position,
-            "shard": shard_names[(rows.sample >> np.uint64(32)).astype(np.int64)],
+            "shard": names[(rows.sample >> np.uint64(32)).astype(np.int64)],
             "index": (rows.sample & np.uint64(0xFFFFFFFF)).astype(np.int64),
             "key": found["key"],
             "uri": found["uri"].cast(pa.string()),
             "offset": found["offset"],
             "size_bytes": found["size_bytes"],
         }
-        parts.append(pa.table(part))
-    if not parts:
-        raise SemiscaleError("the pool has no readable image: nothing to select from")
-    return pa.concat_tables(parts).sort_by([("class", "ascending"), ("rank", "ascending")])
+    )
 
 
 def class_selections(winners: Candidates, classes: list[str], wanted: int) -> list[ClassSelection]:

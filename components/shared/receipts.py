@@ -127,6 +127,7 @@ class UnitReceipt(Receipt):
     """The scores of one unit: `scores` and `samples` are Parquet files (see components/score/layout.py)."""
 
     teacher: str
+    pod: int
     scores: str
     samples: str
     shards: list[ShardCount]

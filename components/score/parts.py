@@ -1,0 +1,96 @@
+"""A part: the scores of one shard, kept until its whole unit is scored, so that a pod that dies loses one shard's work.
+
+The unit's two files are put together from its parts: the ranked rows, and the list of samples with their places.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from components.shared import scores
+from components.shared.receipts import Clocks, Failure, ShardCount
+from components.shared.scores import Rows
+
+
+@dataclass(frozen=True)
+class Part:
+    """One shard's scores. `samples` has one row a scored image: index, key, uri, offset, size_bytes; `labels_BP` and
+    `scores_BP` are its best classes, best first."""
+
+    count: ShardCount
+    failures: list[Failure]
+    clocks: Clocks
+    samples: pa.Table
+    labels_BP: NDArray[np.uint16]
+    scores_BP: NDArray[np.float32]
+
+    def encode(self) -> bytes:
+        """Return the part as a Parquet file."""
+        described = {
+            "count": self.count.model_dump(),
+            "failures": [failure.model_dump() for failure in self.failures],
+            "clocks": self.clocks.model_dump(),
+        }
+        kept = self.labels_BP.shape[1]
+        columns = {
+            "labels": pa.FixedSizeListArray.from_arrays(pa.array(self.labels_BP.ravel()), kept),
+            "scores": pa.FixedSizeListArray.from_arrays(pa.array(self.scores_BP.ravel()), kept),
+        }
+        table = self.samples
+        for name, column in columns.items():
+            table = table.append_column(name, column)
+        return parquet(table.replace_schema_metadata({"semiscale": json.dumps(described), "kept": str(kept)}))
+
+
+def decode(data: bytes) -> Part:
+    """Read a part back."""
+    table = pq.read_table(io.BytesIO(data))
+    metadata = table.schema.metadata
+    described, kept = json.loads(metadata[b"semiscale"]), int(metadata[b"kept"])
+    labels, log_odds = (table[name].combine_chunks().flatten().to_numpy() for name in ("labels", "scores"))
+    return Part(
+        count=ShardCount.model_validate(described["count"]),
+        failures=[Failure.model_validate(failure) for failure in described["failures"]],
+        clocks=Clocks.model_validate(described["clocks"]),
+        samples=table.drop_columns(["labels", "scores"]).replace_schema_metadata(None),
+        labels_BP=labels.reshape(-1, kept),
+        scores_BP=log_odds.reshape(-1, kept),
+    )
+
+
+def rows(parts: Sequence[Part]) -> Rows:
+    """Return all rows of a unit, unsorted; its shards are numbered in the order of the parts."""
+    codes = _codes(parts)
+    kept = parts[0].labels_BP.shape[1]
+    return Rows(
+        label=np.concatenate([part.labels_BP for part in parts]).ravel(),
+        score=np.concatenate([part.scores_BP for part in parts]).ravel(),
+        sample=np.repeat(codes, kept),
+        position=np.tile(np.arange(kept, dtype=np.uint8), len(codes)),
+        tie=np.repeat(scores.ties(codes, [part.count.shard for part in parts]), kept),
+    )
+
+
+def samples(parts: Sequence[Part]) -> bytes:
+    """Return the unit's list of samples, by code, as a Parquet file: what the merge looks its winners up in."""
+    table = pa.concat_tables([part.samples for part in parts]).drop_columns(["index"])
+    return parquet(table.add_column(0, "sample", pa.array(_codes(parts))))
+
+
+def parquet(table: pa.Table) -> bytes:
+    """Return a table as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _codes(parts: Sequence[Part]) -> scores.U64:
+    return np.concatenate(
+        [scores.sample_codes(number, part.samples["index"].to_numpy()) for number, part in enumerate(parts)]
+    )

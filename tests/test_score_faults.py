@@ -1,0 +1,155 @@
+"""Pods that are killed, stopped, hung and raced, as real processes: the scores are those of an undisturbed run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from components.score import claims, score
+from components.score.claims import Claims
+from components.score.config import ScoreConfig
+from components.shared.errors import SemiscaleError
+from tests import pictures
+from tests.stages import Stages
+
+
+def stages_of(root: Path, shards: int, per_shard: int) -> Stages:
+    """A run with a larger pool and a trained teacher."""
+    stages = Stages(root, unlabeled=[str(pictures.write_pool(root / "large", shards, per_shard))])
+    assert stages.teacher
+    return stages
+
+
+def config_of(stages: Stages, workdir: Path, pod: int = 0) -> ScoreConfig:
+    """The config of a pod that works in a workdir of its own, on the planned pool."""
+    return ScoreConfig(
+        workdir=str(workdir),
+        plan=stages.uri(stages.plan),
+        teacher=stages.uri(stages.teacher),
+        pod=pod,
+        images_per_class=12,
+    )
+
+
+def start(config: ScoreConfig) -> subprocess.Popen[bytes]:
+    """Start a pod as a process of its own."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
+    command = [sys.executable, "-m", "components.score", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ))
+
+
+def scores_in(workdir: Path) -> dict[str, bytes]:
+    """The bytes of every score and sample file by its place in the workdir."""
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in sorted(workdir.rglob("s*.parquet"))}
+
+
+def parts_in(workdir: Path) -> int:
+    """How many shards have been scored of units that are not finished, and how many units are finished."""
+    return len(list(workdir.rglob("parts/*.parquet"))) + len(list(workdir.rglob("receipt.json")))
+
+
+def wait_for_a_part(workdir: Path, more_than: int, pods: list[subprocess.Popen[bytes]]) -> None:
+    """Wait until the pods have finished another shard, or are done."""
+    while parts_in(workdir) <= more_than and any(pod.poll() is None for pod in pods):
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
+def test_pods_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int) -> None:
+    stages = stages_of(tmp_path, shards=4 * kills, per_shard=64)
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    score.score(config_of(stages, undisturbed))
+    moments = random.Random(kills)
+    for _ in range(kills):
+        pods = [start(config_of(stages, disturbed, pod)) for pod in (0, 1)]
+        wait_for_a_part(disturbed, parts_in(disturbed), pods)
+        time.sleep(moments.random() * 0.2)
+        for pod in pods:
+            pod.send_signal(signal.SIGKILL)
+            pod.communicate()
+    monkeypatch.setattr(claims, "LEASE_S", 0.0)
+    for claim in disturbed.rglob("claims/*"):  # the dead pods' leases, two minutes long, are over
+        claim.write_text(json.dumps({"holder": "dead", "until": 0}))
+    score.score(config_of(stages, disturbed))
+    assert scores_in(disturbed) == scores_in(undisturbed)
+    assert len(scores_in(disturbed)) >= 2 * len(list(disturbed.rglob("receipt.json"))) > 0
+    assert not list(disturbed.rglob("parts/*.parquet")), "parts are removed with their unit"
+
+
+def test_two_pods_at_once_share_the_work(tmp_path: Path) -> None:
+    stages = stages_of(tmp_path, shards=12, per_shard=256)
+    workdir = tmp_path / "both"
+    pods = [start(config_of(stages, workdir, pod)) for pod in (0, 1)]
+    outputs = [pod.communicate()[0].decode() for pod in pods]
+    assert [pod.returncode for pod in pods] == [0, 0], outputs
+    logs = "".join(outputs)
+    for number in range(12):
+        assert logs.count(f"pool-{number:03}.tar: 256 images scored") == 1
+
+
+def test_a_pod_that_is_told_to_stop_gives_its_claim_back(tmp_path: Path) -> None:
+    stages = stages_of(tmp_path, shards=8, per_shard=512)
+    workdir = tmp_path / "stopped"
+    pod = start(config_of(stages, workdir))
+    wait_for_a_part(workdir, 0, [pod])
+    pod.send_signal(signal.SIGTERM)
+    output = pod.communicate(timeout=20)[0].decode()
+    assert pod.returncode == 128 + signal.SIGTERM, output
+    assert "told to stop; what was finished is kept" in output
+    for claim in workdir.rglob("claims/*"):
+        assert json.loads(claim.read_text())["until"] == 0
+    done = score.score(config_of(stages, workdir))
+    assert done.scored == 8 * 512
+
+
+def test_a_claim_has_one_holder_until_it_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, yours = Claims(str(tmp_path)), Claims(str(tmp_path))
+    with mine.claimed("u") as first, yours.claimed("u") as second:
+        assert (first, second) == (True, False)
+    with yours.claimed("u") as later:
+        assert later
+    monkeypatch.setattr(claims, "LEASE_S", 0.2)
+    hung = Claims(str(tmp_path))._claim("hung")
+    assert hung is not None
+    assert yours._claim("hung") is None
+    time.sleep(0.25)
+    assert yours._claim("hung") is not None
+
+
+def test_a_claim_is_renewed_while_its_holder_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "LEASE_S", 0.4)
+    monkeypatch.setattr(claims, "RENEW_EVERY_S", 0.05)
+    with Claims(str(tmp_path)).claimed("u"):
+        time.sleep(0.8)
+        assert Claims(str(tmp_path))._claim("u") is None
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_a_shard_that_disappeared_or_changed_is_refused_by_name(tmp_path: Path, damage: str) -> None:
+    stages = stages_of(tmp_path, shards=2, per_shard=8)
+    victim = tmp_path / "large" / "pool-001.tar"
+    if damage == "gone":
+        victim.unlink()
+    else:
+        pictures.write_tar(victim, {"new.png": pictures.picture(0, 1)})
+    with pytest.raises((SemiscaleError, FileNotFoundError), match=r"pool-001\.tar"):
+        score.score(config_of(stages, tmp_path / "work2"))
+
+
+def test_the_batch_that_an_image_comes_in_changes_nothing(tmp_path: Path) -> None:
+    """The same images in shards of other sizes: other batches, other places in the batch, equal scores to the bit."""
+    found = []
+    for per_shard in (1, 7, 64, 200):
+        root = tmp_path / str(per_shard)
+        pool = pictures.write_pool(root / "pool", -(-200 // per_shard), per_shard)
+        stages = Stages(root, unlabeled=[str(pool)], images_per_class=1000, classes_per_image=3)
+        rows = stages.selection_rows()
+        found.append({(row["key"], row["class"]): row["score"] for row in rows if int(row["key"]) < 200})
+    assert len(found[0]) == 600
+    assert found[0] == found[1] == found[2] == found[3]
