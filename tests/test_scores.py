@@ -36,7 +36,7 @@ def test_bands_hold_the_ranks_in_order(tmp_path: Path) -> None:
     slow = sorted(range(1000), key=lambda row: (rows.label[row], -rows.score[row], rows.tie[row]))
     expected = {label: [rows.sample[row] for row in slow if rows.label[row] == label] for label in range(CLASSES)}
     start, end = 0, head
-    while unit.remaining().any():
+    while unit.unread(1).any():
         band = unit.read_band()
         for label in range(CLASSES):
             assert band.sample[band.label == label].tolist() == expected[label][start:end]

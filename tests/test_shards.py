@@ -15,6 +15,7 @@ from PIL import Image
 from components.shared import shards, storage
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.shards import Columns, Sample, Shard
+from tests import pictures
 
 Member = tuple[str, bytes]
 
@@ -491,3 +492,11 @@ class TestRead:
         samples = shards.read(shard, Columns())
         assert next(samples).index == 0
         del samples
+
+
+def test_a_star_names_the_files_of_a_folder_that_match(tmp_path: Path) -> None:
+    for name in ("part-0.tar", "part-1.tar", "other.tar"):
+        pictures.write_tar(tmp_path / name, {"a.png": b"x"})
+    assert [shard.name for shard in shards.find([str(tmp_path / "part-*.tar")])] == ["part-0.tar", "part-1.tar"]
+    with pytest.raises(Refused, match="3 files, none of them"):
+        shards.find([str(tmp_path / "no-*.tar")])

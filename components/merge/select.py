@@ -6,15 +6,20 @@ while some class has rows left there and the last one read is not below its thre
 its scores are at most that last one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.shared.scores import Rows, UnitScores, ranked, ranks
+from components.shared.scores import Rows, UnitScores, class_edges, ranking, ranks
 
-PRUNE_ROWS = 8_000_000  # candidates are cut back to K a class whenever so many have gathered: bounds memory
+READERS = 32  # threads, each with one band in memory: hides 30 ms of a store's latency
+PRUNE_ROWS = 8_000_000  # candidates are cut back to K a class whenever so many more have gathered: bounds memory
+
+F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,9 @@ class Candidates:
     rows: Rows
     unit: NDArray[np.int32]
 
+    def __len__(self) -> int:
+        return len(self.unit)
+
     def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "Candidates":
         """Return the candidates at these places, or where this mask is true."""
         return Candidates(self.rows.take(chosen), self.unit[chosen])
@@ -32,70 +40,87 @@ class Candidates:
 def select(units: Sequence[UnitScores], classes: int, images_per_class: int, classes_per_image: int) -> Candidates:
     """Return the K best rows of each class among each image's P best classes, sorted by class and rank.
 
-    Equal to sorting all rows by (class, score descending, tie) and cutting each class at K. Memory: PRUNE_ROWS + K x
-    classes rows of 27 bytes, whatever the pool. Reads: the winners' bands, at worst all of them.
+    Equal to sorting all rows by (class, score descending, tie) and cutting each class at K. Memory: 2 x (PRUNE_ROWS +
+    K x classes) rows of 28 bytes, whatever the pool. Reads: the winners' bands, at worst all of them.
     """
-    kept: list[Candidates] = []
-    best = concatenated([])
-    thresholds = np.full(classes, -np.inf, np.float32)
-    unread = list(range(len(units)))
-    while unread:
-        for number in unread:
-            rows = units[number].read_band() if units[number].remaining().any() else None
-            if rows is None:
-                continue
-            eligible = (rows.position < classes_per_image) & (rows.score >= thresholds[rows.label])
-            kept.append(Candidates(rows.take(eligible), np.full(int(eligible.sum()), number, np.int32)))
-            if sum(len(part.rows) for part in kept) > PRUNE_ROWS:
-                best, thresholds = pruned(best, kept, classes, images_per_class)
-        best, thresholds = pruned(best, kept, classes, images_per_class)
-        unread = [number for number in unread if may_win(units[number], thresholds)]
+    best, thresholds = concatenated([]), np.full(classes, -np.inf, np.float32)
+    waiting = list(range(len(units)))
+    with ThreadPoolExecutor(READERS) as pool:
+        while waiting := [number for number in waiting if may_win(units[number], thresholds, classes_per_image)]:
+            gathered: list[Candidates] = []
+            for found in next_bands(pool, units, waiting, classes_per_image):
+                gathered.append(found.take(found.rows.score >= thresholds[found.rows.label]))
+                if sum(map(len, gathered)) > max(PRUNE_ROWS, len(best)):
+                    best, thresholds = pruned([best, *gathered], classes, images_per_class)
+                    gathered = []
+            best, thresholds = pruned([best, *gathered], classes, images_per_class)
     return best
 
 
-def may_win(unit: UnitScores, thresholds: NDArray[np.float32]) -> bool:
+def may_win(unit: UnitScores, thresholds: F32, classes_per_image: int) -> bool:
     """Say whether an unread row of a unit could reach a threshold; equal scores may, by their ties."""
-    return bool(((unit.remaining() > 0) & (unit.last_scores >= thresholds)).any())
+    return bool((unit.unread(classes_per_image) & (unit.last_scores >= thresholds)).any())
 
 
-def pruned(
-    best: Candidates, kept: list[Candidates], classes: int, images_per_class: int
-) -> tuple[Candidates, NDArray[np.float32]]:
-    """Cut the candidates back to K a class; returns them, sorted, and each class's K-th score (-inf where short).
+def next_bands(
+    pool: ThreadPoolExecutor, units: Sequence[UnitScores], numbers: list[int], classes_per_image: int
+) -> Iterator[Candidates]:
+    """Read the next band of each of these units, READERS at a time; yields its rows of each image's P best classes."""
 
-    Empties `kept`.
-    """
-    merged = concatenated([best, *kept])
-    kept.clear()
-    # Sort a copy whose samples are the rows' places, to carry the units along.
-    places = np.arange(len(merged.rows), dtype=np.uint64)
-    rows = merged.rows
-    order = ranked(Rows(rows.label, rows.score, places, rows.position, rows.tie)).sample.astype(np.int64)
-    merged = merged.take(order)
-    rank, counts = ranks(merged.rows.label, classes)
-    merged = merged.take(rank < images_per_class)
+    def read(number: int) -> Candidates:
+        rows = units[number].read_band()
+        rows = rows.take(rows.position < classes_per_image)
+        return Candidates(rows, np.full(len(rows), number, np.int32))
+
+    for start in range(0, len(numbers), READERS):
+        yield from pool.map(read, numbers[start : start + READERS])
+
+
+def pruned(parts: list[Candidates], classes: int, images_per_class: int) -> tuple[Candidates, F32]:
+    """Cut the candidates back to K a class; returns them, sorted, and each class's K-th score (-inf where short)."""
+    merged = concatenated(parts)
+    thresholds = kth_scores(merged.rows, classes, images_per_class)
+    merged = merged.take(merged.rows.score >= thresholds[merged.rows.label])
+    merged = merged.take(ranking(merged.rows))
+    return merged.take(ranks(merged.rows.label, classes)[0] < images_per_class), thresholds
+
+
+def kth_scores(rows: Rows, classes: int, images_per_class: int) -> F32:
+    """Return each class's K-th best score, -inf where it has fewer rows. Time: that of reading the rows, not sorting."""
+    scores = rows.score[np.argsort(rows.label, kind="stable")]
     thresholds = np.full(classes, -np.inf, np.float32)
-    full = counts >= images_per_class
-    ends = np.cumsum(np.minimum(counts, images_per_class))
-    thresholds[full] = merged.rows.score[ends[full] - 1]
-    return merged, thresholds
+    for label, (start, end) in enumerate(pairwise(class_edges(rows.label, classes))):
+        place = end - start - images_per_class
+        if place >= 0:
+            thresholds[label] = np.partition(scores[start:end], place)[place]
+    return thresholds
 
 
 def at_random(units: Sequence[UnitScores], images: int, seed: int) -> Candidates:
     """Return so many images of the pool, picked uniformly, each in the one class that the teacher puts first.
 
-    The control for the ranking: as many images, no choice among them. Reads all rows: the cost of a scan of the scores.
+    The control for the ranking: as many images, no choice among them. Reads the bands that have first choices: at
+    worst the cost of a scan of the scores. Memory: 2 x (PRUNE_ROWS + the images) rows.
     """
-    kept = concatenated([])
-    for number, unit in enumerate(units):
-        while unit.remaining().any():
-            rows = unit.read_band()
-            first = rows.take(rows.position == 0)
-            kept = concatenated([kept, Candidates(first, np.full(len(first), number, np.int32))])
-            lots = (kept.rows.tie ^ np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
-            kept = kept.take(np.sort(np.argsort(lots, kind="stable")[:images]))
-    best, _ = pruned(kept, [], len(units[0].last_scores), images)
-    return best
+    drawn, gathered = concatenated([]), list[Candidates]()
+    waiting = list(range(len(units)))
+    with ThreadPoolExecutor(READERS) as pool:
+        while waiting := [number for number in waiting if units[number].unread(1).any()]:
+            for found in next_bands(pool, units, waiting, 1):
+                gathered.append(found)
+                if sum(map(len, gathered)) > max(PRUNE_ROWS, images):
+                    drawn, gathered = lowest_lots([drawn, *gathered], images, seed), []
+    drawn = lowest_lots([drawn, *gathered], images, seed)
+    return drawn.take(ranking(drawn.rows))
+
+
+def lowest_lots(parts: list[Candidates], images: int, seed: int) -> Candidates:
+    """Let every image draw a lot by its identity and the seed, and return those with the lowest."""
+    merged = concatenated(parts)
+    if len(merged) <= images:
+        return merged
+    lots = (merged.rows.tie ^ np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
+    return merged.take(np.argpartition(lots, images)[:images])
 
 
 def concatenated(parts: list[Candidates]) -> Candidates:

@@ -61,9 +61,7 @@ def _work(config: PackConfig, folder: str) -> dict[str, object]:
         uri = storage.join(folder, f"packed-{number:06}.tar")
         data = tar_of(source.samples(rows, progress), start)
         storage.write(uri, data)
-        entry = storage.stat(uri)
-        version = entry.version if entry else ""
-        shard = Shard(uri=uri, name=f"packed-{number:06}.tar", kind="tar", size_bytes=len(data), version=version)
+        shard = Shard(uri=uri, name=f"packed-{number:06}.tar", kind="tar", size_bytes=len(data), version="")
         listed.append({"shard": shard.model_dump(), "labels": [row["class"] for row in rows]})
     shards = storage.join(folder, "shards.json")
     storage.write(shards, json.dumps(listed).encode())

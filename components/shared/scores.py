@@ -2,20 +2,22 @@
 
 A row is (band, class, score, sample, position): the log-odds of one of an image's best classes. Rows are sorted by
 (band, class, score descending, tie). Band 0 holds the first `head` ranks of every class in this unit, band 1 the next
-`head`, band 2 the next 2 x `head`, and so on; each band is one row group, so that a reader that needs the best of each
-class reads the front of the file and no more. The footer carries the rows per class, from which every band's contents
-follow.
+`head` / 4, and every further band twice as many; each band is one row group, so that a reader that needs the best of
+each class reads the front of the file and no more. The footer says, per class and position, how deep its rows reach.
 
 Ties are broken by a hash of the sample's identity (the shard's name and the sample's index in it), so that the order
 depends neither on who scored it nor on when. `band` is also a column: any Parquet tool can prune by its statistics.
 """
 
+import base64
 import hashlib
 import io
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,9 @@ from components.shared import storage
 from components.shared.errors import Refused
 
 U64 = NDArray[np.uint64]
-FORMAT = 1
+FORMAT = 2
+TAIL_BYTES = 12 << 10  # read from the end of a file at first: the footer of most, in one request
+_FOOTER = "semiscale.scores"
 _SCHEMA = pa.schema(
     [
         ("band", pa.uint8()),
@@ -86,131 +90,183 @@ def _name_hash(name: str) -> int:
 
 def ranked(rows: Rows) -> Rows:
     """Sort rows by class, then score descending, then tie."""
-    by_tie = np.argsort(rows.tie, kind="stable")
-    key = rows.label[by_tie].astype(np.uint64) << np.uint64(32) | _descending(rows.score[by_tie]).astype(np.uint64)
-    return rows.take(by_tie[np.argsort(key, kind="stable")])
+    return rows.take(ranking(rows))
+
+
+def ranking(rows: Rows) -> NDArray[np.int64]:
+    """Return the places of the rows in order of class, then score descending, then tie.
+
+    Class by class, which stays in the processor's cache: a tenth of the time of one sort by all three.
+    """
+    order = np.argsort(rows.label, kind="stable")
+    for start, end in pairwise(class_edges(rows.label)):
+        places = order[start:end]
+        order[start:end] = places[_best_first(rows.score[places], rows.tie[places])]
+    return order
+
+
+def _best_first(score: NDArray[np.float32], tie: U64) -> NDArray[np.int64]:
+    """Order one class's rows. Equal scores are rare, so the ties are compared only where there are some."""
+    order = np.argsort(-score)
+    descending = score[order]
+    as_next = np.zeros(len(order), bool)
+    as_next[:-1] = descending[:-1] == descending[1:]
+    tied = np.flatnonzero(as_next | np.roll(as_next, 1))
+    among = order[tied]
+    order[tied] = among[np.lexsort((tie[among], -score[among]))]
+    return order
+
+
+def class_edges(labels: NDArray[np.uint16], classes: int = 0) -> list[int]:
+    """Return where each class's rows begin in rows sorted by class, and where the last one's end."""
+    return [0, *np.cumsum(np.bincount(labels, minlength=classes)).tolist()]
 
 
 def ranks(labels: NDArray[np.uint16], classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return each row's rank in its class, from 0, and the rows per class; the rows are sorted by class."""
-    counts = np.bincount(labels, minlength=classes).astype(np.int64)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    return np.arange(len(labels)) - np.repeat(starts, counts), counts
-
-
-def _descending(score: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Map floats to integers in reverse order: IEEE 754 bits sort as signed magnitudes."""
-    bits = np.ascontiguousarray(score + np.float32(0)).view(np.uint32)  # -0 and +0 are one score
-    ascending = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
-    return ~ascending
+    edges = np.array(class_edges(labels, classes))
+    counts = np.diff(edges)
+    return np.arange(len(labels)) - np.repeat(edges[:-1], counts), counts
 
 
 def head_size(images_per_class: int, units: int) -> int:
     """Return how many ranks of a class band 0 holds.
 
-    A class's top K fall evenly on S units chosen by hash: K/S in each, give or take 4 standard deviations. The next
-    power of two makes band 0 enough for nearly every class.
+    A class's top K fall on S units chosen by hash: K/S in each, give or take 4 standard deviations, and one more row
+    to see that the next cannot win. That makes band 0 enough for all but one class of a unit in ten thousand.
     """
     expected = images_per_class / units
-    return 1 << max(math.ceil(math.log2(expected + 4 * math.sqrt(expected))), 0)
+    return math.ceil(expected + 4 * math.sqrt(expected) + 1)
+
+
+def bands(rank: NDArray[np.int64], head: int) -> NDArray[np.uint8]:
+    """Return the band of each rank: 0 below `head`, then 1 for the next `head` / 4, and each one twice as wide.
+
+    The narrow second band is for the one class in thousands that band 0 is not enough for; the doubling bounds the
+    row groups by the logarithm of the rows.
+    """
+    steps = np.maximum((rank - head) // max(head // 4, 1) + 1, 0)
+    return np.frexp(steps)[1].astype(np.uint8)  # the length of an integer in bits
 
 
 def encode(rows: Rows, classes: int, head: int, metadata: dict[str, Any]) -> bytes:
-    """Lay out one unit's rows as a banded Parquet file.
+    """Lay out one unit's rows as a banded Parquet file; `metadata` goes into its footer, and prevails there.
 
-    Time: two sorts, about a second for ten million rows; memory: the rows twice.
+    Time: a sort, about two seconds for ten million rows; memory: the rows twice.
     """
     by_rank = ranked(rows)
-    rank, counts = ranks(by_rank.label, classes)
-    bands = np.zeros(len(rank), np.uint8)
-    beyond = rank >= head
-    bands[beyond] = np.log2(rank[beyond] // head).astype(np.uint8) + 1
-    order = np.argsort(bands, kind="stable")
-    banded, bands = by_rank.take(order), bands[order]
-    columns = [bands, banded.label, banded.score, banded.sample, banded.position]
+    band = bands(ranks(by_rank.label, classes)[0], head)
+    order = np.argsort(band, kind="stable")
+    banded, band = by_rank.take(order), band[order]
+    columns = [band, banded.label, banded.score, banded.sample, banded.position]
     table = pa.table([pa.array(column) for column in columns], schema=_SCHEMA)
-    footer = {**metadata, "format": FORMAT, "head": head, "rows_per_class": counts.tolist()}
+    footer = {"format": FORMAT, "depths": _depths(band, banded, classes).tolist(), **metadata}
+    return _written(table, np.flatnonzero(np.diff(band)) + 1, footer)
+
+
+def _depths(band: NDArray[np.uint8], rows: Rows, classes: int) -> NDArray[np.uint8]:
+    """Return [position, class]: how many bands hold all of a class's rows at this position and those before it."""
+    depths = np.zeros((int(rows.position.max(initial=0)) + 1, classes), np.uint8)
+    depths[rows.position, rows.label] = band + 1  # in order of the bands, and the last assignment stays
+    return np.maximum.accumulate(depths, axis=0)
+
+
+def _written(table: pa.Table, cuts: NDArray[np.int64], footer: dict[str, Any]) -> bytes:
+    """Write a table cut into row groups. Scores and samples are split into their bytes, of which the high ones repeat:
+    6 bytes a row, and every Parquet reader understands it."""
     buffer = io.BytesIO()
-    writer = pq.ParquetWriter(
+    with pq.ParquetWriter(
         buffer,
-        _SCHEMA.with_metadata({"semiscale": json.dumps(footer)}),
+        _SCHEMA,
         compression="zstd",
-        use_dictionary=["band", "class", "position"],
-        column_encoding={"score": "BYTE_STREAM_SPLIT", "sample": "PLAIN"},
-    )
-    with writer:
-        ends = np.searchsorted(bands, np.arange(int(bands.max(initial=0)) + 1), side="right")
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        use_dictionary=["band", "position"],
+        column_encoding={"class": "DELTA_BINARY_PACKED", "score": "BYTE_STREAM_SPLIT", "sample": "BYTE_STREAM_SPLIT"},
+        write_statistics=["band", "class"],
+        store_schema=False,  # Arrow's copy of the schema is larger than Parquet's own
+    ) as writer:
+        for start, end in pairwise([0, *cuts.tolist(), len(table)]):
             writer.write_table(table.slice(start, end - start), row_group_size=max(end - start, 1))
+        writer.add_key_value_metadata({_FOOTER: _packed(footer)})
     return buffer.getvalue()
 
 
+def _packed(footer: dict[str, Any]) -> bytes:
+    """A footer is read of every unit, so it counts: the names of a thousand shards are 40 kB as they are, and 5 so."""
+    return base64.b85encode(zlib.compress(json.dumps(footer, separators=(",", ":")).encode(), 9))
+
+
 class UnitScores:
-    """One unit's score file, read band by band. `bytes_read` counts what was asked of the store."""
+    """One unit's score file, read band by band. `bytes_read` counts what was asked of the store.
+
+    A band costs one ranged request, the footer one or two and a look at the file's size. Not to be shared by threads.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._file = _ExactReads(uri)
-        self._parquet = pq.ParquetFile(self._file)
-        footer = json.loads((self._parquet.schema_arrow.metadata or {}).get(b"semiscale", b"{}"))
+        self.bytes_read = 0
+        self._metadata = self._read_metadata()
+        packed = (self._metadata.metadata or {}).get(_FOOTER.encode())
+        footer = json.loads(zlib.decompress(base64.b85decode(packed))) if packed else {}
         if footer.get("format") != FORMAT:
             raise Refused(f"{uri}: not a score file of this version")
         self.teacher: str = footer["teacher"]
         self.unit: str = footer["unit"]
         self.shard_names: list[str] = footer["shards"]
-        self._head: int = footer["head"]
-        self._rows_per_class = np.array(footer["rows_per_class"], np.int64)
+        self._depths = np.array(footer["depths"], np.uint8)
         self._bands_read = 0
-        self.last_scores = np.full(len(self._rows_per_class), np.inf, np.float32)
+        self.last_scores = np.full(self._depths.shape[1], np.inf, np.float32)
 
-    @property
-    def bytes_read(self) -> int:
-        """Bytes asked of the store so far."""
-        return self._file.bytes_read
-
-    def remaining(self) -> NDArray[np.int64]:
-        """Return how many rows of each class have not been read."""
-        return np.maximum(self._rows_per_class - self._ranks_read(), 0)
+    def unread(self, classes_per_image: int) -> NDArray[np.bool_]:
+        """Say of each class whether some of its rows have not been read, counting each image's P best classes alone."""
+        place = min(classes_per_image, len(self._depths)) - 1
+        return np.asarray(self._depths[place] > self._bands_read)
 
     def read_band(self) -> Rows:
         """Read the next band, and note each class's last score in it: what follows is not better."""
-        table = self._parquet.read_row_group(self._bands_read, columns=["class", "score", "sample", "position"])
+        group = self._metadata.row_group(self._bands_read)
+        chunks = [group.column(number) for number in range(1, len(_SCHEMA))]
+        start = _first_byte(chunks[0])
+        part = _Part(self._read(start, _first_byte(chunks[-1]) + chunks[-1].total_compressed_size - start), start)
+        parquet = pq.ParquetFile(part, metadata=self._metadata)
+        table = parquet.read_row_group(self._bands_read, columns=_SCHEMA.names[1:], use_threads=False)
         self._bands_read += 1
         label, score, sample, position = (column.to_numpy() for column in table.columns)
         # Rows are in order, so the last assignment to a class is its lowest score.
         self.last_scores[label] = score
         return Rows(label, score, sample, position, ties(sample, self.shard_names))
 
-    def _ranks_read(self) -> int:
-        return self._head * 2 ** (self._bands_read - 1) if self._bands_read else 0
-
-
-class _ExactReads(io.RawIOBase):
-    """A file of the store that reads the bytes asked for and no more, and counts them."""
-
-    def __init__(self, uri: str) -> None:
-        entry = storage.stat(uri)
+    def _read_metadata(self) -> pq.FileMetaData:
+        """Read Parquet's own metadata, whose size stands before the last four bytes of the file."""
+        entry = storage.stat(self.uri)
         if entry is None:
-            raise FileNotFoundError(uri)
-        self._entry, self._position, self.bytes_read = entry, 0, 0
+            raise FileNotFoundError(self.uri)
+        start = max(entry.size_bytes - TAIL_BYTES, 0)
+        tail = self._read(start, entry.size_bytes - start)
+        missing = int.from_bytes(tail[-8:-4], "little") + 8 - len(tail)
+        if 0 < missing <= start:
+            tail = self._read(start - missing, missing) + tail
+        return pq.read_metadata(pa.BufferReader(tail))
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size_bytes}[whence]
-        self._position = origin + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        size = self._entry.size_bytes - self._position if size < 0 else size
-        data = storage.read(self._entry.uri, self._position, size)
-        self._position += len(data)
+    def _read(self, start: int, size_bytes: int) -> bytes:
+        data = storage.read(self.uri, start, size_bytes)
         self.bytes_read += len(data)
         return data
+
+
+def _first_byte(chunk: pq.ColumnChunkMetaData) -> int:
+    """Return where a column chunk begins: at its dictionary where it has one."""
+    return int(chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset)
+
+
+class _Part(io.BytesIO):
+    """A part of a file that answers as the whole would; a read outside of the part is a ValueError."""
+
+    def __init__(self, data: bytes, start: int) -> None:
+        super().__init__(data)
+        self._start = start
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return super().seek(offset - self._start if whence == io.SEEK_SET else offset, whence) + self._start
+
+    def tell(self) -> int:
+        return super().tell() + self._start

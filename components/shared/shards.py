@@ -4,6 +4,7 @@ A shard is the unit of scanning, used in place: a WebDataset tar, a Parquet file
 Whatever the kind, `read` yields the same samples in the same order, so that (shard, index) names an image for good.
 """
 
+import fnmatch
 import hashlib
 import json
 import tarfile
@@ -130,9 +131,9 @@ def read_bytes(uri: str, offset: int, size_bytes: int) -> bytes:
 def _find_one(uri: str) -> list[Shard]:
     if not uri.strip():
         raise Refused("empty URI; expected a folder, a .tar or a .parquet file")
-    root = storage.absolute(uri)
+    root, pattern = _pattern(storage.absolute(uri))
     named = [(_below(entry.uri, root), entry) for entry in storage.entries(root)]
-    shown = [(name, entry) for name, entry in named if not _hidden(name)]
+    shown = [(name, entry) for name, entry in named if not _hidden(name) and fnmatch.fnmatchcase(name, pattern)]
     _refuse_compressed(root, [name for name, _ in shown])
     containers = [_container(name, entry) for name, entry in shown if name.lower().endswith(CONTAINER_SUFFIXES)]
     images = [_loose_file(name, entry) for name, entry in shown if name.lower().endswith(IMAGE_SUFFIXES)]
@@ -143,6 +144,12 @@ def _find_one(uri: str) -> list[Shard]:
         expected = ", ".join((*CONTAINER_SUFFIXES, *IMAGE_SUFFIXES))
         raise Refused(f"{uri}: {what} a {expected} file; check the URI")
     return [*containers, *slices]
+
+
+def _pattern(uri: str) -> tuple[str, str]:
+    """Split `folder/part-*.tar` into the folder and the pattern of its names; any other URI stands for all below it."""
+    folder, _, last = uri.rpartition("/")
+    return (folder, last) if "*" in last else (uri, "*")
 
 
 def _refuse_compressed(root: str, names: list[str]) -> None:
@@ -174,9 +181,10 @@ def _hidden(name: str) -> bool:
 
 
 def _open(shard: Shard) -> BinaryIO:
-    """Open a tar or Parquet file. A digest vouches for the version that was listed, so another one is not read."""
+    """Open a tar or Parquet file. A digest vouches for the version that was listed, so another one is not read;
+    what a stage wrote itself is listed without a version: its name is the digest of what it holds."""
     entry = storage.stat(shard.uri)
-    if entry and entry.version != shard.version:
+    if entry and shard.version and entry.version != shard.version:
         raise SemiscaleError(f"{shard.uri}: changed since it was listed; run the plan again")
     return storage.open_read(shard.uri)
 

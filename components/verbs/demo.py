@@ -22,7 +22,7 @@ from components.verbs.run import run
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven")  # eight and nine are distractors
 TEST_PER_CLASS = 60
 VALIDATION_PER_CLASS = 20
-LABELED_PER_CLASS = 5
+LABELED_PER_CLASS = 3
 PATCHES = 500
 IMAGES_PER_SHARD = 128
 RUN_FILE = ROOT / "manifests" / "runs" / "demo.yaml"

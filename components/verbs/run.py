@@ -1,5 +1,6 @@
 """Run the compiled pipeline on this machine with stock kfp.local: each task a process, no Docker, no cluster."""
 
+import builtins
 import contextlib
 import io
 import json
@@ -58,17 +59,20 @@ def log_path(settings: RunFile) -> Path:
 def execute(settings: RunFile, log: Path) -> None:
     """Run the compiled pipeline. Raises Refused or SemiscaleError with the line the failed stage left."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // PROCESSES, 1)))
-    # A run may have hundreds of threads' worth of numbers in its caches; the artifacts here are a few small receipts.
+    # The artifacts are small receipts, which lie in the workdir as well: nothing is lost with this folder.
     with tempfile.TemporaryDirectory(prefix="semiscale-") as root, quietly(log) as screen:
         # GPUs and display names are for the cluster; kfp.local warns of each that it has none.
         warnings.filterwarnings("ignore", message=".*have no effect in the current local runner")
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
         pipeline = components.load_component_from_file(str(COMPILED))
+        unindented = builtins.print
         try:
             pipeline(**settings.model_dump())
         except RuntimeError as error:
             kind, reason = screen.reason or ("failed", f"{screen.error or plain(str(error))} (see {log})")
             raise (Refused if kind == "refused" else SemiscaleError)(reason) from None
+        finally:
+            builtins.print = unindented  # kfp.local indents all printing, from two threads, and leaves it so
 
 
 class Screen(io.TextIOBase):
