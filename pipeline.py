@@ -39,6 +39,7 @@ def semiscale(
     label_column: str = "label",
     images_per_class: int = 16_000,
     classes_per_image: int = 10,
+    remove: str = "",
     teacher_architecture: str = "resnext101_32x48d",
     student_architecture: str = "resnet50",
     teacher_images_processed: int = 115_000_000,
@@ -71,6 +72,7 @@ def semiscale(
         label_column: Parquet column, or key of a .json member, of the label.
         images_per_class: K: images selected per class (section 4.1).
         classes_per_image: P: classes an image may be ranked in (section 4.1).
+        remove: URI of a text file, one key a line: images never to select (opt-outs).
         teacher_architecture: The teacher (section 4.1).
         student_architecture: Student and baseline (section 4.1).
         teacher_images_processed: Length of the teacher's training: 90 epochs of ImageNet; not in the paper.
@@ -101,6 +103,7 @@ def semiscale(
         label_column=label_column,
         images_per_class=images_per_class,
         classes_per_image=classes_per_image,
+        remove=remove,
         teacher_architecture=teacher_architecture,
         student_architecture=student_architecture,
         teacher_images_processed=teacher_images_processed,
@@ -153,6 +156,7 @@ def semiscale(
         images_per_class=images_per_class,
         classes_per_image=classes_per_image,
         max_failed_fraction=max_failed_fraction,
+        remove=remove,
     ).set_display_name("2 Merge: top K per class")
     packed = pack(selection=selected.outputs["receipt"], seed=seed, **place).set_display_name("2 Pack D̂")
 

@@ -116,19 +116,31 @@ class Stages:
         return pack(config)
 
     @cached_property
+    def pretrained(self) -> TrainReceipt:
+        """The student before fine-tuning."""
+        return self.train("pretrain", packed=self.uri(self.packed))
+
+    @cached_property
+    def students(self) -> list[TrainReceipt]:
+        """The fine-tuned student at two learning rates."""
+        return [self.train("finetune", start=self.uri(self.pretrained), learning_rate=rate) for rate in (0.1, 0.2)]
+
+    @cached_property
+    def baselines(self) -> list[TrainReceipt]:
+        """The baseline at two learning rates."""
+        return [self.train("baseline", learning_rate=rate) for rate in (0.5, 1.0)]
+
+    @cached_property
     def evaluation(self) -> EvaluationReceipt:
         """All four models on the test set."""
-        pretrained = self.train("pretrain", packed=self.uri(self.packed))
-        students = [self.train("finetune", start=self.uri(pretrained), learning_rate=rate) for rate in (0.1, 0.2)]
-        baselines = [self.train("baseline", learning_rate=rate) for rate in (0.5, 1.0)]
         return evaluate(
             EvaluateConfig(
                 workdir=self.workdir,
                 plan=self.uri(self.plan),
                 teacher=self.uri(self.teacher),
-                baselines=[self.uri(receipt) for receipt in baselines],
-                pretrained=self.uri(pretrained),
-                students=[self.uri(receipt) for receipt in students],
+                baselines=[self.uri(receipt) for receipt in self.baselines],
+                pretrained=self.uri(self.pretrained),
+                students=[self.uri(receipt) for receipt in self.students],
             )
         )
 

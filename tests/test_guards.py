@@ -16,7 +16,7 @@ from components.verbs.compile import COMPILED, compile_pipeline
 STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "report")
 OUTPUTS = {"receipt", "page"}
 # Parameters of a program that its component leaves at their defaults: controls, not the paper's pipeline.
-ONLY_PROGRAM = {"merge": {"random_images", "seed"}}
+ONLY_PROGRAM = {"merge": {"random_images", "seed", "min_probability"}}
 
 
 def config_of(stage: str) -> type[StageConfig]:

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from components.score.scan import log_odds
+from components.score.score import bound
 from components.shared.errors import Refused
-from components.shared.receipts import ScoreReceipt, UnitReceipt
+from components.shared.receipts import Clocks, ScoreReceipt, UnitReceipt
+from components.shared.scores import UnitScores
 from tests import pictures
 from tests.stages import Stages
 
@@ -70,9 +72,8 @@ def rows_by_image(receipts: list[ScoreReceipt]) -> set[tuple[str, int, int, floa
     """All rows of all units as (shard name, index, class, score)."""
     rows = set()
     for path in Path(receipts[0].folder).glob("*/scores.parquet"):
-        table = pq.read_table(path)
-        names = json.loads(table.schema.metadata[b"semiscale"])["shards"]
-        for row in table.to_pylist():
+        names = UnitScores(str(path)).shard_names
+        for row in pq.read_table(path).to_pylist():
             rows.add((names[row["sample"] >> 32], row["sample"] & 0xFFFFFFFF, row["class"], row["score"]))
     return rows
 
@@ -97,3 +98,15 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     stages.__dict__["teacher"] = stages.teacher.model_copy(update={"classes": ["a", "b", "c"], "digest": "0"})
     with pytest.raises(Refused, match="its classes are not the plan's"):
         stages.score(0)
+
+
+@pytest.mark.parametrize(
+    ("clocks", "slowest"),
+    [
+        (Clocks(read=1, decode=7, forward=2), "forward-bound: faster with a faster device"),
+        (Clocks(read=1, decode=9, forward=2), "decode-bound: faster with more CPUs a pod"),
+        (Clocks(read=4, decode=9, forward=2), "read-bound: faster with a store nearer by, or more pods"),
+    ],
+)
+def test_the_log_names_what_to_buy_more_of(clocks: Clocks, slowest: str) -> None:
+    assert bound(clocks, threads=4) == slowest

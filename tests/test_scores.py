@@ -1,11 +1,13 @@
 """The banded score file: what is written can be read back, band by band, in the order that the merge relies on."""
 
+import hashlib
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 
-from components.shared import scores
+from components.shared import scores, storage
 from components.shared.errors import Refused
 from components.shared.scores import Rows, UnitScores
 
@@ -35,14 +37,14 @@ def test_bands_hold_the_ranks_in_order(tmp_path: Path) -> None:
     unit = written(rows, tmp_path, head)
     slow = sorted(range(1000), key=lambda row: (rows.label[row], -rows.score[row], rows.tie[row]))
     expected = {label: [rows.sample[row] for row in slow if rows.label[row] == label] for label in range(CLASSES)}
-    start, end = 0, head
+    start, end, width = 0, head, head // 4
     while unit.unread(1).any():
         band = unit.read_band()
         for label in range(CLASSES):
             assert band.sample[band.label == label].tolist() == expected[label][start:end]
-        assert unit.remaining().tolist() == [max(len(expected[label]) - end, 0) for label in range(CLASSES)]
-        start, end = end, 2 * end
-    assert end >= 1000
+        assert unit.unread(1).tolist() == [len(expected[label]) > end for label in range(CLASSES)]
+        start, end, width = end, end + width, 2 * width
+    assert start >= max(map(len, expected.values())) > 100
 
 
 def test_last_scores_bound_what_follows(tmp_path: Path) -> None:
@@ -67,7 +69,65 @@ def test_scores_sort_as_floats_do() -> None:
     assert scores.ranked(shuffled).score.tolist() == sorted(values.tolist(), reverse=True)
 
 
-@pytest.mark.parametrize(("images_per_class", "units", "head"), [(16_000, 1000, 32), (1600, 1000, 8), (1, 1000, 1)])
+def test_a_position_is_unread_until_its_last_row_is(tmp_path: Path) -> None:
+    """Class 0 has first choices in its best ten ranks, then second choices; class 1 has second choices alone."""
+    count = 100
+    label = np.repeat(np.array([0, 1], np.uint16), count)
+    position = (np.arange(2 * count) >= 10).astype(np.uint8)
+    sample = scores.sample_codes(0, np.arange(2 * count))
+    score = -np.arange(2 * count, dtype=np.float32)
+    unit = written(Rows(label, score, sample, position, sample), tmp_path, 8)
+    assert unit.unread(1).tolist() == [True, False, False, False, False]
+    assert unit.unread(2).tolist() == unit.unread(9).tolist() == [True, True, False, False, False]
+    unit.read_band()
+    assert unit.unread(1)[0]  # ranks 8 and 9
+    unit.read_band()
+    assert not unit.unread(1).any()
+    assert unit.unread(2).tolist() == [True, True, False, False, False]
+
+
+def test_a_band_is_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = []
+    read = storage.read
+
+    def counted(uri: str, start: int = 0, size: int | None = None) -> bytes:
+        requests.append(size)
+        return read(uri, start, size)
+
+    monkeypatch.setattr(storage, "read", counted)
+    unit = written(some_rows(20_000), tmp_path, 16)
+    assert requests == [scores.TAIL_BYTES]
+    unit.read_band()
+    unit.read_band()
+    assert len(requests) == 3
+    assert unit.bytes_read == sum(filter(None, requests))
+
+
+def test_a_footer_longer_than_the_first_look(tmp_path: Path) -> None:
+    names = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(1000)]
+    path = tmp_path / "scores.parquet"
+    path.write_bytes(scores.encode(some_rows(100), CLASSES, 4, {"teacher": "t", "unit": "u", "shards": names}))
+    unit = UnitScores(str(path))
+    assert unit.shard_names == names
+    assert unit.bytes_read > scores.TAIL_BYTES
+    assert len(unit.read_band()) > 0
+
+
+def test_any_parquet_reader_can_read_it(tmp_path: Path) -> None:
+    rows = some_rows(1000)
+    written(rows, tmp_path, 8)
+    with duckdb.connect() as connection:
+        query = f"select class, sample, score from '{tmp_path}/*.parquet' order by sample"
+        found = connection.execute(query).fetchall()
+    assert found == list(zip(rows.label.tolist(), rows.sample.tolist(), rows.score.tolist(), strict=True))
+
+
+def test_bands_double_after_a_narrow_one() -> None:
+    assert np.flatnonzero(np.diff(scores.bands(np.arange(200), 33))).tolist() == [32, 40, 56, 88, 152]
+    assert scores.bands(np.arange(9), 1).tolist() == [0, 1, 2, 2, 3, 3, 3, 3, 4]
+
+
+@pytest.mark.parametrize(("images_per_class", "units", "head"), [(16_000, 1000, 33), (1600, 1000, 8), (1, 1000, 2)])
 def test_head_size(images_per_class: int, units: int, head: int) -> None:
     assert scores.head_size(images_per_class, units) == head
 
@@ -75,7 +135,7 @@ def test_head_size(images_per_class: int, units: int, head: int) -> None:
 def test_a_unit_without_an_image_is_a_file_too(tmp_path: Path) -> None:
     nothing = some_rows(10).take(np.zeros(10, bool))
     unit = written(nothing, tmp_path, 4)
-    assert not unit.remaining().any()
+    assert not unit.unread(1).any()
 
 
 def test_another_parquet_file_is_refused(tmp_path: Path) -> None:

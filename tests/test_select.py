@@ -100,11 +100,33 @@ def test_pruning_often_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert identities(select(units, CLASSES, 20, 3), units) == expected
 
 
+def rows_read(units: list[UnitScores], images_per_class: int, classes_per_image: int) -> int:
+    """Select, and return how many rows were read for it."""
+    counts = []
+
+    class Counted(UnitScores):
+        def read_band(self) -> Rows:
+            rows = super().read_band()
+            counts.append(len(rows))
+            return rows
+
+    select([Counted(unit.uri) for unit in units], CLASSES, images_per_class, classes_per_image)
+    return sum(counts)
+
+
 def test_it_leaves_unread_what_cannot_win(tmp_path: Path) -> None:
     units = units_of(pool(3000, 2, levels=10**6), 4, 0, tmp_path)
-    select(units, CLASSES, 3, KEPT)
-    unread = sum(int(unit.remaining().sum()) for unit in units)
-    assert unread > 0.9 * 3000 * KEPT
+    assert rows_read(units, 3, KEPT) < 0.1 * 3000 * KEPT
+
+
+def test_a_class_that_is_short_among_first_choices_is_not_searched_for_among_the_others(tmp_path: Path) -> None:
+    """Class 1 is the first choice of three images and the second of all the rest."""
+    rows = [(image, int(image < 3), 9 - image / 1000, 0) for image in range(2000)]
+    rows += [(image, int(image >= 3), -image / 1000, 1) for image in range(2000)]
+    units = units_of(rows, 4, 0, tmp_path)
+    assert identities(select(units, CLASSES, 10, 1), units) == by_duckdb(rows, 10, 1)
+    assert rows_read(units, 10, 1) < 200
+    assert rows_read(units, 10_000, 2) == 4000
 
 
 def test_random_images_are_first_choices_and_do_not_depend_on_the_units(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ def merge(
     images_per_class: int,
     classes_per_image: int,
     max_failed_fraction: float,
+    remove: str,
 ):
     """Select the exact top K images of every class over the whole pool: the balanced pseudo-labeled set.
 
@@ -24,6 +25,7 @@ def merge(
         scores: The receipts of all scoring pods.
         images_per_class: K.
         classes_per_image: P.
+        remove: URI of a text file of keys that may not be selected, or nothing.
         max_failed_fraction: Share of unreadable images above which the run fails.
     """
     from components.merge.merge import MergeConfig

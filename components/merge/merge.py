@@ -2,17 +2,18 @@
 
 import io
 import json
+import math
 from collections import Counter
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from components.merge.locate import codes_of, located, read_keys
 from components.merge.select import Candidates, at_random, select
 from components.shared import storage
-from components.shared.errors import SemiscaleError, TooManyFailures
+from components.shared.errors import Refused, SemiscaleError, TooManyFailures
 from components.shared.progress import say
 from components.shared.receipts import (
     ClassSelection,
@@ -23,13 +24,16 @@ from components.shared.receipts import (
     UnitReceipt,
     load,
 )
-from components.shared.scores import Rows, UnitScores, ranks
+from components.shared.scores import NOTHING, U64, UnitScores, ranks
 from components.shared.shards import Unit
 from components.shared.stage import ReceiptUri, ReceiptUris, StageConfig, digest, once
 
 
 class MergeConfig(StageConfig):
-    """What to select. `random_images` above 0 asks for the control instead: so many images, picked at random."""
+    """What to select. `remove` is the URI of a list of keys that may not be; below `min_probability` nothing is.
+
+    `random_images` above 0 asks for the control instead: so many images, picked at random.
+    """
 
     stage: ClassVar[str] = "merge"
 
@@ -38,6 +42,8 @@ class MergeConfig(StageConfig):
     images_per_class: int
     classes_per_image: int
     max_failed_fraction: float
+    remove: str = ""
+    min_probability: float = 0.0
     random_images: int = 0
     seed: int = 0
 
@@ -45,8 +51,9 @@ class MergeConfig(StageConfig):
         """What D̂ depends on: the pool and the teacher, not which pod scored what, nor the plan's labeled side."""
         plan = load(self.plan, PlanReceipt)
         folders = sorted({load(uri, ScoreReceipt).folder.rpartition("/")[2] for uri in self.scores})
-        parameters = self.model_dump(include={"images_per_class", "classes_per_image", "random_images", "seed"})
-        return digest(self.stage, plan.pool_digest, folders, parameters)
+        parameters = {"images_per_class", "classes_per_image", "min_probability", "random_images", "seed"}
+        keys = read_keys(self.remove) if self.remove else []
+        return digest(self.stage, plan.pool_digest, folders, self.model_dump(include=parameters), keys)
 
 
 def merge(config: MergeConfig) -> SelectionReceipt:
@@ -62,35 +69,67 @@ def _work(config: MergeConfig, folder: str) -> dict[str, object]:
     plan = load(config.plan, PlanReceipt)
     receipts = unit_receipts(config, plan)
     failed = balance(receipts, config.max_failed_fraction)
-    units = [opened(receipt) for receipt in receipts]
-    per_image = min(config.classes_per_image, len(plan.classes))
-    if config.random_images:
-        winners = at_random(units, config.random_images, config.seed)
-    else:
-        winners = select(units, len(plan.classes), config.images_per_class, per_image)
-    table = located(winners, receipts, units, len(plan.classes))
+    keys = read_keys(config.remove) if config.remove else []
+    removed = [codes_of(keys, receipt) if keys else NOTHING for receipt in receipts]
+    units = [opened(receipt, without) for receipt, without in zip(receipts, removed, strict=True)]
+    winners = chosen(config, units, len(plan.classes))
     uri = storage.join(folder, "selection.parquet")
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    storage.write(uri, buffer.getvalue())
-    identities = np.stack([winners.unit.astype(np.uint64), winners.rows.sample])
+    write_table(located(winners, receipts, units, len(plan.classes)), uri)
     per_class = class_selections(winners, plan.classes, config.images_per_class)
-    scored = sum(shard.scored for receipt in receipts for shard in receipt.shards)
-    listed = sum(shard.listed for receipt in receipts for shard in receipt.shards)
     for short in [one for one in per_class if one.found < one.wanted]:
         say("merge", f"class {short.name!r} is short: {short.found} of {short.wanted}")
     return {
         "selection": uri,
         "teacher": receipts[0].teacher,
         "images": len(winners.rows),
-        "unique_images": np.unique(identities, axis=1).shape[1],
+        "unique_images": different_images(winners),
         "images_per_class": config.images_per_class,
-        "classes_per_image": per_image,
+        "classes_per_image": min(config.classes_per_image, len(plan.classes)),
         "per_class": per_class,
-        "ledger": Ledger(listed=listed, scored=scored, failed=failed.total(), removed=0),
+        "ledger": balanced(receipts, sum(map(len, removed))),
         "failed": dict(failed),
         "bytes_read": sum(unit.bytes_read for unit in units),
     }
+
+
+def chosen(config: MergeConfig, units: list[UnitScores], classes: int) -> Candidates:
+    """Return the winners: the top K of each class, or the control's random images."""
+    if config.random_images:
+        return at_random(units, config.random_images, config.seed)
+    least = log_odds(config.min_probability)
+    per_image = min(config.classes_per_image, classes)
+    kept = max(unit.classes_kept for unit in units)
+    if per_image > kept:
+        raise Refused(f"the scores keep the {kept} best classes of each image; classes_per_image can be at most {kept}")
+    return select(units, classes, config.images_per_class, per_image, least)
+
+
+def log_odds(probability: float) -> float:
+    """Return the score of a softmax probability in [0, 1)."""
+    return math.log(probability / (1 - probability)) if probability else -math.inf
+
+
+def balanced(receipts: list[UnitReceipt], removed: int) -> Ledger:
+    """Add up the ledger: what was scored and then removed counts as removed."""
+    shards = [shard for receipt in receipts for shard in receipt.shards]
+    return Ledger(
+        listed=sum(shard.listed for shard in shards),
+        scored=sum(shard.scored for shard in shards) - removed,
+        failed=sum(sum(shard.failed.values()) for shard in shards),
+        removed=removed,
+    )
+
+
+def different_images(winners: Candidates) -> int:
+    """Count the images among the winners, each once however many classes it was selected for."""
+    return sum(len(np.unique(winners.rows.sample[winners.unit == unit])) for unit in np.unique(winners.unit))
+
+
+def write_table(table: pa.Table, uri: str) -> None:
+    """Write a table as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    storage.write(uri, buffer.getvalue())
 
 
 def unit_receipts(config: MergeConfig, plan: PlanReceipt) -> list[UnitReceipt]:
@@ -138,55 +177,15 @@ def balance(receipts: list[UnitReceipt], max_failed_fraction: float) -> Counter[
     return failed
 
 
-def opened(receipt: UnitReceipt) -> UnitScores:
-    """Open a unit's score file. Raises SemiscaleError where it is not the one its receipt speaks of."""
-    unit = UnitScores(receipt.scores)
+def opened(receipt: UnitReceipt, removed: U64) -> UnitScores:
+    """Open a unit's score file, without some of its samples. Raises SemiscaleError where its receipt means another."""
+    unit = UnitScores(receipt.scores, removed)
     if (unit.teacher, unit.unit) != (receipt.teacher, receipt.digest):
         raise SemiscaleError(
             f"{receipt.scores}: scores of unit {unit.unit} by teacher {unit.teacher}; expected "
             f"{receipt.digest} by {receipt.teacher}; score it again"
         )
     return unit
-
-
-def located(winners: Candidates, receipts: list[UnitReceipt], units: list[UnitScores], classes: int) -> pa.Table:
-    """Return D̂ as a table, one row an (image, class), in order of class and rank, each with the place of its bytes.
-
-    Reads the sample lists of the units that have winners, one at a time: about ten bytes an image of the pool, which
-    is the price of a manifest with keys. Memory: the table, about 100 bytes a winner.
-    """
-    rank, _ = ranks(winners.rows.label, classes)
-    by_unit = np.argsort(winners.unit, kind="stable")
-    ends = np.cumsum(np.bincount(winners.unit, minlength=len(units)))
-    parts = []
-    for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        if start < end:
-            mine = by_unit[start:end]
-            parts.append(_located_in(receipts[number], units[number], winners.rows.take(mine), rank[mine]))
-    if not parts:
-        raise SemiscaleError("the pool has no readable image: nothing to select from")
-    # Back from the units' order to that of the winners.
-    return pa.concat_tables(parts).take(pa.array(np.argsort(by_unit, kind="stable")))
-
-
-def _located_in(receipt: UnitReceipt, unit: UnitScores, rows: Rows, rank: NDArray[np.int64]) -> pa.Table:
-    samples = pq.read_table(io.BytesIO(storage.read(receipt.samples)))
-    found = samples.take(pa.array(np.searchsorted(samples["sample"].to_numpy(), rows.sample)))
-    names = np.array(unit.shard_names, object)
-    return pa.table(
-        {
-            "class": rows.label,
-            "rank": rank.astype(np.int32),
-            "score": rows.score,
-            "position": rows.position,
-            "shard": names[(rows.sample >> np.uint64(32)).astype(np.int64)],
-            "index": (rows.sample & np.uint64(0xFFFFFFFF)).astype(np.int64),
-            "key": found["key"],
-            "uri": found["uri"].cast(pa.string()),
-            "offset": found["offset"],
-            "size_bytes": found["size_bytes"],
-        }
-    )
 
 
 def class_selections(winners: Candidates, classes: list[str], wanted: int) -> list[ClassSelection]:

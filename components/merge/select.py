@@ -37,13 +37,17 @@ class Candidates:
         return Candidates(self.rows.take(chosen), self.unit[chosen])
 
 
-def select(units: Sequence[UnitScores], classes: int, images_per_class: int, classes_per_image: int) -> Candidates:
+def select(
+    units: Sequence[UnitScores], classes: int, images_per_class: int, classes_per_image: int, least: float = -np.inf
+) -> Candidates:
     """Return the K best rows of each class among each image's P best classes, sorted by class and rank.
+
+    Rows that score below `least` are left out.
 
     Equal to sorting all rows by (class, score descending, tie) and cutting each class at K. Memory: 2 x (PRUNE_ROWS +
     K x classes) rows of 28 bytes, whatever the pool. Reads: the winners' bands, at worst all of them.
     """
-    best, thresholds = concatenated([]), np.full(classes, -np.inf, np.float32)
+    best, thresholds = concatenated([]), np.full(classes, least, np.float32)
     waiting = list(range(len(units)))
     with ThreadPoolExecutor(READERS) as pool:
         while waiting := [number for number in waiting if may_win(units[number], thresholds, classes_per_image)]:
@@ -51,9 +55,9 @@ def select(units: Sequence[UnitScores], classes: int, images_per_class: int, cla
             for found in next_bands(pool, units, waiting, classes_per_image):
                 gathered.append(found.take(found.rows.score >= thresholds[found.rows.label]))
                 if sum(map(len, gathered)) > max(PRUNE_ROWS, len(best)):
-                    best, thresholds = pruned([best, *gathered], classes, images_per_class)
+                    best, thresholds = pruned([best, *gathered], thresholds, images_per_class)
                     gathered = []
-            best, thresholds = pruned([best, *gathered], classes, images_per_class)
+            best, thresholds = pruned([best, *gathered], thresholds, images_per_class)
     return best
 
 
@@ -76,24 +80,24 @@ def next_bands(
         yield from pool.map(read, numbers[start : start + READERS])
 
 
-def pruned(parts: list[Candidates], classes: int, images_per_class: int) -> tuple[Candidates, F32]:
-    """Cut the candidates back to K a class; returns them, sorted, and each class's K-th score (-inf where short)."""
+def pruned(parts: list[Candidates], thresholds: F32, images_per_class: int) -> tuple[Candidates, F32]:
+    """Cut the candidates back to K a class; returns them, sorted, and the thresholds, raised to each K-th score."""
     merged = concatenated(parts)
-    thresholds = kth_scores(merged.rows, classes, images_per_class)
+    thresholds = np.maximum(thresholds, kth_scores(merged.rows, len(thresholds), images_per_class))
     merged = merged.take(merged.rows.score >= thresholds[merged.rows.label])
     merged = merged.take(ranking(merged.rows))
-    return merged.take(ranks(merged.rows.label, classes)[0] < images_per_class), thresholds
+    return merged.take(ranks(merged.rows.label, len(thresholds))[0] < images_per_class), thresholds
 
 
 def kth_scores(rows: Rows, classes: int, images_per_class: int) -> F32:
-    """Return each class's K-th best score, -inf where it has fewer rows. Time: that of reading the rows, not sorting."""
+    """Return each class's K-th best score, -inf where it has fewer rows. Partitions, and does not sort."""
     scores = rows.score[np.argsort(rows.label, kind="stable")]
-    thresholds = np.full(classes, -np.inf, np.float32)
+    found = np.full(classes, -np.inf, np.float32)
     for label, (start, end) in enumerate(pairwise(class_edges(rows.label, classes))):
         place = end - start - images_per_class
         if place >= 0:
-            thresholds[label] = np.partition(scores[start:end], place)[place]
-    return thresholds
+            found[label] = np.partition(scores[start:end], place)[place]
+    return found
 
 
 def at_random(units: Sequence[UnitScores], images: int, seed: int) -> Candidates:

@@ -22,6 +22,7 @@ def plan(
     label_column: str,
     images_per_class: int,
     classes_per_image: int,
+    remove: str,
     teacher_architecture: str,
     student_architecture: str,
     teacher_images_processed: int,

@@ -33,6 +33,8 @@ def plan(config: PlanConfig) -> PlanReceipt:
     """
     architectures.find(config.teacher_architecture)
     architectures.find(config.student_architecture)
+    if config.remove and storage.stat(config.remove) is None:
+        raise Refused(f"remove: {config.remove}: no such file; expected one key a line")
     claim_workdir(config)
     columns = Columns(config.image_column, config.label_column)
     sets = labeled_sets(config, columns)

@@ -41,8 +41,7 @@ class Feed:
 
     def __init__(self, preprocessing: Preprocessing, columns: Columns, batch_size: int) -> None:
         self._preprocessing, self._columns = preprocessing, columns
-        self.threads = os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         shape = (batch_size, preprocessing.resolution, preprocessing.resolution, 3)
         self._free: Queue[Batch] = Queue()
         for _ in range(AHEAD + 2):

@@ -71,13 +71,6 @@ class Scan:
         )
         return _part(shard, found, clocks, self._kept)
 
-    def bound(self, clocks: Clocks) -> str:
-        """Name what the scan waits for, and what to buy more of. One thread reads, many decode."""
-        wall = {"read": clocks.read, "decode": clocks.decode / self._feed.threads, "forward": clocks.forward}
-        slowest = max(wall, key=lambda part: wall[part])
-        advice = {"read": "more pods, or a store nearer by", "decode": "more CPUs a pod", "forward": "a faster device"}
-        return f"{slowest}-bound: would be faster with {advice[slowest]}"
-
     def _on_gpu(self) -> nn.Module:
         """Return the model in bf16 and channels_last, compiled, its head in fp32."""
         model = _HeadInFloat(self._model.to(memory_format=torch.channels_last))

@@ -5,6 +5,7 @@ the shards that it had finished are found and the rest is scored by whoever come
 """
 
 import json
+import os
 import signal
 import time
 from collections import Counter
@@ -100,6 +101,14 @@ def total(clocks: Iterator[Clocks]) -> Clocks:
     return Clocks(**spent)
 
 
+def bound(clocks: Clocks, threads: int) -> str:
+    """Name what a scan waits for, and what to buy more of. One thread reads and one forwards, `threads` decode."""
+    wall = {"read": clocks.read, "decode": clocks.decode / threads, "forward": clocks.forward}
+    slowest = max(wall, key=lambda part: wall[part])
+    advice = {"read": "a store nearer by, or more pods", "decode": "more CPUs a pod", "forward": "a faster device"}
+    return f"{slowest}-bound: faster with {advice[slowest]}"
+
+
 class _Pod:
     """What one pod does. The teacher is loaded when the first unfinished shard asks for it."""
 
@@ -110,6 +119,7 @@ class _Pod:
         self.folder = storage.join(config.workdir, "stages", "score", f"{teacher.digest}-top{self._kept}")
         self._claims = Claims(self.folder)
         self._progress = Progress("score", 0)
+        self._clocks = Clocks()
         self.units_scored = 0
 
     def all_of(self, units: list[Unit]) -> list[UnitReceipt]:
@@ -170,8 +180,15 @@ class _Pod:
             return parts.decode(found)
         part = self._scan.shard(shard)
         storage.write(uri, part.encode())
-        say("score", f"{shard.name}: {part.count.scored:,} images scored, {sum(part.count.failed.values()):,} failed")
+        failed = sum(part.count.failed.values())
+        say(
+            "score", f"{shard.name}: {part.count.scored:,} images scored, {failed:,} failed; {self._waits(part.clocks)}"
+        )
         return part
+
+    def _waits(self, clocks: Clocks) -> str:
+        self._clocks = total(iter([self._clocks, clocks]))
+        return bound(self._clocks, os.cpu_count() or 1)
 
     @cached_property
     def _scan(self) -> "Scan":

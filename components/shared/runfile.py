@@ -46,6 +46,9 @@ class RunFile(BaseModel):
     label_column: str = Field(default="label", description="Parquet column, or key of a .json member, of the label.")
     images_per_class: Positive = Field(default=16_000, description="K: images selected per class (section 4.1).")
     classes_per_image: Positive = Field(default=10, description="P: classes an image may be ranked in (section 4.1).")
+    remove: str = Field(
+        default="", description="URI of a text file, one key a line: images never to select (opt-outs)."
+    )
     teacher_architecture: str = Field(default="resnext101_32x48d", description="The teacher (section 4.1).")
     student_architecture: str = Field(default="resnet50", description="Student and baseline (section 4.1).")
     teacher_images_processed: Positive = Field(

@@ -29,6 +29,7 @@ from components.shared import storage
 from components.shared.errors import Refused
 
 U64 = NDArray[np.uint64]
+NOTHING: U64 = np.empty(0, np.uint64)
 FORMAT = 2
 TAIL_BYTES = 12 << 10  # read from the end of a file at first: the footer of most, in one request
 _FOOTER = "semiscale.scores"
@@ -199,10 +200,12 @@ class UnitScores:
     """One unit's score file, read band by band. `bytes_read` counts what was asked of the store.
 
     A band costs one ranged request, the footer one or two and a look at the file's size. Not to be shared by threads.
+    `removed` are codes of samples that are passed over.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, removed: U64 = NOTHING) -> None:
         self.uri = uri
+        self._removed = removed
         self.bytes_read = 0
         self._metadata = self._read_metadata()
         packed = (self._metadata.metadata or {}).get(_FOOTER.encode())
@@ -215,6 +218,11 @@ class UnitScores:
         self._depths = np.array(footer["depths"], np.uint8)
         self._bands_read = 0
         self.last_scores = np.full(self._depths.shape[1], np.inf, np.float32)
+
+    @property
+    def classes_kept(self) -> int:
+        """How many classes of each image were kept when it was scored: the largest P that can be selected."""
+        return len(self._depths)
 
     def unread(self, classes_per_image: int) -> NDArray[np.bool_]:
         """Say of each class whether some of its rows have not been read, counting each image's P best classes alone."""
@@ -233,7 +241,8 @@ class UnitScores:
         label, score, sample, position = (column.to_numpy() for column in table.columns)
         # Rows are in order, so the last assignment to a class is its lowest score.
         self.last_scores[label] = score
-        return Rows(label, score, sample, position, ties(sample, self.shard_names))
+        rows = Rows(label, score, sample, position, ties(sample, self.shard_names))
+        return rows.take(np.isin(sample, self._removed, invert=True)) if len(self._removed) else rows
 
     def _read_metadata(self) -> pq.FileMetaData:
         """Read Parquet's own metadata, whose size stands before the last four bytes of the file."""

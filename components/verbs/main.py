@@ -10,6 +10,7 @@ from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import fail
 from components.verbs.compile import compile_pipeline
 from components.verbs.demo import demo, write_images
+from components.verbs.reselect import reselect
 from components.verbs.run import run
 
 EPILOG = """exit codes:
@@ -45,6 +46,16 @@ def parser(pipeline: BaseComponent) -> argparse.ArgumentParser:
     running.add_argument("run_file", type=Path, help="for example manifests/runs/demo.yaml")
     running.set_defaults(verb=lambda options: run(options.run_file))
 
+    selecting = verbs.add_parser(
+        "reselect", help="select again from a run's scores, without scoring", description=reselect.__doc__
+    )
+    selecting.add_argument("run_file", type=Path, help="of a finished run")
+    selecting.add_argument("--images-per-class", type=int, metavar="K")
+    selecting.add_argument("--classes-per-image", type=int, metavar="P")
+    selecting.add_argument("--min-probability", type=float, metavar="SHARE", help="select nothing below this score")
+    selecting.add_argument("--remove", metavar="LIST", help="URI of a text file, one key a line, never to select")
+    selecting.set_defaults(verb=lambda options: reselect(options.run_file, changes_of(options)))
+
     compiling = verbs.add_parser("compile", help="write manifests/pipeline.yaml", description=compile_pipeline.__doc__)
     compiling.set_defaults(verb=lambda _: compile_pipeline(pipeline))
 
@@ -56,3 +67,8 @@ def parser(pipeline: BaseComponent) -> argparse.ArgumentParser:
     writing.add_argument("--seed", type=int, default=0, help="which split is drawn")
     writing.set_defaults(verb=lambda options: write_images(options.folder, options.seed))
     return top
+
+
+def changes_of(options: argparse.Namespace) -> dict[str, object]:
+    """Return the options of a verb that were given, by their names in a config."""
+    return {name: value for name, value in vars(options).items() if name not in ("verb", "run_file")}

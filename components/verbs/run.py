@@ -4,6 +4,7 @@ import builtins
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -45,8 +46,8 @@ def located(settings: RunFile) -> RunFile:
     """Return the run file with paths that mean the same in every process."""
     uris = {name: [storage.absolute(uri) for uri in getattr(settings, name)] for name in ("labeled", "unlabeled")}
     sets = {name: [storage.absolute(uri) for uri in getattr(settings, name)] for name in ("validation", "test")}
-    classes = storage.absolute(settings.classes) if settings.classes else ""
-    places = {**uris, **sets, "workdir": storage.absolute(settings.workdir), "classes": classes}
+    files = {name: storage.absolute(uri) for name in ("classes", "remove") if (uri := getattr(settings, name))}
+    places = {**uris, **sets, **files, "workdir": storage.absolute(settings.workdir)}
     return settings.model_copy(update=places)
 
 
@@ -65,14 +66,24 @@ def execute(settings: RunFile, log: Path) -> None:
         warnings.filterwarnings("ignore", message=".*have no effect in the current local runner")
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
         pipeline = components.load_component_from_file(str(COMPILED))
-        unindented = builtins.print
         try:
-            pipeline(**settings.model_dump())
+            with left_as_found():
+                pipeline(**settings.model_dump())
         except RuntimeError as error:
             kind, reason = screen.reason or ("failed", f"{screen.error or plain(str(error))} (see {log})")
             raise (Refused if kind == "refused" else SemiscaleError)(reason) from None
-        finally:
-            builtins.print = unindented  # kfp.local indents all printing, from two threads, and leaves it so
+
+
+@contextlib.contextmanager
+def left_as_found() -> Iterator[None]:
+    """Undo what kfp.local's two threads leave behind: an indenting `print`, and log handlers of a run that is over."""
+    printing, logger = builtins.print, logging.getLogger()
+    handlers = list(logger.handlers)
+    try:
+        yield
+    finally:
+        builtins.print = printing
+        logger.handlers[:] = handlers
 
 
 class Screen(io.TextIOBase):
