@@ -26,8 +26,11 @@ setup: .venv/ready ## make .venv with the pinned dependencies (the other verbs d
 demo: setup ## the whole pipeline on real images, on this machine
 	@$(BIN)/python pipeline.py demo
 
-demo-seeds: setup ## the demo over five fresh seeds, with its controls (about half an hour)
+demo-seeds: setup ## the demo over five fresh seeds, with their controls (a quarter of an hour)
 	@$(BIN)/python -m benchmarks.demo_seeds
+
+bench-merge: setup ## the merge against DuckDB and Polars; ROWS=1000000000 or FULL=1 for the paper's billion images
+	@$(BIN)/python -m benchmarks.merge $(if $(ROWS),--rows $(ROWS)) $(if $(FULL),--full)
 
 check: lint types imports ## format, lint, types, import rules and tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not docker"

@@ -31,7 +31,7 @@ from components.shared.errors import Refused
 U64 = NDArray[np.uint64]
 NOTHING: U64 = np.empty(0, np.uint64)
 FORMAT = 2
-TAIL_BYTES = 12 << 10  # read from the end of a file at first: the footer of most, in one request
+TAIL_BYTES = 8 << 10  # read from the end of a file at first: the footer of most, in one request
 _FOOTER = "semiscale.scores"
 _SCHEMA = pa.schema(
     [
