@@ -14,6 +14,7 @@ import pytest
 
 from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError
+from components.shared.stores import store
 
 NAMES = [
     "plain",
@@ -201,7 +202,7 @@ class TestRead:
 
 class TestOpenRead:
     def test_in_order(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(storage, "READ_CHUNK_BYTES", 1000)  # so that small data take several requests
+        monkeypatch.setattr(store, "READ_CHUNK_BYTES", 1000)  # so that small data take several requests
         data = random.Random(0).randbytes(10_007)
         storage.write(storage.join(bucket, "a"), data)
         with storage.open_read(storage.join(bucket, "a")) as file:
@@ -210,7 +211,7 @@ class TestOpenRead:
         assert {len(part) for part in parts[:-1]} == {333}
 
     def test_seek_and_tail(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(storage, "READ_CHUNK_BYTES", 1000)
+        monkeypatch.setattr(store, "READ_CHUNK_BYTES", 1000)
         data = random.Random(1).randbytes(5000)
         storage.write(storage.join(bucket, "a"), data)
         with storage.open_read(storage.join(bucket, "a")) as file:

@@ -13,7 +13,7 @@ from requests import RequestException
 from requests.adapters import HTTPAdapter
 
 from components.shared.errors import SemiscaleError
-from components.shared.storage import CONNECTIONS, Entry, RangeReader, bucket_and_key
+from components.shared.stores.store import CONNECTIONS, Entry, RangeReader, bucket_and_key
 
 
 class GcsStore:

@@ -11,7 +11,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from components.shared.errors import SemiscaleError
-from components.shared.storage import CONNECTIONS, Entry, RangeReader, bucket_and_key
+from components.shared.stores.store import CONNECTIONS, Entry, RangeReader, bucket_and_key
 
 
 class S3Store:

@@ -1,0 +1,132 @@
+"""The local disk."""
+
+import errno
+import os
+import secrets
+import stat as stat_module
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from components.shared.errors import Refused
+from components.shared.stores.store import Entry
+
+
+def local_path(uri: str) -> Path:
+    """Return the path of a `file://` URI or a plain path. Raises Refused for an unknown scheme."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return Path(uri).expanduser()
+    if scheme != "file":
+        raise Refused(f"{uri}: unknown scheme {scheme!r}; expected gs://, s3://, file:// or a path")
+    if not rest.startswith("/"):
+        raise Refused(f"{uri}: a file:// URI has three slashes and an absolute path, file:///like/this")
+    return Path(rest)
+
+
+class LocalStore:
+    """The local disk. A write goes to a temporary name beside the target and is renamed: readers see all or nothing.
+
+    Links are followed, as every tool that reads image folders does.
+    """
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        path = local_path(prefix)
+        found = [path] if path.is_file() else sorted(_files_below(path), key=str)
+        yield from filter(None, map(self._entry, found))
+
+    def folders(self, prefix: str) -> list[str]:
+        path = local_path(prefix)
+        return sorted(child.name for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
+
+    def stat(self, uri: str) -> Entry | None:
+        path = local_path(uri)
+        return self._entry(path) if path.is_file() else None
+
+    def read(self, uri: str, start: int, size: int | None) -> bytes:
+        with self.open(uri) as file:
+            file.seek(start)
+            return file.read(-1 if size is None else size)
+
+    def open(self, uri: str) -> BinaryIO:
+        try:
+            return local_path(uri).open("rb")
+        except OSError as error:
+            if error.errno in _NO_SUCH_FILE:
+                raise FileNotFoundError(uri) from None
+            raise
+
+    def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
+        path = local_path(uri)
+        with _temporary_beside(path) as (temporary, file):
+            file.write(data)
+            _flush(file)
+            if not if_absent:
+                temporary.replace(path)
+                return True
+            try:
+                os.link(temporary, path)  # fails where the target exists: a precondition, like the object stores'
+            except FileExistsError:
+                return False
+            return True
+
+    def upload(self, path: Path, uri: str) -> None:
+        target = local_path(uri)
+        with path.open("rb") as source, _temporary_beside(target) as (temporary, file):
+            while block := source.read(1 << 20):
+                file.write(block)
+            _flush(file)
+            temporary.replace(target)
+
+    def delete(self, uri: str) -> None:
+        local_path(uri).unlink(missing_ok=True)
+
+    @staticmethod
+    def _entry(path: Path) -> Entry | None:
+        """A link to nothing is listed as it is: who reads it then finds it missing, instead of never hearing of it."""
+        status = path.stat() if path.exists() else path.lstat()
+        if not stat_module.S_ISREG(status.st_mode) and not stat_module.S_ISLNK(status.st_mode):
+            return None  # a pipe or a device: reading it could wait forever
+        return Entry(str(path), status.st_size, f"{status.st_mtime_ns}-{status.st_size}")
+
+
+_TEMPORARY = ".writing-"
+_NO_SUCH_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Walk a folder, without what is being written. Raises OSError for a folder that cannot be read."""
+    if not folder.is_dir():
+        return
+    for parent, _, names in os.walk(folder, onerror=_raise, followlinks=True):
+        for name in names:
+            if not name.startswith(_TEMPORARY):
+                yield Path(parent, _utf8(parent, name))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _utf8(folder: str, name: str) -> str:
+    if name.isascii() or name == name.encode(errors="replace").decode():
+        return name
+    raise Refused(f"{folder}: the file name {name!a} is not UTF-8; rename it")
+
+
+@contextmanager
+def _temporary_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(_TEMPORARY + secrets.token_hex(8))
+    try:
+        with temporary.open("xb") as file:
+            yield temporary, file
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(file: BinaryIO) -> None:
+    """Bring bytes to the disk before the name: after a power cut a receipt must not outlive what it vouches for."""
+    file.flush()
+    os.fsync(file.fileno())

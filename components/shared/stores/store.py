@@ -1,0 +1,89 @@
+"""What a place for bytes can do, and what the stores share."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+from components.shared.errors import Refused
+
+CONNECTIONS = 64  # kept open by a client: above the number of threads that any stage reads with
+READ_CHUNK_BYTES = 8 << 20  # of a sequential read over the network: long enough to hide 30 ms of latency
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored object. `version` changes when its bytes do (generation, ETag, or time and size).
+
+    On a local disk two writes of the same size within one tick of the file system's clock, a few ms, share a version.
+    """
+
+    uri: str
+    size_bytes: int
+    version: str
+
+
+class Store(Protocol):
+    """What a place for bytes can do. Listings come in the order of the URI's code points."""
+
+    def entries(self, prefix: str) -> Iterator[Entry]: ...
+    def folders(self, prefix: str) -> list[str]: ...
+    def stat(self, uri: str) -> Entry | None: ...
+    def read(self, uri: str, start: int, size: int | None) -> bytes: ...
+    def open(self, uri: str) -> BinaryIO: ...
+    def write(self, uri: str, data: bytes, if_absent: bool) -> bool: ...
+    def upload(self, path: Path, uri: str) -> None: ...
+    def delete(self, uri: str) -> None: ...
+
+
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    """Take a gs:// or s3:// URI apart. Raises Refused where the bucket is missing."""
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    if not bucket:
+        raise Refused(f"{uri}: no bucket; expected {uri.partition('://')[0]}://bucket/key")
+    return bucket, key
+
+
+class RangeReader(io.RawIOBase):
+    """A seekable view of one object of any store: every read is one ranged request for the bytes asked for."""
+
+    def __init__(self, store: Store, uri: str) -> None:
+        entry = store.stat(uri)
+        if entry is None:
+            raise FileNotFoundError(uri)
+        self._store, self._uri, self._size, self._position = store, uri, entry.size_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset
+        if position < 0:
+            raise ValueError(f"negative seek position {position}")
+        self._position = position
+        return position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._next(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self._next(self._size)  # the inherited one asks for 8 KiB at a time
+
+    def _next(self, size: int) -> bytes:
+        size = min(size, self._size - self._position)
+        data = self._store.read(self._uri, self._position, size) if size > 0 else b""
+        self._position += len(data)
+        return data
+
+    def buffered(self) -> BinaryIO:
+        """Return the view behind a buffer of READ_CHUNK_BYTES."""
+        return cast(BinaryIO, io.BufferedReader(self, READ_CHUNK_BYTES))
