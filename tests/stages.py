@@ -32,6 +32,13 @@ class Stages:
         self.content: dict[str, Any] = pictures.write_run(root, **changes)
         self.config = PlanConfig.model_validate(self.content)
 
+    @classmethod
+    def on(cls, config: PlanConfig, root: Path) -> "Stages":
+        """Run stages on data that are there already."""
+        stages = cls.__new__(cls)
+        stages.root, stages.content, stages.config = root, config.model_dump(), config
+        return stages
+
     @property
     def workdir(self) -> str:
         """Where everything is kept."""

@@ -1,5 +1,7 @@
 """Amazon S3 and what speaks its protocol, through boto3. `AWS_ENDPOINT_URL` points it at MinIO or a test server."""
 
+import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,10 +10,18 @@ from typing import Any, BinaryIO, cast
 import boto3
 from boto3.exceptions import Boto3Error
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
 
 from components.shared.errors import SemiscaleError
 from components.shared.stores.store import CONNECTIONS, Entry, RangeReader, bucket_and_key
+
+ATTEMPTS = 8  # of each request, and of each body: half a minute of a store that is slow or restarting
 
 
 class S3Store:
@@ -19,7 +29,8 @@ class S3Store:
 
     def __init__(self) -> None:
         with _errors("s3://"):
-            self._client = boto3.client("s3", config=Config(max_pool_connections=CONNECTIONS))
+            retries: dict[str, Any] = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+            self._client = boto3.client("s3", config=Config(max_pool_connections=CONNECTIONS, retries=retries))
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         bucket, key = bucket_and_key(prefix.rstrip("/"))
@@ -51,11 +62,22 @@ class S3Store:
         ranged = {"Range": f"bytes={start}-{'' if size is None else start + size - 1}"} if start or size else {}
         try:
             with _errors(uri):
-                return cast(bytes, self._client.get_object(**_place(uri), **ranged)["Body"].read())
+                return self._whole_body(_place(uri) | ranged)
         except ClientError as error:
             if _status(error) == 416:  # the range starts at the object's end or past it
                 return b""
             raise
+
+    def _whole_body(self, request: dict[str, str]) -> bytes:
+        """Read an object's bytes. The client retries a request, but not a body that ends short."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return cast(bytes, self._client.get_object(**request)["Body"].read())
+            except (ResponseStreamingError, IncompleteReadError, ReadTimeoutError):
+                if attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(random.random() * 0.1 * 2**attempt)  # noqa: S311 - spreads the retries of many pods
+        raise AssertionError("unreachable")
 
     def open(self, uri: str) -> BinaryIO:
         return RangeReader(self, uri).buffered()

@@ -1,0 +1,87 @@
+"""A proxy in front of a real server that behaves as an object store does on a bad day."""
+
+import contextlib
+import math
+import random
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+UNAVAILABLE = (
+    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: 50\r\nConnection: close\r\n\r\n"
+    b"<Error><Code>SlowDown</Code><Message/></Error>    "
+)
+
+
+class Flaky:
+    """One connection in twenty is reset, one in twenty answered 503; every other is cut after 3 kB to 1 MB of answers.
+
+    So downloads end short, in their headers or in their bodies. `faults` counts what was done to clients.
+    """
+
+    def __init__(self, address: str, seed: int) -> None:
+        host, _, port = address.removeprefix("http://").partition(":")
+        self._backend = (host, int(port))
+        self._random = random.Random(seed)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.faults = {"reset": 0, "unavailable": 0, "cut": 0}
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                lot, budget = self._random.random(), int(math.exp(self._random.uniform(8, 14)))
+                threading.Thread(target=self._serve, args=(client, lot, budget), daemon=True).start()
+
+    def _serve(self, client: socket.socket, lot: float, budget: int) -> None:
+        with client, contextlib.suppress(OSError):
+            if lot < 0.05:
+                self._reset(client, "reset")
+            elif lot < 0.1:
+                client.recv(1 << 16)
+                client.sendall(UNAVAILABLE)
+                self.faults["unavailable"] += 1
+            else:
+                self._forward(client, budget)
+
+    def _forward(self, client: socket.socket, budget: int) -> None:
+        with socket.create_connection(self._backend) as server:
+            threading.Thread(target=_copy, args=(client, server), daemon=True).start()
+            while data := server.recv(1 << 14):
+                client.sendall(data[:budget])
+                budget -= len(data)
+                if budget <= 0:
+                    self._reset(client, "cut")
+                    return
+
+    def _reset(self, client: socket.socket, fault: str) -> None:
+        """Close at once: the peer sees `connection reset`, not an orderly end."""
+        self.faults[fault] += 1
+        client.shutdown(socket.SHUT_RD)  # wakes the thread that reads from it, which would keep it open
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 14):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def flaky(address: str, seed: int) -> Iterator[Flaky]:
+    """Serve a server's address badly for the length of a `with`."""
+    proxy = Flaky(address, seed)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
