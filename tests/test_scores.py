@@ -66,7 +66,7 @@ def test_scores_sort_as_floats_do() -> None:
     values = np.array([-np.inf, -2.5, -1e-30, -0.0, 0.0, 1e-30, 7, np.inf], np.float32)
     rows = Rows(*(np.zeros(8, kind) for kind in ("u2", "f4", "u8", "u1", "u8")))
     shuffled = Rows(rows.label, values[[3, 7, 0, 5, 2, 6, 1, 4]], rows.sample, rows.position, rows.tie)
-    assert scores.ranked(shuffled).score.tolist() == sorted(values.tolist(), reverse=True)
+    assert shuffled.take(scores.ranking(shuffled)).score.tolist() == sorted(values.tolist(), reverse=True)
 
 
 def test_a_position_is_unread_until_its_last_row_is(tmp_path: Path) -> None:

@@ -12,12 +12,19 @@ class EvaluateConfig(StageConfig):
     stage: ClassVar[str] = "evaluate"
 
     plan: ReceiptUri
+    """The plan's receipt: it names the test split."""
     teacher: ReceiptUri
+    """The teacher's receipt."""
     baselines: ReceiptUris
+    """The receipts of the baseline at every learning rate."""
     pretrained: ReceiptUri
+    """The receipt of the student before fine-tuning."""
     students: ReceiptUris
+    """The receipts of the fine-tuned student at every learning rate."""
     image_column: str = "image"
+    """Parquet column of the images."""
     label_column: str = "label"
+    """Parquet column, or key of a .json member, of the labels."""
 
     def digest(self) -> str:
         """Beyond the models, the result depends on the test split."""

@@ -38,14 +38,23 @@ class MergeConfig(StageConfig):
     stage: ClassVar[str] = "merge"
 
     plan: ReceiptUri
+    """The plan's receipt: every unit of its ledger must have scores."""
     scores: ReceiptUris
+    """The receipts of all scoring pods."""
     images_per_class: int
+    """K."""
     classes_per_image: int
+    """P."""
     max_failed_fraction: float
+    """Share of unreadable images in the pool above which nothing is selected."""
     remove: str = ""
+    """URI of a text file, one key a line: images never to select."""
     min_probability: float = 0.0
+    """Softmax probability below which nothing is selected."""
     random_images: int = 0
+    """Above 0: the control, so many images picked at random, instead of the top K."""
     seed: int = 0
+    """Of the control's choice."""
 
     def digest(self) -> str:
         """What D̂ depends on: the pool and the teacher, not which pod scored what, nor the plan's labeled side."""

@@ -9,15 +9,14 @@ its scores are at most that last one.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.shared.scores import Rows, UnitScores, class_edges, ranking, ranks
+from components.shared.scores import Rows, UnitScores, class_edges, ranking
 
 READERS = 32  # threads, each with one band in memory: hides 30 ms of a store's latency
-PRUNE_ROWS = 8_000_000  # candidates are cut back to K a class whenever so many more have gathered: bounds memory
+PRUNE_ROWS = 8_000_000  # candidates are cut back to K a class above this, and above twice K a class: bounds memory
 
 F32 = NDArray[np.float32]
 
@@ -44,17 +43,18 @@ def select(
 
     Rows that score below `least` are left out.
 
-    Equal to sorting all rows by (class, score descending, tie) and cutting each class at K. Memory: 2 x (PRUNE_ROWS +
-    K x classes) rows of 28 bytes, whatever the pool. Reads: the winners' bands, at worst all of them.
+    Equal to sorting all rows by (class, score descending, tie) and cutting each class at K. Memory: PRUNE_ROWS or
+    2 x K x classes rows of 28 bytes, three times, whatever the pool. Reads: the winners' bands, at worst all.
     """
     best, thresholds = concatenated([]), np.full(classes, least, np.float32)
+    most = max(PRUNE_ROWS, 2 * classes * images_per_class)
     waiting = list(range(len(units)))
     with ThreadPoolExecutor(READERS) as pool:
         while waiting := [number for number in waiting if may_win(units[number], thresholds, classes_per_image)]:
             gathered: list[Candidates] = []
             for found in next_bands(pool, units, waiting, classes_per_image):
                 gathered.append(found.take(found.rows.score >= thresholds[found.rows.label]))
-                if sum(map(len, gathered)) > max(PRUNE_ROWS, len(best)):
+                if len(best) + sum(map(len, gathered)) > most:
                     best, thresholds = pruned([best, *gathered], thresholds, images_per_class)
                     gathered = []
             best, thresholds = pruned([best, *gathered], thresholds, images_per_class)
@@ -83,21 +83,12 @@ def next_bands(
 def pruned(parts: list[Candidates], thresholds: F32, images_per_class: int) -> tuple[Candidates, F32]:
     """Cut the candidates back to K a class; returns them, sorted, and the thresholds, raised to each K-th score."""
     merged = concatenated(parts)
-    thresholds = np.maximum(thresholds, kth_scores(merged.rows, len(thresholds), images_per_class))
-    merged = merged.take(merged.rows.score >= thresholds[merged.rows.label])
-    merged = merged.take(ranking(merged.rows))
-    return merged.take(ranks(merged.rows.label, len(thresholds))[0] < images_per_class), thresholds
-
-
-def kth_scores(rows: Rows, classes: int, images_per_class: int) -> F32:
-    """Return each class's K-th best score, -inf where it has fewer rows. Partitions, and does not sort."""
-    scores = rows.score[np.argsort(rows.label, kind="stable")]
-    found = np.full(classes, -np.inf, np.float32)
-    for label, (start, end) in enumerate(pairwise(class_edges(rows.label, classes))):
-        place = end - start - images_per_class
-        if place >= 0:
-            found[label] = np.partition(scores[start:end], place)[place]
-    return found
+    best = merged.take(ranking(merged.rows, images_per_class))
+    edges = np.array(class_edges(best.rows.label, len(thresholds)))
+    full = np.diff(edges) == images_per_class
+    raised = thresholds.copy()
+    raised[full] = best.rows.score[edges[1:][full] - 1]
+    return best, raised
 
 
 def at_random(units: Sequence[UnitScores], images: int, seed: int) -> Candidates:

@@ -30,9 +30,13 @@ class PackConfig(StageConfig):
     stage: ClassVar[str] = "pack"
 
     plan: ReceiptUri
+    """The plan's receipt: it names the shards to copy from."""
     selection: ReceiptUri
+    """The merge's receipt."""
     image_column: str = "image"
+    """Parquet column of the images."""
     seed: int = 0
+    """Of the order."""
 
     def digest(self) -> str:
         """The packed set depends on the selection and the order alone."""

@@ -32,15 +32,25 @@ class ReportConfig(StageConfig):
     stage: ClassVar[str] = "report"
 
     plan: ReceiptUri
+    """The plan's receipt."""
     teacher: ReceiptUri
+    """The teacher's receipt."""
     baselines: ReceiptUris
+    """The receipts of the baseline at every learning rate."""
     scores: ReceiptUris
+    """The receipts of all scoring pods."""
     selection: ReceiptUri
+    """The merge's receipt."""
     packed: ReceiptUri
+    """The pack stage's receipt."""
     pretrained: ReceiptUri
+    """The receipt of the student before fine-tuning."""
     students: ReceiptUris
+    """The receipts of the fine-tuned student at every learning rate."""
     evaluation: ReceiptUri
+    """The evaluation's receipt."""
     image_column: str = "image"
+    """Parquet column of the images that the gallery shows."""
 
 
 def report(config: ReportConfig) -> ReportReceipt:

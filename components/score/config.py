@@ -11,7 +11,12 @@ class ScoreConfig(StageConfig):
     stage: ClassVar[str] = "score"
 
     plan: ReceiptUri
+    """The plan's receipt: it names the ledger of the pool."""
     teacher: ReceiptUri
+    """The teacher's receipt."""
     pod: int
+    """Which of the pods this is, from 0."""
     images_per_class: int
+    """K: how the score files are laid out; any other K can still be selected."""
     image_column: str = "image"
+    """Parquet column of the images."""

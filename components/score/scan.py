@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -39,11 +39,14 @@ def log_odds(logits_BC: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 class Scan:
-    """One pod's scan: the teacher on its device, the feed of decoded images, the clocks."""
+    """One pod's scan: the teacher on its device, the feed of decoded images, the clocks.
 
-    def __init__(self, teacher: TrainReceipt, kept: int, columns: Columns, progress: Progress) -> None:
+    `share` says how much of the pool is done, for the progress line.
+    """
+
+    def __init__(self, teacher: TrainReceipt, kept: int, columns: Columns, share: Callable[[], str]) -> None:
         models.use_threads()
-        self._kept, self._progress = kept, progress
+        self._kept, self._share, self._progress = kept, share, Progress("score", 0)
         self._device = models.device()
         self._preprocessing = teacher.preprocessing
         self._model = models.read(teacher.checkpoint)[0].to(self._device).eval()
@@ -63,7 +66,7 @@ class Scan:
             labels_BP, scores_BP = log_odds(self._forward(images_BCHW), self._kept)
             found.append((batch, labels_BP.cpu(), scores_BP.cpu()))
             forward_s += time.monotonic() - started
-            self._progress.add(len(batch.samples))
+            self._progress.add(len(batch.samples), self._share())
         clocks = Clocks(
             read=round(self._feed.read_s - before[0], 3),
             decode=round(self._feed.decode_s - before[1], 3),

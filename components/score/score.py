@@ -21,7 +21,7 @@ from components.score.config import ScoreConfig
 from components.score.parts import Part
 from components.shared import scores, storage
 from components.shared.errors import Refused, SemiscaleError
-from components.shared.progress import Progress, say
+from components.shared.progress import say
 from components.shared.receipts import Clocks, PlanReceipt, ScoreReceipt, TrainReceipt, UnitReceipt, load
 from components.shared.shards import Columns, Shard, Unit
 from components.shared.stage import digest, once
@@ -118,7 +118,7 @@ class _Pod:
         # Teacher and kept classes are in the name, so that scores of different ones are never mixed.
         self.folder = storage.join(config.workdir, "stages", "score", f"{teacher.digest}-top{self._kept}")
         self._claims = Claims(self.folder)
-        self._progress = Progress("score", 0)
+        self._finished_bytes = 0
         self._clocks = Clocks()
         self.units_scored = 0
 
@@ -143,6 +143,7 @@ class _Pod:
         found = storage.read_if_there(storage.join(folder, "receipt.json"))
         if found is not None:
             done[unit.digest] = UnitReceipt.model_validate_json(found)
+            self._finished_bytes += sum(shard.size_bytes for shard in unit.shards)
             return True
         with self._claims.claimed(unit.digest) as mine:
             if mine:
@@ -177,14 +178,20 @@ class _Pod:
         uri = part_uri(folder, shard)
         found = storage.read_if_there(uri)
         if found is not None:
+            self._finished_bytes += shard.size_bytes
             return parts.decode(found)
         part = self._scan.shard(shard)
         storage.write(uri, part.encode())
+        self._finished_bytes += shard.size_bytes
         failed = sum(part.count.failed.values())
         say(
             "score", f"{shard.name}: {part.count.scored:,} images scored, {failed:,} failed; {self._waits(part.clocks)}"
         )
         return part
+
+    def _share(self) -> str:
+        """Say how much of the pool has scores, by size, as far as this pod has seen: others may have done more."""
+        return f"{self._finished_bytes / max(self._plan.size_bytes, 1):.0%} of the pool"
 
     def _waits(self, clocks: Clocks) -> str:
         self._clocks = total(iter([self._clocks, clocks]))
@@ -194,7 +201,7 @@ class _Pod:
     def _scan(self) -> "Scan":
         from components.score.scan import Scan  # torch takes seconds to import; finished work is found without it
 
-        return Scan(self._teacher, self._kept, Columns(self._config.image_column, ""), self._progress)
+        return Scan(self._teacher, self._kept, Columns(self._config.image_column, ""), self._share)
 
 
 def part_uri(folder: str, shard: Shard) -> str:

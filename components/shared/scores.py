@@ -89,25 +89,28 @@ def _name_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
-def ranked(rows: Rows) -> Rows:
-    """Sort rows by class, then score descending, then tie."""
-    return rows.take(ranking(rows))
-
-
-def ranking(rows: Rows) -> NDArray[np.int64]:
-    """Return the places of the rows in order of class, then score descending, then tie.
+def ranking(rows: Rows, at_most: int | None = None) -> NDArray[np.int64]:
+    """Return the places of each class's best rows, in order of class, then score descending, then tie.
 
     Class by class, which stays in the processor's cache: a tenth of the time of one sort by all three.
     """
-    order = np.argsort(rows.label, kind="stable")
-    for start, end in pairwise(class_edges(rows.label)):
-        places = order[start:end]
-        order[start:end] = places[_best_first(rows.score[places], rows.tie[places])]
-    return order
+    by_class = np.argsort(rows.label, kind="stable")
+    parts = [by_class[start:end] for start, end in pairwise(class_edges(rows.label))]
+    best = [places[_best_first(rows.score[places], rows.tie[places], at_most)] for places in parts]
+    return np.concatenate([np.empty(0, np.int64), *best])
 
 
-def _best_first(score: NDArray[np.float32], tie: U64) -> NDArray[np.int64]:
-    """Order one class's rows. Equal scores are rare, so the ties are compared only where there are some."""
+def _best_first(score: NDArray[np.float32], tie: U64, at_most: int | None) -> NDArray[np.int64]:
+    """Return the best places of one class in order. Only those that can be among them are sorted."""
+    if at_most is None or at_most >= len(score):
+        return _descending(score, tie)
+    last = len(score) - at_most
+    chosen = np.flatnonzero(score >= np.partition(score, last)[last])
+    return chosen[_descending(score[chosen], tie[chosen])[:at_most]]
+
+
+def _descending(score: NDArray[np.float32], tie: U64) -> NDArray[np.int64]:
+    """Sort by score, then tie. Equal scores are rare, so the ties are compared only where there are some."""
     order = np.argsort(-score)
     descending = score[order]
     as_next = np.zeros(len(order), bool)
@@ -155,7 +158,7 @@ def encode(rows: Rows, classes: int, head: int, metadata: dict[str, Any]) -> byt
 
     Time: a sort, about two seconds for ten million rows; memory: the rows twice.
     """
-    by_rank = ranked(rows)
+    by_rank = rows.take(ranking(rows))
     band = bands(ranks(by_rank.label, classes)[0], head)
     order = np.argsort(band, kind="stable")
     banded, band = by_rank.take(order), band[order]

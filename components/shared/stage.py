@@ -29,10 +29,11 @@ ReceiptUris = Annotated[list[str], _RECEIPT]
 class StageConfig(BaseModel):
     """The inputs of a stage: where it works, its parameters, and the receipts of the stages before it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     stage: ClassVar[str]
 
     workdir: str
+    """URI of the folder that everything bulky goes under."""
 
     def digest(self) -> str:
         """Return what identifies this work: the stage, its parameters, and the digests of its receipts.

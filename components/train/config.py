@@ -13,17 +13,32 @@ class TrainConfig(StageConfig):
     stage: ClassVar[str] = "train"
 
     recipe: RecipeName
+    """teacher, baseline, pretrain or finetune (section 4.1)."""
     architecture: str
+    """The network, by name."""
     plan: ReceiptUri
+    """The plan's receipt: classes, training and validation split."""
     packed: ReceiptUri = ""
+    """The packed selection's receipt, for pretrain."""
     start: ReceiptUri = ""
+    """The receipt of the model to start from, for finetune."""
     images_processed: int = 0
+    """Images to process, forward and backward (the paper's #iter)."""
     epochs: int = 0
+    """Passes over the planned training split, in addition."""
     learning_rate: float
+    """For a minibatch of 256 images; scaled linearly to batch_size."""
     batch_size: int
+    """Global minibatch."""
     weight_decay: float
+    """Of all parameters."""
     resolution: int
+    """Height and width that the model sees, in pixels."""
     augmentation: Augmentation
+    """How training images are cut."""
     image_column: str = "image"
+    """Parquet column of the images."""
     label_column: str = "label"
+    """Parquet column, or key of a .json member, of the labels."""
     seed: int = 0
+    """Of initial weights, data order and augmentation."""
