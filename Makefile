@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --no-annotate
 
-.PHONY: help setup demo demo-seeds test test-slow check format lint types imports lock clean
+.PHONY: help setup demo demo-seeds bench-merge test test-slow check format lint types imports lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,9 +55,9 @@ types: setup
 imports: setup
 	$(BIN)/lint-imports --no-cache
 
-lock: ## pin the requirements anew
+lock: setup ## pin the requirements anew
 	@for image in dev cuda cpu; do \
-	  uv pip compile $(LOCK) requirements/$$image.in -o requirements/$$image.txt \
+	  $(BIN)/uv pip compile $(LOCK) requirements/$$image.in -o requirements/$$image.txt \
 	    $$(test $$image = dev || echo "-c requirements/dev.txt"); done
 
 clean: ## remove the environment and what the demo made

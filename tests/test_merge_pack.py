@@ -72,6 +72,13 @@ def test_another_units_score_file_is_refused(tmp_path: Path) -> None:
         stages.merge()
 
 
+def test_a_pool_without_a_readable_image_is_said_so(tmp_path: Path) -> None:
+    pool = pictures.write_tar(tmp_path / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
+    stages = Stages(tmp_path, unlabeled=[str(pool)], max_failed_fraction=1)
+    with pytest.raises(SemiscaleError, match="the pool has no readable image"):
+        stages.merge()
+
+
 def test_too_many_failures_in_the_pool_are_refused(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", {f"{n}.png": b"text" for n in range(5)})

@@ -49,7 +49,7 @@ def test_the_whole_pipeline_twice(tmp_path: Path) -> None:
     [
         ({"test": "/nowhere"}, "refused: /nowhere: nothing here"),
         ({"images_per_clas": 3}, "unknown key; did you mean 'images_per_class'"),
-        ({"student_architecture": "resnet5"}, "refused: architecture 'resnet5' is unknown; did you mean"),
+        ({"student_architecture": "resnet5"}, "refused: student_architecture: 'resnet5' is unknown; did you mean"),
     ],
 )
 def test_bad_input_ends_a_run_in_one_line_with_code_2(tmp_path: Path, changes: dict[str, Any], line: str) -> None:

@@ -115,6 +115,14 @@ def single_image_class(root: Path, content: dict[str, Any]) -> None:
         path.unlink()
 
 
+def twice_the_same_class(root: Path, content: dict[str, Any]) -> None:
+    (root / "data" / "classes.txt").write_text("red\ngreen\nblue\nred\n")
+
+
+def latin_1_classes(root: Path, content: dict[str, Any]) -> None:
+    (root / "data" / "classes.txt").write_bytes("grün".encode("latin-1"))
+
+
 def workdir_under_a_file(root: Path, content: dict[str, Any]) -> None:
     (root / "file").write_text("")
     content["workdir"] = str(root / "file" / "work")
@@ -133,17 +141,18 @@ def damaged_labeled(root: Path, content: dict[str, Any]) -> None:
     ("damage", "line"),
     [
         (put("labeled", ["/nowhere/at/all"]), r"^/nowhere/at/all: nothing here"),
-        (put("labeled", [" "]), "empty URI"),
         (put("labeled", ["ftp://a/b"]), "unknown scheme 'ftp'"),
         (remove("data", "pool"), "nothing here"),
         (empty_class, r"^labeled: class folder .*purple has no image"),
         (class_without_image, r"^labeled: its classes differ: class violet has no image"),
         (unlabeled_class_in_test, r"^test: its classes differ: it has mauve.*; class blue, green, red has no image"),
         (single_image_class, r"^labeled: class 'red' has a single image"),
-        (put("teacher_architecture", "resnet5O"), r"architecture 'resnet5O' is unknown; did you mean 'resnet50'"),
-        (put("student_architecture", "vgg"), r"architecture 'vgg' is unknown"),
+        (put("teacher_architecture", "resnet5O"), "teacher_architecture: 'resnet5O' is unknown; .* 'resnet50'"),
+        (put("student_architecture", "vgg"), r"^student_architecture: 'vgg' is unknown"),
         (put("classes", "/nowhere/classes.txt"), r"^classes: /nowhere/classes.txt: no such file"),
         (put("image_column", "picture"), r"no column 'picture'; it has image, label; set image_column"),
+        (twice_the_same_class, r"^classes: .*: 'red' is listed more than once"),
+        (latin_1_classes, r"^classes: .*: not UTF-8"),
         (workdir_under_a_file, r"^workdir: cannot write"),
         (same_names, r"both called 'pool-000.tar'"),
     ],
@@ -170,6 +179,24 @@ def test_too_many_damaged_images_are_refused(tmp_path: Path) -> None:
     damaged_labeled(tmp_path, content)
     with pytest.raises(TooManyFailures, match=r"labeled: 1 of 12 samples failed, .* red/000.png: damaged image"):
         planned(content)
+
+
+def test_what_was_refused_can_be_corrected_under_the_same_name(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path)
+    with pytest.raises(Refused):
+        planned({**content, "student_architecture": "resnet5"})
+    with pytest.raises(Refused):
+        planned({**content, "image_column": "picture"})
+    assert planned(content).name == "trial"
+
+
+def test_labels_that_are_long_numbers_are_names(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path, classes="", validation=[])
+    long = "9" * 5000
+    members = {f"{number}{end}": data for number in range(6) for end, data in (
+        (".png", pictures.picture(number % 2, number)), (".txt", (long if number % 2 else "7").encode()))}  # fmt: skip
+    content["labeled"] = content["test"] = [str(pictures.write_tar(tmp_path / "long.tar", members))]
+    assert planned(content).classes == ["7", long]
 
 
 def test_a_name_stands_for_one_run_file(tmp_path: Path) -> None:

@@ -76,6 +76,11 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "120 images (120 different), K = 200, P = 1; 0 removed" in printed
     assert "class 'red' is short: " in printed
+    for option, value in (("--images-per-class", "0"), ("--classes-per-image", "-1"), ("--min-probability", "7")):
+        assert main(NO_PIPELINE, ["reselect", str(path), option, value]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"refused: {option[2:].replace('-', '_')}: input should be")
+        assert error.count("\n") == 1
 
 
 def finish(stages: Stages) -> None:

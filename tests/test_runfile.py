@@ -35,6 +35,8 @@ def test_one_uri_is_a_list_of_one() -> None:
         ({"finetune_learning_rates": [0.1, "x"]}, r"^here: finetune_learning_rates.1: .*found 'x'$"),
         ({"finetune_learning_rates": []}, r"^here: finetune_learning_rates: .*"),
         ({"labeled": ""}, r"^here: labeled: .*at least 1 item"),
+        ({"labeled": ["a", " "]}, r"^here: labeled.1: .*"),
+        ({"teacher_learning_rate": float("inf")}, r"^here: teacher_learning_rate: input should be a finite number"),
         ({"workdir": ""}, r"^here: workdir: .*"),
         ({"name": "Not A Name"}, r"^here: name: .*"),
         ({"augmentation": "flip"}, r"^here: augmentation: .*'crop-flip', 'shift-flip' or 'shift'"),
@@ -45,6 +47,18 @@ def test_bad_values_are_refused_by_key(change: dict[str, Any], line: str) -> Non
     with pytest.raises(Refused, match=line) as refusal:
         runfile.check({**LEAST, **change}, "here")
     assert "\n" not in str(refusal.value)
+
+
+def test_a_misspelt_key_is_named_before_the_missing_one() -> None:
+    content = {"labelled" if key == "labeled" else key: value for key, value in LEAST.items()}
+    with pytest.raises(Refused, match=r"^here: labelled: unknown key; did you mean 'labeled'"):
+        runfile.check(content, "here")
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes("name: grün".encode("latin-1"))
+    with pytest.raises(Refused, match="not UTF-8"):
+        runfile.load(tmp_path / "run.yaml")
 
 
 def test_a_missing_key_is_named() -> None:

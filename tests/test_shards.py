@@ -441,10 +441,12 @@ class TestFind:
         assert not {shard.digest() for shard in shards.find([bucket])} & set(first)
 
     def test_an_empty_prefix_is_refused(self, bucket: str) -> None:
-        with pytest.raises(Refused, match=f"^{bucket}: nothing here: a .tar, .parquet, .* file; check the URI$"):
+        with pytest.raises(Refused, match=f"^{bucket}: nothing here; expected .tar, .* files; check the URI$"):
             shards.find([bucket])
         storage.write(storage.join(bucket, "a.txt"), b"")
-        with pytest.raises(Refused, match=f"^{bucket}: 1 files, none of them a .tar, .* file; check the URI$"):
+        with pytest.raises(
+            Refused, match=f"^{bucket}: 1 files, none of them usable; expected .tar, .* files; check the URI$"
+        ):
             shards.find([bucket])
 
     @pytest.mark.parametrize("uri", ["", " "])

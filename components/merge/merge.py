@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from components.merge.locate import codes_of, located, read_keys
 from components.merge.select import Candidates, at_random, select
@@ -41,15 +42,15 @@ class MergeConfig(StageConfig):
     """The plan's receipt: every unit of its ledger must have scores."""
     scores: ReceiptUris
     """The receipts of all scoring pods."""
-    images_per_class: int
+    images_per_class: int = Field(ge=1)
     """K."""
-    classes_per_image: int
+    classes_per_image: int = Field(ge=1)
     """P."""
     max_failed_fraction: float
     """Share of unreadable images in the pool above which nothing is selected."""
     remove: str = ""
     """URI of a text file, one key a line: images never to select."""
-    min_probability: float = 0.0
+    min_probability: float = Field(default=0.0, ge=0, lt=1)
     """Softmax probability below which nothing is selected."""
     random_images: int = 0
     """Above 0: the control, so many images picked at random, instead of the top K."""
@@ -78,6 +79,8 @@ def _work(config: MergeConfig, folder: str) -> dict[str, object]:
     plan = load(config.plan, PlanReceipt)
     receipts = unit_receipts(config, plan)
     failed = balance(receipts, config.max_failed_fraction)
+    if not any(shard.scored for receipt in receipts for shard in receipt.shards):
+        raise SemiscaleError("the pool has no readable image: nothing to select from")
     keys = read_keys(config.remove) if config.remove else []
     removed = [codes_of(keys, receipt) if keys else NOTHING for receipt in receipts]
     units = [opened(receipt, without) for receipt, without in zip(receipts, removed, strict=True)]

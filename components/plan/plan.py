@@ -31,11 +31,11 @@ def plan(config: PlanConfig) -> PlanReceipt:
 
     Raises Refused for every kind of bad input (the README lists them); nothing has been trained by then.
     """
-    architectures.find(config.teacher_architecture)
-    architectures.find(config.student_architecture)
+    for key in ("teacher_architecture", "student_architecture"):
+        architectures.find(getattr(config, key), key)
     if config.remove and storage.stat(config.remove) is None:
         raise Refused(f"remove: {config.remove}: no such file; expected one key a line")
-    claim_workdir(config)
+    refuse_other_run(config)
     columns = Columns(config.image_column, config.label_column)
     sets = labeled_sets(config, columns)
     classes = class_names(config, sets["labeled"])
@@ -45,22 +45,25 @@ def plan(config: PlanConfig) -> PlanReceipt:
     if "validation" not in sets:
         sets["labeled"], sets["validation"] = hold_out(sets["labeled"], config.validation_fraction, config.seed)
     units = ledger.draw_up(config.unlabeled, config.workdir)
+    storage.write(run_uri(config), json.dumps(config.model_dump(exclude={"workdir"}), indent=1).encode())
     return write(config, classes, sets, units)
 
 
-def claim_workdir(config: PlanConfig) -> None:
-    """Write the run file under the run's name. Raises Refused where another run file has the name, or nothing can be
-    written."""
-    uri = storage.join(config.workdir, config.name, "run.json")
-    mine = config.model_dump(exclude={"workdir"})
+def run_uri(config: PlanConfig) -> str:
+    """Return where the run file that a name stands for is kept."""
+    return storage.join(config.workdir, config.name, "run.json")
+
+
+def refuse_other_run(config: PlanConfig) -> None:
+    """Raise Refused where another run file has this run's name, or where nothing can be written."""
+    uri = run_uri(config)
     try:
         known = storage.read_if_there(uri)
-        if known is None:
-            storage.write(uri, json.dumps(mine, indent=1).encode())
-            return
+        storage.write(storage.join(config.workdir, "stages", "plan", "writable"), b"")
     except OSError as error:
         raise Refused(f"workdir: cannot write {uri}: {error.strerror or error}") from None
-    other = json.loads(known)
+    mine = config.model_dump(mode="json", exclude={"workdir"})
+    other = json.loads(known) if known else mine
     differing = sorted(key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key))
     if differing:
         key = differing[0]
@@ -86,10 +89,26 @@ def class_names(config: PlanConfig, labeled: LabeledSet) -> list[str]:
         data = storage.read_if_there(config.classes)
         if data is None:
             raise Refused(f"classes: {config.classes}: no such file; expected one class name a line")
-        return [line.strip() for line in data.decode().splitlines() if line.strip()]
+        return listed_names(config.classes, data)
     labels = {row.label for row in labeled.rows}
-    numeric = all(label.isdecimal() for label in labels)
-    return sorted(labels, key=int) if numeric else sorted(labels)
+    return sorted(labels, key=lambda label: (int(label), label)) if all(map(is_number, labels)) else sorted(labels)
+
+
+def listed_names(uri: str, data: bytes) -> list[str]:
+    """Read a list of class names, one a line. Raises Refused where it is not text or a name stands twice."""
+    try:
+        names = [line.strip() for line in data.decode("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise Refused(f"classes: {uri}: not UTF-8; expected one class name a line") from None
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise Refused(f"classes: {uri}: {twice[0]!r} is listed more than once; a class is named on one line")
+    return names
+
+
+def is_number(label: str) -> bool:
+    """Say whether a label is the number of a class: up to nine ASCII digits."""
+    return label.isascii() and label.isdecimal() and len(label) <= 9
 
 
 def canonical(found: LabeledSet, classes: list[str]) -> LabeledSet:
@@ -97,7 +116,7 @@ def canonical(found: LabeledSet, classes: list[str]) -> LabeledSet:
     known = set(classes)
 
     def name(label: str) -> str:
-        return classes[int(label)] if label not in known and label.isdecimal() and int(label) < len(classes) else label
+        return classes[int(label)] if label not in known and is_number(label) and int(label) < len(classes) else label
 
     rows = [type(row)(row.shard, row.index, row.key, name(row.label)) for row in found.rows]
     return LabeledSet(found.name, found.shards, rows, found.failures)

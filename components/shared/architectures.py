@@ -45,8 +45,8 @@ _ALL = [
 BY_NAME = {architecture.name: architecture for architecture in _ALL}
 
 
-def find(name: str) -> Architecture:
-    """Return an architecture by name. Raises Refused with the nearest names."""
+def find(name: str, key: str = "architecture") -> Architecture:
+    """Return an architecture by name. Raises Refused with the run file's key and the nearest names."""
     if name not in BY_NAME:
-        raise Refused(f"architecture {name!r} is unknown{nearest(name, BY_NAME)}")
+        raise Refused(f"{key}: {name!r} is unknown{nearest(name, BY_NAME)}")
     return BY_NAME[name]

@@ -22,7 +22,8 @@ def _one_or_many(value: Any) -> Any:
     return value
 
 
-Uris = Annotated[list[str], BeforeValidator(_one_or_many)]
+Uri = Annotated[str, Field(pattern=r"\S")]
+Uris = Annotated[list[Uri], BeforeValidator(_one_or_many)]
 LearningRates = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -30,7 +31,7 @@ Positive = Annotated[int, Field(ge=1)]
 class RunFile(BaseModel):
     """A run's parameters. `labeled`, `unlabeled`, `validation` and `test` take a URI or a list, of any mix of kinds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The run's name: a folder in the workdir.")
     workdir: str = Field(min_length=1, description="URI of the folder that everything bulky goes under.")
@@ -84,9 +85,11 @@ class RunFile(BaseModel):
 def load(path: Path) -> RunFile:
     """Read and check a run file. Raises Refused with one line that names the key."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise Refused(f"{path}: cannot read the run file: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Refused(f"{path}: not UTF-8; save the run file as UTF-8") from None
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -106,7 +109,8 @@ def check(content: dict[str, Any], where: str) -> RunFile:
 
 def describe(error: ValidationError, valid_names: Iterable[str]) -> str:
     """Put pydantic's first complaint in one line: the key's path, what is wrong, what was found."""
-    first = error.errors()[0]
+    # A misspelt key may also be a missing one: the key that was written says more.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     path = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"{path}: unknown key{nearest(path, valid_names)}"

@@ -140,9 +140,9 @@ def _find_one(uri: str) -> list[Shard]:
     starts = range(0, len(images), FILES_PER_SHARD)
     slices = [_slice(root, number, images[start : start + FILES_PER_SHARD]) for number, start in enumerate(starts)]
     if not containers and not slices:
-        what = f"{len(named)} files, none of them" if named else "nothing here:"
+        what = f"{len(named)} files, none of them usable" if named else "nothing here"
         expected = ", ".join((*CONTAINER_SUFFIXES, *IMAGE_SUFFIXES))
-        raise Refused(f"{uri}: {what} a {expected} file; check the URI")
+        raise Refused(f"{uri}: {what}; expected {expected} files; check the URI")
     return [*containers, *slices]
 
 

@@ -105,7 +105,7 @@ def command_line(config_type: type[C], stage: Callable[[C], Receipt]) -> int:
         fail(f"refused: {describe(error, config_type.model_fields)}")
         return Refused.exit_code
     given = {name: getattr(parsed, name) for name in config_type.model_fields}
-    return _guarded(lambda: print(stage(config_type(**given)).model_dump_json(indent=1)))
+    return guarded(lambda: print(stage(config_type(**given)).model_dump_json(indent=1)))
 
 
 def in_component(config_type: type[C], stage: Callable[[C], R], arguments: Mapping[str, Any]) -> R:
@@ -115,7 +115,7 @@ def in_component(config_type: type[C], stage: Callable[[C], R], arguments: Mappi
     """
     given = {name: _plain(arguments[name]) for name in config_type.model_fields if name in arguments}
     receipts: list[R] = []
-    if code := _guarded(lambda: receipts.append(stage(config_type(**given)))):
+    if code := guarded(lambda: receipts.append(stage(config_type(**given)))):
         sys.exit(code)
     Path(arguments["receipt"].path).write_text(receipts[0].model_dump_json(indent=1))
     return receipts[0]
@@ -129,7 +129,8 @@ def _plain(argument: Any) -> Any:
     return getattr(argument, "path", argument)
 
 
-def _guarded(run: Callable[[], None]) -> int:
+def guarded(run: Callable[[], None]) -> int:
+    """Run a stage or a verb; returns its exit code, after one line on standard error where that is not 0."""
     try:
         run()
     except ValidationError as error:
@@ -139,6 +140,6 @@ def _guarded(run: Callable[[], None]) -> int:
         fail(f"{'refused' if isinstance(error, Refused) else 'failed'}: {error}")
         return error.exit_code
     except OSError as error:
-        fail(f"failed: {error}")
+        fail(f"failed: {error}; what was finished is kept, run it again to go on")
         return SemiscaleError.exit_code
     return 0

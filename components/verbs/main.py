@@ -1,13 +1,14 @@
 """The command line of `pipeline.py`: verbs, their help, their exit codes."""
 
 import argparse
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kfp.dsl.base_component import BaseComponent
 
-from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import fail
+from components.shared.stage import guarded
 from components.verbs.compile import compile_pipeline
 from components.verbs.demo import demo, write_images
 from components.verbs.reselect import reselect
@@ -16,7 +17,8 @@ from components.verbs.run import run
 EPILOG = """exit codes:
   0  all of it was done
   1  the run failed on the way; what was finished is kept, run it again
-  2  bad input, refused with one line before any training
+  2  bad input, refused with one line; before any training, but for a pool that turns out to be unreadable
+130  interrupted; run it again to go on
 """
 
 
@@ -25,11 +27,10 @@ def main(pipeline: BaseComponent, arguments: Sequence[str]) -> int:
     options = parser(pipeline).parse_args(arguments)
     verb: Callable[[argparse.Namespace], None] = options.verb
     try:
-        verb(options)
-    except SemiscaleError as error:
-        fail(f"{'refused' if isinstance(error, Refused) else 'failed'}: {error}")
-        return error.exit_code
-    return 0
+        return guarded(lambda: verb(options))
+    except KeyboardInterrupt:
+        fail("interrupted: what was finished is kept, run it again to go on")
+        return 128 + signal.SIGINT
 
 
 def parser(pipeline: BaseComponent) -> argparse.ArgumentParser:
