@@ -30,7 +30,7 @@ demo-seeds: setup ## the demo over five fresh seeds, with their controls (a quar
 	@$(BIN)/python -m benchmarks.demo_seeds
 
 bench-merge: setup ## the merge against DuckDB and Polars; ROWS=1000000000 or FULL=1 for the paper's billion images
-	@$(BIN)/python -m benchmarks.merge $(if $(ROWS),--rows $(ROWS)) $(if $(FULL),--full)
+	@$(BIN)/python -m benchmarks.merge $(if $(ROWS),--rows $(ROWS)) $(if $(K),--images-per-class $(K)) $(if $(FULL),--full)
 
 check: lint types imports ## format, lint, types, import rules and tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not docker"

@@ -25,7 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -260,12 +260,16 @@ def run(name: str, program: str, source: str, pool: Pool) -> Run | None:
         wall_s = time.monotonic() - started
         said.seek(0), complaint.seek(0)
         if process.returncode:
-            why = complaint.read().strip().rpartition("\n")[2][:200]
-            print(f"{name}: failed after {wall_s:.0f} s with {memory / 2**30:.0f} GiB: {process.returncode} {why}")
+            print(f"{name}: failed after {wall_s:.0f} s, with {memory >> 30} GiB allowed: {reason(complaint)}")
             return None
         bytes_read = int(said.read() or sum(path.stat().st_size for path in pool.plain.iterdir()))
-    peak = usage.ru_maxrss * 1024
-    return Run(name, usage.ru_utime + usage.ru_stime, wall_s, peak, bytes_read, output)
+    return Run(name, usage.ru_utime + usage.ru_stime, wall_s, usage.ru_maxrss * 1024, bytes_read, output)
+
+
+def reason(complaint: IO[str]) -> str:
+    """Return the line of an error output that says most: of memory where it does, else the last."""
+    lines = complaint.read().splitlines() or ["no message"]
+    return next((line for line in lines if "memory" in line.lower()), lines[-1])
 
 
 def limit_this(memory: int) -> None:
