@@ -1,13 +1,14 @@
 """The selection equals the slow obvious one, whatever the pool looks like and however it is cut into units."""
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 import pytest
 
 from components.merge import select as selecting
-from components.merge.select import Candidates, at_random, select
+from components.merge.select import Candidates, at_random, pruned, select
 from components.shared import scores
 from components.shared.scores import Rows, UnitScores
 
@@ -94,10 +95,18 @@ def test_equal_to_duckdb_for_any_units(
 
 def test_pruning_often_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = pool(300, 1)
-    expected = by_duckdb(rows, 20, 3)
+    expected = by_duckdb(rows, 5, 3)
+    prunings = []
+
+    def counted(*arguments: Any) -> Any:
+        prunings.append(arguments)
+        return pruned(*arguments)
+
     monkeypatch.setattr(selecting, "PRUNE_ROWS", 10)
-    units = units_of(rows, 4, 0, tmp_path)
-    assert identities(select(units, CLASSES, 20, 3), units) == expected
+    monkeypatch.setattr(selecting, "pruned", counted)
+    units = units_of(rows, 8, 0, tmp_path)
+    assert identities(select(units, CLASSES, 5, 3), units) == expected
+    assert len(prunings) > 4
 
 
 def rows_read(units: list[UnitScores], images_per_class: int, classes_per_image: int) -> int:
@@ -129,11 +138,14 @@ def test_a_class_that_is_short_among_first_choices_is_not_searched_for_among_the
     assert rows_read(units, 10_000, 2) == 4000
 
 
-def test_random_images_are_first_choices_and_do_not_depend_on_the_units(tmp_path: Path) -> None:
+def test_random_images_are_first_choices_and_do_not_depend_on_the_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = pool(200, 3)
     first = {(f"shard-{image // 10}.tar", image % 10): label for image, label, _, place in rows if place == 0}
     found = []
-    for cuts in (1, 5):
+    for cuts, prune_rows in ((1, 10**6), (5, 10)):
+        monkeypatch.setattr(selecting, "PRUNE_ROWS", prune_rows)
         units = units_of(rows, cuts, 0, tmp_path)
         found.append(identities(at_random(units, 50, seed=7), units))
     assert found[0] == found[1]
