@@ -126,7 +126,7 @@ def write_unit(pool: Pool, unit: int) -> None:
     if banded.exists() and plain.exists():
         return
     rows = unit_rows(pool, unit)
-    storage.write(str(banded), scores.encode(rows, CLASSES, pool.head, pool.metadata(unit)))
+    storage.write(str(banded), scores.encode(scores.banded(rows, pool.head), CLASSES, pool.metadata(unit)))
     ids = unit * pool.images_per_unit + np.arange(len(rows) // KEPT, dtype=np.uint64)
     buffer = io.BytesIO()
     table = pa.table({"id": np.repeat(ids, KEPT), "class": rows.label, "score": rows.score})
@@ -178,7 +178,7 @@ def write_best(pool: Pool, unit: int) -> None:
         rows, counts = best_rows(pool, unit)
         depths = np.tile(scores.bands(counts - 1, pool.head) + 1, (KEPT, 1))
         metadata = {**pool.metadata(unit), "depths": depths.tolist()}
-        storage.write(str(path), scores.encode(rows, CLASSES, pool.head, metadata))
+        storage.write(str(path), scores.encode(scores.banded(rows, pool.head), CLASSES, metadata))
 
 
 def written(pool: Pool, write: Callable[[Pool, int], None]) -> None:
@@ -317,7 +317,7 @@ def footprint(mine: Run) -> dict[str, Any]:
     found = pq.read_table(mine.winners)
     label, score, sample, position = (found[name].to_numpy() for name in ("class", "score", "sample", "position"))
     rows = Rows(label, score, sample, position, tie=np.zeros(len(found), np.uint64))
-    winners = len(scores.encode(rows, CLASSES, len(rows), {}))
+    winners = len(scores.encode(scores.banded(rows, len(rows)), CLASSES, {}))
     print(
         f"winners: {len(rows):,}, {winners / 1e6:.1f} MB as one score file; read {mine.bytes_read / winners:.2f} x that"
     )

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from components.plan import ledger
 from components.shared import storage
 from tests.servers import serving
 
 # Two test processes share two cores; torch's threads spin when there are more of them than cores. Read at first use.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few dozen images are several units, as a few million would be."""
+    monkeypatch.setattr(ledger, "IMAGES_PER_UNIT", 50)
 
 
 @pytest.fixture(scope="session")

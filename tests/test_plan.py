@@ -15,6 +15,7 @@ from components.plan.plan import PlanConfig, plan
 from components.shared import storage
 from components.shared.errors import Refused, TooManyFailures
 from components.shared.receipts import PlanReceipt, Split
+from components.shared.shards import Columns
 from tests import pictures
 
 
@@ -79,11 +80,11 @@ def test_a_pool_that_grows_keeps_its_units_and_the_models_identity(tmp_path: Pat
 
 
 def test_a_changed_shard_makes_its_unit_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "MIN_UNITS", 1)
+    monkeypatch.setattr(ledger, "IMAGES_PER_UNIT", 8_000_000)
     uris = [str(pictures.write_pool(tmp_path / "pool", 3, 4))]
-    (whole,) = ledger.draw_up(uris, str(tmp_path / "work"))
+    (whole,) = ledger.draw_up(uris, str(tmp_path / "work"), Columns("image", ""))
     pictures.write_tar(tmp_path / "pool" / "pool-001.tar", {"other.png": pictures.picture(0, 1)})
-    (again,) = ledger.draw_up(uris, str(tmp_path / "work"))
+    (again,) = ledger.draw_up(uris, str(tmp_path / "work"), Columns("image", ""))
     assert len(whole.shards) == len(again.shards) == 3
     assert whole.digest != again.digest
 

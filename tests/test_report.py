@@ -145,12 +145,15 @@ def scored(folder: Path, pod: int) -> ScoreReceipt:
 
 def selected(folder: Path) -> SelectionReceipt:
     per_class = [
-        ClassSelection(name=name, wanted=12, found=found, last_score=7.0 - found if found else None)
+        ClassSelection(
+            name=name, wanted=12, found=found, unique=found, full=found == 12, last_score=7.0 - found if found else None
+        )
         for name, found in zip(CLASSES, FOUND, strict=True)
     ]
     return SelectionReceipt(
         stage="merge", digest="m", folder="merge", seconds=2, selection=str(folder / "selection.parquet"), teacher="t",
-        images=29, unique_images=20, images_per_class=12, classes_per_image=3, per_class=per_class,
+        images=29, unique_images=20, changed_by_last_tenth=0.1, images_per_class=12, classes_per_image=3,
+        per_class=per_class,
         ledger=Ledger(listed=32, scored=30, failed=2, removed=0), failed={"damaged image": 2}, bytes_read=4096,
     )  # fmt: skip
 
@@ -185,7 +188,7 @@ def unit_receipt(unit: Unit) -> UnitReceipt:
     ]
     return UnitReceipt(
         pod=0,
-        stage="score", digest=unit.digest, folder="scores", seconds=5, teacher="t", scores="", samples="",
+        stage="score", digest=unit.digest, folder="scores", seconds=5, teacher="t", scores="", places="", samples="",
         shards=counts, clocks=Clocks(),
         failures=[Failure(shard="pool.parquet", key=key, reason="damaged image") for key in (SCRIPT, HANDLER)],
     )  # fmt: skip

@@ -7,7 +7,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from components.shared import scores, storage
+from components.shared import bands, scores, storage
 from components.shared.errors import Refused
 from components.shared.scores import Rows, UnitScores
 
@@ -28,7 +28,7 @@ def written(rows: Rows, folder: Path, head: int) -> UnitScores:
     """Write a unit's file and open it."""
     path = folder / "scores.parquet"
     metadata = {"teacher": "t", "unit": "u", "shards": ["a.tar"]}
-    path.write_bytes(scores.encode(rows, CLASSES, head, metadata))
+    path.write_bytes(scores.encode(scores.banded(rows, head), CLASSES, metadata))
     return UnitScores(str(path))
 
 
@@ -96,7 +96,7 @@ def test_a_band_is_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(storage, "read", counted)
     unit = written(some_rows(20_000), tmp_path, 16)
-    assert requests == [scores.TAIL_BYTES]
+    assert requests == [bands.TAIL_BYTES]
     unit.read_band()
     unit.read_band()
     assert len(requests) == 3
@@ -106,10 +106,12 @@ def test_a_band_is_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_footer_longer_than_the_first_look(tmp_path: Path) -> None:
     names = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(1000)]
     path = tmp_path / "scores.parquet"
-    path.write_bytes(scores.encode(some_rows(100), CLASSES, 4, {"teacher": "t", "unit": "u", "shards": names}))
+    path.write_bytes(
+        scores.encode(scores.banded(some_rows(100), 4), CLASSES, {"teacher": "t", "unit": "u", "shards": names})
+    )
     unit = UnitScores(str(path))
     assert unit.shard_names == names
-    assert unit.bytes_read > scores.TAIL_BYTES
+    assert unit.bytes_read > bands.TAIL_BYTES
     assert len(unit.read_band()) > 0
 
 

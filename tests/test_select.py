@@ -45,7 +45,9 @@ def units_of(rows: list[tuple[int, int, float, int]], cuts: int, seed: int, fold
             scores.ties(sample, names) if mine else np.empty(0, np.uint64),
         )
         path = folder / f"{cuts}-{unit}.parquet"
-        path.write_bytes(scores.encode(columns, CLASSES, 2, {"teacher": "t", "unit": "u", "shards": names}))
+        path.write_bytes(
+            scores.encode(scores.banded(columns, 2), CLASSES, {"teacher": "t", "unit": "u", "shards": names})
+        )
         units.append(UnitScores(str(path)))
     return units
 

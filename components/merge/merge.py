@@ -4,15 +4,18 @@ import io
 import json
 import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import Field
 
 from components.merge.locate import codes_of, located, read_keys
-from components.merge.select import Candidates, at_random, select
+from components.merge.select import READERS, Candidates, at_random, select
 from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError, TooManyFailures
 from components.shared.progress import say
@@ -82,25 +85,29 @@ def _work(config: MergeConfig, folder: str) -> dict[str, object]:
     if not any(shard.scored for receipt in receipts for shard in receipt.shards):
         raise SemiscaleError("the pool has no readable image: nothing to select from")
     keys = read_keys(config.remove) if config.remove else []
-    removed = [codes_of(keys, receipt) if keys else NOTHING for receipt in receipts]
-    units = [opened(receipt, without) for receipt, without in zip(receipts, removed, strict=True)]
+    with ThreadPoolExecutor(READERS) as pool:
+        removed = list(pool.map(lambda receipt: codes_of(keys, receipt) if keys else NOTHING, receipts))
+        units = list(pool.map(opened, receipts, removed))
     winners = chosen(config, units, len(plan.classes))
+    found = located(winners, receipts, units, len(plan.classes))
     uri = storage.join(folder, "selection.parquet")
-    write_table(located(winners, receipts, units, len(plan.classes)), uri)
-    per_class = class_selections(winners, plan.classes, config.images_per_class)
-    for short in [one for one in per_class if one.found < one.wanted]:
-        say("merge", f"class {short.name!r} is short: {short.found} of {short.wanted}")
+    write_table(found.table, uri)
+    images = image_numbers(winners)
+    per_class = class_selections(winners, images, plan.classes, config.images_per_class)
+    for short in [one for one in per_class if not one.full]:
+        say("merge", f"class {short.name!r} is short: {short.found:,} of {short.wanted:,}")
     return {
         "selection": uri,
         "teacher": receipts[0].teacher,
-        "images": len(winners.rows),
-        "unique_images": different_images(winners),
+        "images": len(winners),
+        "unique_images": int(images.max()) + 1,
+        "changed_by_last_tenth": share_of_last_tenth(found.table, receipts),
         "images_per_class": config.images_per_class,
         "classes_per_image": min(config.classes_per_image, len(plan.classes)),
         "per_class": per_class,
         "ledger": balanced(receipts, sum(map(len, removed))),
         "failed": dict(failed),
-        "bytes_read": sum(unit.bytes_read for unit in units),
+        "bytes_read": sum(unit.bytes_read for unit in units) + found.bytes_read,
     }
 
 
@@ -132,9 +139,26 @@ def balanced(receipts: list[UnitReceipt], removed: int) -> Ledger:
     )
 
 
-def different_images(winners: Candidates) -> int:
-    """Count the images among the winners, each once however many classes it was selected for."""
-    return sum(len(np.unique(winners.rows.sample[winners.unit == unit])) for unit in np.unique(winners.unit))
+def image_numbers(winners: Candidates) -> NDArray[np.int64]:
+    """Number the images: one number for each winner, the same for the same image, in order of (unit, sample).
+
+    Time: a sort of the winners.
+    """
+    order = np.lexsort((winners.rows.sample, winners.unit))
+    sample, unit = winners.rows.sample[order], winners.unit[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (sample[1:] != sample[:-1]) | (unit[1:] != unit[:-1])
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = np.cumsum(new) - 1
+    return numbers
+
+
+def share_of_last_tenth(selection: pa.Table, receipts: list[UnitReceipt]) -> float:
+    """Return the share of D̂ that lies in the last tenth of the shards, in order of their names."""
+    names = sorted(shard.shard for receipt in receipts for shard in receipt.shards)
+    last = names[len(names) - math.ceil(len(names) / 10) :]
+    changed = np.count_nonzero(pc.is_in(selection["shard"], value_set=pa.array(last)).to_numpy())
+    return round(changed / len(selection), 4)
 
 
 def write_table(table: pa.Table, uri: str) -> None:
@@ -200,15 +224,21 @@ def opened(receipt: UnitReceipt, removed: U64) -> UnitScores:
     return unit
 
 
-def class_selections(winners: Candidates, classes: list[str], wanted: int) -> list[ClassSelection]:
-    """Count what was found for each class, and note the score of its last rank."""
-    _, counts = ranks(winners.rows.label, len(classes))
+def class_selections(
+    winners: Candidates, images: NDArray[np.int64], classes: list[str], wanted: int
+) -> list[ClassSelection]:
+    """Count what was found for each class, and note its last score; `images` numbers the winners' images."""
+    label = winners.rows.label
+    _, counts = ranks(label, len(classes))
     ends = np.cumsum(counts)
+    unique = np.bincount(label[np.bincount(images)[images] == 1], minlength=len(classes))
     return [
         ClassSelection(
             name=name,
             wanted=wanted,
             found=int(counts[number]),
+            unique=int(unique[number]),
+            full=bool(counts[number] >= wanted),
             last_score=float(winners.rows.score[ends[number] - 1]) if counts[number] else None,
         )
         for number, name in enumerate(classes)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from components.shared.scores import Rows, UnitScores, class_edges, ranking
 
-READERS = 32  # threads, each with one band in memory: hides 30 ms of a store's latency
+READERS = 32  # threads, each with one band in memory: hides an object store's latency
 PRUNE_ROWS = 8_000_000  # candidates are cut back to K a class above this, and above twice K a class: bounds memory
 
 F32 = NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""The ledger of the unlabeled pool: its shards, grouped into units that are scored and committed as one.
+"""The ledger of the unlabeled pool: its shards, grouped into units whose scores are ranked and merged as one.
 
 Which unit a shard falls into is decided by a hash of its name, so that no unit collects one kind of image. A unit, once
 formed, is kept as long as its shards are unchanged: a pool that grows adds units and leaves the finished ones alone.
@@ -6,18 +6,22 @@ formed, is kept as long as its shards are unchanged: a pool that grows adds unit
 
 import hashlib
 import json
+import math
 
 from components.shared import shards as sharding
 from components.shared import storage
-from components.shared.errors import Refused
-from components.shared.shards import Shard, Unit
+from components.shared.errors import Refused, SemiscaleError
+from components.shared.shards import Columns, Shard, Unit
 from components.shared.stage import digest
 
-UNIT_BYTES = 64 << 30  # about a million images at 64 kB: a billion images make a thousand units
-MIN_UNITS = 64  # so that a small pool still spreads over pods
+# The merge reads about K / units ranks of each class from each unit, and some more for chance: the fewer the units, the
+# less of the latter. With the paper's K / pool, and a pool ten times as large, eight million images leave K / units
+# above 12, where what is read is below three times what wins. More would cost a pod too much memory to seal a unit.
+IMAGES_PER_UNIT = 8_000_000
+PROBED_SHARDS = 8  # opened to learn how large an image is
 
 
-def draw_up(uris: list[str], workdir: str) -> list[Unit]:
+def draw_up(uris: list[str], workdir: str, columns: Columns) -> list[Unit]:
     """List the pool and group it into units, in order of their digests. Raises Refused where a URI holds nothing.
 
     Memory: about 1 kB a shard, 100 MB for a billion images in shards of 10,000.
@@ -32,7 +36,7 @@ def draw_up(uris: list[str], workdir: str) -> list[Unit]:
         if assigned.isdisjoint(unit):
             units.append(unit)
             assigned.update(unit)
-    fresh = _grouped([shard for member, shard in shards.items() if member not in assigned])
+    fresh = _grouped([shard for member, shard in shards.items() if member not in assigned], columns)
     for unit in fresh:
         storage.write(storage.join(folder, f"{digest(unit)}.json"), json.dumps(unit).encode())
     return sorted(
@@ -57,11 +61,28 @@ def _kept_units(folder: str) -> list[list[str]]:
     return [json.loads(storage.read(entry.uri)) for entry in storage.entries(folder) if entry.uri.endswith(".json")]
 
 
-def _grouped(shards: list[Shard]) -> list[list[str]]:
-    size = sum(shard.size_bytes for shard in shards)
-    count = max(-(-size // UNIT_BYTES), min(MIN_UNITS, len(shards)), 1)
+def _grouped(shards: list[Shard], columns: Columns) -> list[list[str]]:
+    images = images_per_byte(shards, columns) * sum(shard.size_bytes for shard in shards)
+    count = math.ceil(images / IMAGES_PER_UNIT) or 1
     groups: dict[int, list[str]] = {}
     for shard in shards:
         place = int.from_bytes(hashlib.blake2b(shard.name.encode(), digest_size=8).digest(), "big") % count
         groups.setdefault(place, []).append(shard.digest())
     return [sorted(group) for group in groups.values()]
+
+
+def images_per_byte(shards: list[Shard], columns: Columns) -> float:
+    """Estimate how many images the pool has in a byte, from the beginnings of a few of its shards, evenly spread.
+
+    Raises Refused where one of them is not of the format that its name says, or lacks the image column.
+    """
+    images = size_bytes = 0.0
+    for shard in shards[:: max(len(shards) // PROBED_SHARDS, 1)]:
+        try:
+            images += sharding.estimated_images(shard, columns)
+            size_bytes += shard.size_bytes
+        except Refused:
+            raise
+        except (SemiscaleError, OSError):  # a damaged shard tells nothing here; the scan will name it
+            continue
+    return images / size_bytes if size_bytes else 0.0

@@ -44,7 +44,7 @@ def plan(config: PlanConfig) -> PlanReceipt:
         refuse_other_classes(found, classes)
     if "validation" not in sets:
         sets["labeled"], sets["validation"] = hold_out(sets["labeled"], config.validation_fraction, config.seed)
-    units = ledger.draw_up(config.unlabeled, config.workdir)
+    units = ledger.draw_up(config.unlabeled, config.workdir, Columns(config.image_column, ""))
     storage.write(run_uri(config), json.dumps(config.model_dump(exclude={"workdir"}), indent=1).encode())
     return write(config, classes, sets, units)
 
@@ -159,7 +159,7 @@ def write(config: PlanConfig, classes: list[str], sets: dict[str, LabeledSet], u
             "units": uri,
             "shards": sum(len(unit.shards) for unit in units),
             "size_bytes": sum(shard.size_bytes for unit in units for shard in unit.shards),
-            "pods": min(config.pods, len(units)),
+            "pods": min(config.pods, sum(len(unit.shards) for unit in units)),
             "classes_per_image": classes_per_image,
             "failed": dict(Counter(failure.reason for failure in failures)),
             "failures": failures[:MAX_FAILURES_LISTED],

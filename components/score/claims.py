@@ -1,8 +1,8 @@
-"""Claims: how any number of pods, joining and dying at any time, share the units without a coordinator.
+"""Claims: how any number of pods, joining and dying at any time, share the work without a coordinator.
 
 A claim is a small object, created on the condition that there is none. Its holder renews it while it works; one that
-has not been renewed for LEASE_S is void, and whoever creates the next number holds the unit. A claim only saves work:
-two pods that score one unit at once leave the same bytes.
+has not been renewed for LEASE_S is void, and whoever creates the next number holds the work. A claim only saves work:
+two pods that do it at once leave the same bytes.
 """
 
 import json
@@ -19,19 +19,19 @@ RENEW_EVERY_S = LEASE_S / 6
 
 
 class Claims:
-    """One pod's claims on the units of one folder of scores."""
+    """One pod's claims on the shards and units of one folder of scores."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._holder = uuid.uuid4().hex
 
     @contextmanager
-    def claimed(self, unit: str) -> Iterator[bool]:
-        """Hold a unit for the length of a `with`; yields False where another pod holds it.
+    def claimed(self, work: str) -> Iterator[bool]:
+        """Hold a shard or a unit for the length of a `with`; yields False where another pod holds it.
 
         The claim is renewed by a thread, and given back at the end, so that the next pod need not wait.
         """
-        uri = self._claim(unit)
+        uri = self._claim(work)
         if uri is None:
             yield False
             return
@@ -43,11 +43,11 @@ class Claims:
         finally:
             over.set()
             renewing.join()
-            self._write(uri, until=0)
+            storage.delete(uri)
 
-    def _claim(self, unit: str) -> str | None:
+    def _claim(self, work: str) -> str | None:
         """Create the next claim after those that are void; whoever creates it first has it."""
-        folder = storage.join(self._folder, unit, "claims")
+        folder = storage.join(self._folder, "claims", work)
         numbers = [int(entry.uri.rpartition("/")[2]) for entry in storage.entries(folder)]
         latest = max(numbers, default=-1)
         if latest >= 0 and self._holds(storage.join(folder, f"{latest:06}")):

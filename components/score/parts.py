@@ -1,19 +1,20 @@
-"""A part: the scores of one shard, kept until its whole unit is scored, so that a pod that dies loses one shard's work.
+"""A part: the scores of one shard, committed whole, named by the shard's digest, and kept.
 
-The unit's two files are put together from its parts: the ranked rows, and the list of samples with their places.
+A unit's files are put together from its parts, and again when one of its shards has changed.
 """
 
 import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from components.shared import scores
+from components.shared import places, scores
 from components.shared.receipts import Clocks, Failure, ShardCount
 from components.shared.scores import Rows
 
@@ -21,11 +22,12 @@ from components.shared.scores import Rows
 @dataclass(frozen=True)
 class Part:
     """One shard's scores. `samples` has one row a scored image: index, key, uri, offset, size_bytes; `labels_BP` and
-    `scores_BP` are its best classes, best first."""
+    `scores_BP` are its best classes, best first. `seconds` is how long its scan took."""
 
     count: ShardCount
     failures: list[Failure]
     clocks: Clocks
+    seconds: float
     samples: pa.Table
     labels_BP: NDArray[np.uint16]
     scores_BP: NDArray[np.float32]
@@ -36,6 +38,7 @@ class Part:
             "count": self.count.model_dump(),
             "failures": [failure.model_dump() for failure in self.failures],
             "clocks": self.clocks.model_dump(),
+            "seconds": self.seconds,
         }
         kept = self.labels_BP.shape[1]
         columns = {
@@ -58,10 +61,22 @@ def decode(data: bytes) -> Part:
         count=ShardCount.model_validate(described["count"]),
         failures=[Failure.model_validate(failure) for failure in described["failures"]],
         clocks=Clocks.model_validate(described["clocks"]),
+        seconds=described["seconds"],
         samples=table.drop_columns(["labels", "scores"]).replace_schema_metadata(None),
         labels_BP=labels.reshape(-1, kept),
         scores_BP=log_odds.reshape(-1, kept),
     )
+
+
+def unit_files(parts: Sequence[Part], head: int, classes: int, metadata: dict[str, Any]) -> dict[str, bytes]:
+    """Return a unit's files by name: its rows in bands of `head` ranks, the places of the best, all its samples.
+
+    Memory and time: see `score`.
+    """
+    unit = scores.banded(rows(parts), head)
+    files = {"scores": scores.encode(unit, classes, metadata)}
+    files["places"], files["samples"] = places.encode(samples(parts), unit)
+    return files
 
 
 def rows(parts: Sequence[Part]) -> Rows:
@@ -77,10 +92,10 @@ def rows(parts: Sequence[Part]) -> Rows:
     )
 
 
-def samples(parts: Sequence[Part]) -> bytes:
-    """Return the unit's list of samples, by code, as a Parquet file: what the merge looks its winners up in."""
+def samples(parts: Sequence[Part]) -> pa.Table:
+    """Return the unit's samples in the order of their codes, each with its place (see components/shared/places.py)."""
     table = pa.concat_tables([part.samples for part in parts]).drop_columns(["index"])
-    return parquet(table.add_column(0, "sample", pa.array(_codes(parts))))
+    return table.add_column(0, "sample", pa.array(_codes(parts)))
 
 
 def parquet(table: pa.Table) -> bytes:

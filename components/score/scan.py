@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +58,7 @@ class Scan:
     @torch.inference_mode()
     def shard(self, shard: Shard) -> Part:
         """Score one shard. Memory: its rows and keys, about 100 bytes an image at ten classes each."""
+        began = time.monotonic()
         before = self._feed.read_s, self._feed.decode_s
         forward_s = 0.0
         found: list[tuple[Prepared, Tensor, Tensor]] = []
@@ -72,7 +74,7 @@ class Scan:
             decode=round(self._feed.decode_s - before[1], 3),
             forward=round(forward_s, 3),
         )
-        return _part(shard, found, clocks, self._kept)
+        return replace(_part(shard, found, clocks, self._kept), seconds=round(time.monotonic() - began, 3))
 
     def _on_gpu(self) -> nn.Module:
         """Return the model in bf16 and channels_last, compiled, its head in fp32."""
@@ -120,6 +122,7 @@ def _part(shard: Shard, found: list[tuple[Prepared, Tensor, Tensor]], clocks: Cl
         count=ShardCount(shard=shard.name, digest=shard.digest(), listed=listed, scored=len(samples), failed=failed),
         failures=failures[:MAX_FAILURES_LISTED],
         clocks=clocks,
+        seconds=0.0,
         samples=_table(samples),
         labels_BP=_stacked(labels, kept).astype(np.uint16),
         scores_BP=_stacked(values, kept).astype(np.float32),

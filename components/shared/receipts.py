@@ -124,11 +124,12 @@ class Clocks(Document):
 
 
 class UnitReceipt(Receipt):
-    """The scores of one unit: `scores` and `samples` are Parquet files (see components/score/layout.py)."""
+    """The scores of one unit: Parquet files (see components/shared/scores.py and places.py)."""
 
     teacher: str
     pod: int
     scores: str
+    places: str
     samples: str
     shards: list[ShardCount]
     failures: list[Failure]
@@ -149,11 +150,16 @@ class ScoreReceipt(Receipt):
 
 
 class ClassSelection(Document):
-    """One class of D̂: how many images were wanted and found, and the log-odds of the last one."""
+    """One class of D̂: how many images were wanted and found, and the log-odds of the last one.
+
+    `unique` of them were selected for no other class.
+    """
 
     name: str
     wanted: int
     found: int
+    unique: int
+    full: bool
     last_score: float | None
 
 
@@ -167,12 +173,17 @@ class Ledger(Document):
 
 
 class SelectionReceipt(Receipt):
-    """D̂: a Parquet file with one row an (image, class): class, rank, score, shard, index, key, offset, size."""
+    """D̂: a Parquet file with one row an (image, class): class, rank, score, shard, index, key, offset, size.
+
+    `changed_by_last_tenth` is the share of D̂ that would be other images had the scan stopped before the last tenth of
+    the shards, by name: about 0.1 where the pool is the same throughout, more where its end is unlike the rest.
+    """
 
     selection: str
     teacher: str
     images: int
     unique_images: int
+    changed_by_last_tenth: float
     images_per_class: int
     classes_per_image: int
     per_class: list[ClassSelection]

@@ -25,13 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from components.shared import storage
+from components.shared.bands import RowGroups
 from components.shared.errors import Refused
 
 U64 = NDArray[np.uint64]
 NOTHING: U64 = np.empty(0, np.uint64)
 FORMAT = 2
-TAIL_BYTES = 8 << 10  # read from the end of a file at first: the footer of most, in one request
 _FOOTER = "semiscale.scores"
 _SCHEMA = pa.schema(
     [
@@ -153,19 +152,33 @@ def bands(rank: NDArray[np.int64], head: int) -> NDArray[np.uint8]:
     return np.frexp(steps)[1].astype(np.uint8)  # the length of an integer in bits
 
 
-def encode(rows: Rows, classes: int, head: int, metadata: dict[str, Any]) -> bytes:
-    """Lay out one unit's rows as a banded Parquet file; `metadata` goes into its footer, and prevails there.
+@dataclass(frozen=True)
+class Banded:
+    """One unit's rows in the order of its score file, and the band of each."""
 
-    Time: a sort, about two seconds for ten million rows; memory: the rows twice.
+    rows: Rows
+    band: NDArray[np.uint8]
+
+
+def banded(rows: Rows, head: int) -> Banded:
+    """Put one unit's rows in the order of its score file.
+
+    Time: a sort, about two seconds for ten million rows; memory: the rows twice, and 16 bytes a row.
     """
-    by_rank = rows.take(ranking(rows))
-    band = bands(ranks(by_rank.label, classes)[0], head)
+    by_rank = ranking(rows)
+    labels = rows.label[by_rank]
+    band = bands(ranks(labels, int(labels.max(initial=0)) + 1)[0], head)
     order = np.argsort(band, kind="stable")
-    banded, band = by_rank.take(order), band[order]
-    columns = [band, banded.label, banded.score, banded.sample, banded.position]
+    return Banded(rows.take(by_rank[order]), band[order])
+
+
+def encode(unit: Banded, classes: int, metadata: dict[str, Any]) -> bytes:
+    """Lay out one unit as a banded Parquet file; `metadata` goes into its footer, and prevails there."""
+    rows = unit.rows
+    columns = [unit.band, rows.label, rows.score, rows.sample, rows.position]
     table = pa.table([pa.array(column) for column in columns], schema=_SCHEMA)
-    footer = {"format": FORMAT, "depths": _depths(band, banded, classes).tolist(), **metadata}
-    return _written(table, np.flatnonzero(np.diff(band)) + 1, footer)
+    footer = {"format": FORMAT, "depths": _depths(unit.band, rows, classes).tolist(), **metadata}
+    return _written(table, np.flatnonzero(np.diff(unit.band)) + 1, footer)
 
 
 def _depths(band: NDArray[np.uint8], rows: Rows, classes: int) -> NDArray[np.uint8]:
@@ -200,18 +213,16 @@ def _packed(footer: dict[str, Any]) -> bytes:
 
 
 class UnitScores:
-    """One unit's score file, read band by band. `bytes_read` counts what was asked of the store.
+    """One unit's score file, read band by band, each in one ranged request. Not to be shared by threads.
 
-    A band costs one ranged request, the footer one or two and a look at the file's size. Not to be shared by threads.
     `removed` are codes of samples that are passed over.
     """
 
     def __init__(self, uri: str, removed: U64 = NOTHING) -> None:
         self.uri = uri
         self._removed = removed
-        self.bytes_read = 0
-        self._metadata = self._read_metadata()
-        packed = (self._metadata.metadata or {}).get(_FOOTER.encode())
+        self._groups = RowGroups(uri)
+        packed = (self._groups.metadata.metadata or {}).get(_FOOTER.encode())
         footer = json.loads(zlib.decompress(base64.b85decode(packed))) if packed else {}
         if footer.get("format") != FORMAT:
             raise Refused(f"{uri}: not a score file of this version")
@@ -221,6 +232,11 @@ class UnitScores:
         self._depths = np.array(footer["depths"], np.uint8)
         self._bands_read = 0
         self.last_scores = np.full(self._depths.shape[1], np.inf, np.float32)
+
+    @property
+    def bytes_read(self) -> int:
+        """What was asked of the store."""
+        return self._groups.bytes_read
 
     @property
     def classes_kept(self) -> int:
@@ -234,51 +250,10 @@ class UnitScores:
 
     def read_band(self) -> Rows:
         """Read the next band, and note each class's last score in it: what follows is not better."""
-        group = self._metadata.row_group(self._bands_read)
-        chunks = [group.column(number) for number in range(1, len(_SCHEMA))]
-        start = _first_byte(chunks[0])
-        part = _Part(self._read(start, _first_byte(chunks[-1]) + chunks[-1].total_compressed_size - start), start)
-        parquet = pq.ParquetFile(part, metadata=self._metadata)
-        table = parquet.read_row_group(self._bands_read, columns=_SCHEMA.names[1:], use_threads=False)
+        table = self._groups.read(self._bands_read, _SCHEMA.names[1:])
         self._bands_read += 1
         label, score, sample, position = (column.to_numpy() for column in table.columns)
         # Rows are in order, so the last assignment to a class is its lowest score.
         self.last_scores[label] = score
         rows = Rows(label, score, sample, position, ties(sample, self.shard_names))
         return rows.take(np.isin(sample, self._removed, invert=True)) if len(self._removed) else rows
-
-    def _read_metadata(self) -> pq.FileMetaData:
-        """Read Parquet's own metadata, whose size stands before the last four bytes of the file."""
-        entry = storage.stat(self.uri)
-        if entry is None:
-            raise FileNotFoundError(self.uri)
-        start = max(entry.size_bytes - TAIL_BYTES, 0)
-        tail = self._read(start, entry.size_bytes - start)
-        missing = int.from_bytes(tail[-8:-4], "little") + 8 - len(tail)
-        if 0 < missing <= start:
-            tail = self._read(start - missing, missing) + tail
-        return pq.read_metadata(pa.BufferReader(tail))
-
-    def _read(self, start: int, size_bytes: int) -> bytes:
-        data = storage.read(self.uri, start, size_bytes)
-        self.bytes_read += len(data)
-        return data
-
-
-def _first_byte(chunk: pq.ColumnChunkMetaData) -> int:
-    """Return where a column chunk begins: at its dictionary where it has one."""
-    return int(chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset)
-
-
-class _Part(io.BytesIO):
-    """A part of a file that answers as the whole would; a read outside of the part is a ValueError."""
-
-    def __init__(self, data: bytes, start: int) -> None:
-        super().__init__(data)
-        self._start = start
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return super().seek(offset - self._start if whence == io.SEEK_SET else offset, whence) + self._start
-
-    def tell(self) -> int:
-        return super().tell() + self._start

@@ -10,7 +10,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -27,6 +27,7 @@ CONTAINER_SUFFIXES = (".tar", ".parquet")
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 FILES_PER_SHARD = 1024  # loose files to a shard: a few seconds of scanning
 ROWS_PER_READ = 256  # of a Parquet file: what is Python objects at a time
+_PROBED_SAMPLES = 16  # of a tar, to learn how large they are
 _TAR_TAIL_BYTES = 1 << 16  # looked at behind a tar's last member: tar pads with zeros to 10 KiB
 
 
@@ -60,7 +61,7 @@ class Shard(BaseModel):
 
 
 class Unit(BaseModel):
-    """A group of shards that is scored, committed and merged as one."""
+    """A group of shards whose scores are ranked in one file and merged as one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -126,6 +127,23 @@ def read(shard: Shard, columns: Columns) -> Iterator[Sample]:
 def read_bytes(uri: str, offset: int, size_bytes: int) -> bytes:
     """Read one image of a tar or a loose file by its place."""
     return storage.read(uri, offset, size_bytes)
+
+
+def estimated_images(shard: Shard, columns: Columns) -> float:
+    """Estimate how many images a shard has: from its listing, from a Parquet file's footer, from a tar's first ones.
+
+    Raises what `read` raises.
+    """
+    if shard.kind == "files":
+        return len(shard.files)
+    if shard.kind == "parquet":
+        with _open(shard) as file:
+            table = _open_parquet(file, shard)
+            _refuse_columns(table.schema_arrow, columns, shard)
+            return int(table.metadata.num_rows)
+    first = list(islice(_read_tar(shard, columns), _PROBED_SAMPLES))
+    end = max((sample.offset + len(sample.image) for sample in first), default=0)
+    return len(first) * shard.size_bytes / max(end, 1)
 
 
 def _find_one(uri: str) -> list[Shard]:

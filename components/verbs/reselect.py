@@ -5,7 +5,6 @@ from pathlib import Path
 from components.merge.merge import MergeConfig, merge
 from components.shared import runfile, storage
 from components.shared.errors import Refused
-from components.shared.receipts import SelectionReceipt
 from components.shared.runfile import RunFile
 from components.verbs.run import located, shown
 
@@ -18,8 +17,6 @@ def reselect(path: Path, changes: dict[str, object]) -> None:
         f"{receipt.images:,} images ({receipt.unique_images:,} different), K = {receipt.images_per_class:,}, "
         f"P = {receipt.classes_per_image}; {receipt.ledger.removed:,} removed"
     )
-    for short in short_classes(receipt):
-        print(short)
     print(f"selection: {shown(receipt.selection)}")
 
 
@@ -36,12 +33,3 @@ def config_of(settings: RunFile, changes: dict[str, object]) -> MergeConfig:
         "scores": [uri for uri in receipts if uri.rpartition("/")[2].startswith("scores-")],
     }
     return MergeConfig.model_validate({**own, **named, **given})
-
-
-def short_classes(receipt: SelectionReceipt) -> list[str]:
-    """Return a line for each class that has fewer images than wanted."""
-    return [
-        f"class {one.name!r} is short: {one.found:,} of {one.wanted:,}"
-        for one in receipt.per_class
-        if one.found < one.wanted
-    ]

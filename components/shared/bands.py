@@ -1,0 +1,69 @@
+"""A Parquet file over any store, one ranged request a row group: what lets a reader stop after the rows it needs."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.shared import storage
+
+TAIL_BYTES = 8 << 10  # read from the end of a file at first: the footer of most, in one request
+
+
+class RowGroups:
+    """The row groups of one Parquet file. `bytes_read` counts what was asked of the store.
+
+    The footer costs one or two requests and a look at the file's size. Raises FileNotFoundError where there is no file.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.bytes_read = 0
+        self.metadata = self._read_metadata()
+
+    def read(self, number: int, columns: list[str]) -> pa.Table:
+        """Read some columns of a row group; what lies between them in the file is read too."""
+        group = self.metadata.row_group(number)
+        places = (group.column(place) for place in range(group.num_columns))
+        chunks = [chunk for chunk in places if chunk.path_in_schema in columns]
+        start = min(map(_first_byte, chunks))
+        end = max(_first_byte(chunk) + chunk.total_compressed_size for chunk in chunks)
+        part = _Part(self._read(start, end - start), start)
+        parquet = pq.ParquetFile(part, metadata=self.metadata)
+        return parquet.read_row_group(number, columns=columns, use_threads=False)
+
+    def _read_metadata(self) -> pq.FileMetaData:
+        """Read Parquet's own metadata, whose size stands before the last four bytes of the file."""
+        entry = storage.stat(self.uri)
+        if entry is None:
+            raise FileNotFoundError(self.uri)
+        start = max(entry.size_bytes - TAIL_BYTES, 0)
+        tail = self._read(start, entry.size_bytes - start)
+        missing = int.from_bytes(tail[-8:-4], "little") + 8 - len(tail)
+        if 0 < missing <= start:
+            tail = self._read(start - missing, missing) + tail
+        return pq.read_metadata(pa.BufferReader(tail))
+
+    def _read(self, start: int, size_bytes: int) -> bytes:
+        data = storage.read(self.uri, start, size_bytes)
+        self.bytes_read += len(data)
+        return data
+
+
+def _first_byte(chunk: pq.ColumnChunkMetaData) -> int:
+    """Return where a column chunk begins: at its dictionary where it has one."""
+    return int(chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset)
+
+
+class _Part(io.BytesIO):
+    """A part of a file that answers as the whole would; a read outside of the part is a ValueError."""
+
+    def __init__(self, data: bytes, start: int) -> None:
+        super().__init__(data)
+        self._start = start
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return super().seek(offset - self._start if whence == io.SEEK_SET else offset, whence) + self._start
+
+    def tell(self) -> int:
+        return super().tell() + self._start
