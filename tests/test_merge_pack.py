@@ -35,6 +35,22 @@ def test_every_class_gets_its_best_images(tmp_path: Path) -> None:
         assert image == pictures.picture(int(row["key"]) % 4 - 1, 1000 + int(row["key"]))
 
 
+def test_the_receipt_says_how_each_class_came_out(tmp_path: Path) -> None:
+    receipt = Stages(tmp_path, images_per_class=60, classes_per_image=2).selection
+    rows = pq.read_table(receipt.selection).to_pylist()
+    classes_of: dict[tuple[str, int], list[int]] = {}
+    for row in rows:
+        classes_of.setdefault((row["shard"], row["index"]), []).append(row["class"])
+    assert receipt.unique_images == len(classes_of) < receipt.images == len(rows)
+    for number, one in enumerate(receipt.per_class):
+        mine = [row for row in rows if row["class"] == number]
+        assert (one.wanted, one.found, one.full) == (60, len(mine), len(mine) == 60)
+        assert one.unique == sum(classes == [number] for classes in classes_of.values())
+        assert one.last_score == mine[-1]["score"]
+    last = sorted({row["shard"] for row in rows})[-1]  # a tenth of three shards, rounded up
+    assert receipt.changed_by_last_tenth == round(sum(row["shard"] == last for row in rows) / len(rows), 4)
+
+
 def test_a_class_with_too_few_is_short(tmp_path: Path) -> None:
     receipt = Stages(tmp_path, images_per_class=100, classes_per_image=1).selection
     assert all(one.wanted == 100 and 0 < one.found < 100 for one in receipt.per_class)

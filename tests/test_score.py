@@ -68,6 +68,19 @@ def test_finished_units_are_found_and_the_teacher_is_not_even_read(tmp_path: Pat
     assert (other.units, other.scored) == (0, 0)
 
 
+def test_a_changed_shard_is_scored_again_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = Stages(tmp_path)
+    assert len(stages.scores) == stages.plan.pods
+    pictures.write_tar(tmp_path / "data" / "pool" / "pool-001.tar", {"other.png": pictures.picture(0, 1)})
+    again = Stages.on(stages.config, tmp_path)
+    again.__dict__["teacher"] = stages.teacher
+    capsys.readouterr()
+    assert sum(receipt.listed for receipt in again.scores) == 2 * 40 + 1
+    said = capsys.readouterr().out
+    assert "pool-001.tar: 1 images scored" in said
+    assert "pool-000.tar" not in said
+
+
 def rows_by_image(receipts: list[ScoreReceipt]) -> set[tuple[str, int, int, float]]:
     """All rows of all units as (shard name, index, class, score)."""
     rows = set()
