@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from components.merge.select import select
+from components.plan.ledger import IMAGES_PER_UNIT
 from components.shared import scores, storage
 from components.shared.scores import Rows, UnitScores
 
@@ -40,6 +41,7 @@ FOLDER = Path("runs/bench")
 CLASSES, KEPT = 1000, 10
 IN_DOMAIN = 0.35
 IMAGES_PER_SHARD = 10_000
+DRAWN_IMAGES = 10**6  # at once
 PAPERS_SHARE = 625_000  # rows of the paper's pool a selected image of one class: 10 x 10^9 / 16,000
 FULL_IMAGES = 10**9
 FULL_BANDS = 4  # written of each of its files: all that can be needed
@@ -88,9 +90,16 @@ class Pool:
 
 
 def unit_rows(pool: Pool, unit: int) -> Rows:
-    """Draw the rows of one unit, image by image: first choices by Zipf's law, the others spread over the classes."""
-    rng = np.random.default_rng((1, unit))
+    """Draw the rows of one unit, DRAWN_IMAGES at a time."""
     images = min(pool.images_per_unit, pool.images - unit * pool.images_per_unit)
+    starts = range(0, images, DRAWN_IMAGES)
+    drawn = [drawn_choices((1, unit, start), min(DRAWN_IMAGES, images - start)) for start in starts]
+    return flattened(pool, unit, *(np.concatenate(columns) for columns in zip(*drawn, strict=True)))
+
+
+def drawn_choices(seed: tuple[int, ...], images: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """Draw label_BP and score_BP: first choices by Zipf's law, the others spread over the classes."""
+    rng = np.random.default_rng(seed)
     first_B = rng.choice(CLASSES, images, p=ZIPF_C)
     steps_BP = np.cumsum(rng.integers(1, 110, (images, KEPT - 1)), axis=1)  # below 1000: the classes are distinct
     label_BP = np.column_stack([first_B, (first_B[:, None] + steps_BP) % CLASSES])
@@ -99,15 +108,15 @@ def unit_rows(pool: Pool, unit: int) -> Rows:
     second_B = np.minimum(best_B, -np.logaddexp(0, best_B))  # the others share what the first leaves
     falls_BP = np.cumsum(rng.standard_exponential((images, KEPT - 1), np.float32), axis=1)
     score_BP = np.column_stack([best_B, second_B[:, None] - falls_BP])
-    return flattened(pool, unit, label_BP, score_BP)
+    return label_BP.astype(np.uint16), score_BP.astype(np.float32)
 
 
-def flattened(pool: Pool, unit: int, label_BP: NDArray[Any], score_BP: NDArray[Any]) -> Rows:
+def flattened(pool: Pool, unit: int, label_BP: NDArray[np.uint16], score_BP: NDArray[np.float32]) -> Rows:
     """Return the rows of images in order, each with its position, its sample and its tie."""
     codes = sample_codes(np.arange(len(label_BP)))
     return Rows(
-        label_BP.astype(np.uint16).ravel(),
-        score_BP.astype(np.float32).ravel(),
+        label_BP.ravel(),
+        score_BP.ravel(),
         np.repeat(codes, KEPT),
         np.tile(np.arange(KEPT, dtype=np.uint8), len(codes)),
         np.repeat(scores.ties(codes, pool.shard_names(unit)), KEPT),
@@ -182,7 +191,7 @@ def write_best(pool: Pool, unit: int) -> None:
 
 
 def written(pool: Pool, write: Callable[[Pool, int], None]) -> None:
-    """Write all units that are not there yet. Memory: two units, about 2 GB, in other processes than this one."""
+    """Write all units that are not there yet. Memory: two units, 6 GB each, in other processes than this one."""
     started = time.monotonic()
     with ProcessPoolExecutor(min(os.cpu_count() or 1, 2)) as processes:
         list(processes.map(functools.partial(write, pool), range(pool.units)))
@@ -420,7 +429,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=10**8)
     parser.add_argument("--images-per-class", type=int, help="K; by default the paper's share of the rows")
-    parser.add_argument("--images-per-unit", type=int, default=10**6)
+    parser.add_argument("--images-per-unit", type=int, default=IMAGES_PER_UNIT)
     parser.add_argument("--full", action="store_true", help=f"{FULL_IMAGES:,} images, ours alone")
     arguments = parser.parse_args()
     images = FULL_IMAGES if arguments.full else arguments.rows // KEPT

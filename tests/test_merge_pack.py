@@ -74,7 +74,7 @@ def test_the_selection_does_not_depend_on_the_pods(tmp_path: Path) -> None:
 def test_a_hole_is_named(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     folder = Path(stages.scores[0].folder)
-    victim = next(folder.iterdir())
+    victim = next(folder.glob("*/receipt.json")).parent
     shutil.rmtree(victim)
     with pytest.raises(SemiscaleError, match=rf"unit {victim.name} has no scores \(pool-00"):
         stages.merge()
@@ -82,7 +82,7 @@ def test_a_hole_is_named(tmp_path: Path) -> None:
 
 def test_another_units_score_file_is_refused(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
-    one, other, *_ = sorted(Path(stages.scores[0].folder).iterdir())
+    one, other, *_ = (path.parent for path in Path(stages.scores[0].folder).glob("*/receipt.json"))
     shutil.copy(one / "scores.parquet", other / "scores.parquet")
     with pytest.raises(SemiscaleError, match=rf"scores of unit {one.name} by teacher .*; expected {other.name}"):
         stages.merge()
