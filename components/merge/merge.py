@@ -1,8 +1,10 @@
 """Merge: the balanced pseudo-labeled set D̂, the exact top K of every class over the whole pool (section 3.2)."""
 
+import functools
 import io
 import json
 import math
+import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
@@ -28,7 +30,7 @@ from components.shared.receipts import (
     UnitReceipt,
     load,
 )
-from components.shared.scores import NOTHING, U64, UnitScores, ranks
+from components.shared.scores import U64, UnitScores, ranks
 from components.shared.shards import Unit
 from components.shared.stage import ReceiptUri, ReceiptUris, StageConfig, digest, once
 
@@ -85,8 +87,10 @@ def _work(config: MergeConfig, folder: str) -> dict[str, object]:
     if not any(shard.scored for receipt in receipts for shard in receipt.shards):
         raise SemiscaleError("the pool has no readable image: nothing to select from")
     keys = read_keys(config.remove) if config.remove else []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # it is the decoding of the keys that takes time
+        removals = list(pool.map(functools.partial(codes_of, keys), receipts))
+    removed = [codes for codes, _ in removals]
     with ThreadPoolExecutor(READERS) as pool:
-        removed = list(pool.map(lambda receipt: codes_of(keys, receipt) if keys else NOTHING, receipts))
         units = list(pool.map(opened, receipts, removed))
     winners = chosen(config, units, len(plan.classes))
     found = located(winners, receipts, units, len(plan.classes))
@@ -107,7 +111,7 @@ def _work(config: MergeConfig, folder: str) -> dict[str, object]:
         "per_class": per_class,
         "ledger": balanced(receipts, sum(map(len, removed))),
         "failed": dict(failed),
-        "bytes_read": sum(unit.bytes_read for unit in units) + found.bytes_read,
+        "bytes_read": sum(unit.bytes_read for unit in units) + found.bytes_read + sum(size for _, size in removals),
     }
 
 

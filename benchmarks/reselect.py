@@ -1,0 +1,193 @@
+"""Selecting again from the scores of a large pool: another K, P and a removal list, as one whole process.
+
+    make bench-reselect IMAGES=100000000
+
+A scored pool as the scan leaves it: units of eight million images, sealed by the scan's own code, ten scored classes of
+1000 an image. One unit is drawn; the others have its rows under shard names, and so ties, of their own: that is enough
+for a clock. Prints what sealing a unit costs, then what `merge` does with K, P and a list of keys to remove.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.merge import CLASSES, IMAGES_PER_SHARD, KEPT, drawn_choices, machine
+from components.plan.ledger import IMAGES_PER_UNIT
+from components.score import parts
+from components.score.parts import Part
+from components.shared import scores, storage
+from components.shared.receipts import (
+    Clocks,
+    PlanReceipt,
+    Receipt,
+    ScoreReceipt,
+    ShardCount,
+    Split,
+    UnitReceipt,
+)
+from components.shared.shards import Shard, Unit
+
+FOLDER = Path("runs/bench")
+REMOVED_KEYS = 10_000
+RESELECT = """
+import sys
+from components.merge.merge import MergeConfig, merge
+receipt = merge(MergeConfig.model_validate_json(sys.argv[1]))
+print(receipt.model_dump_json(include={"images", "unique_images", "ledger", "bytes_read"}))
+"""
+
+
+def key(shard: int, index: int) -> str:
+    """Name an image as a crawl would."""
+    return f"crawl/{shard:06}/{index * 7919 % 1_000_003:08}"
+
+
+def drawn_part(shard: int, images: int) -> Part:
+    """Draw one shard's scores."""
+    rng = np.random.default_rng((3, shard))
+    sizes = rng.integers(20_000, 200_000, images)
+    labels_BP, scores_BP = drawn_choices((3, shard), images)
+    name = f"part-{shard:06}.tar"
+    samples = {
+        "index": np.arange(images),
+        "key": [key(shard, index) for index in range(images)],
+        "uri": [f"gs://bucket/pool/{name}"] * images,
+        "offset": np.cumsum(sizes),
+        "size_bytes": sizes,
+    }
+    count = ShardCount(shard=name, digest=f"{shard:016}", listed=images, scored=images, failed={})
+    return Part(count, [], Clocks(), 0.0, pa.table(samples), labels_BP, scores_BP)
+
+
+class ScoredPool:
+    """A pool's plan, units and receipts in a folder, written once."""
+
+    def __init__(self, images: int, images_per_class: int) -> None:
+        self.folder = FOLDER / f"reselect-{images}-{images_per_class}"
+        self._per_unit = min(images, IMAGES_PER_UNIT)
+        self._units = -(-images // IMAGES_PER_UNIT)
+        self._head = scores.head_size(images_per_class, self._units)
+
+    def write(self) -> None:
+        """Seal one unit, and the others with its rows; the receipts last."""
+        if (self.folder / "plan.json").exists():
+            return
+        drawn = [drawn_part(shard, IMAGES_PER_SHARD) for shard in range(self._per_unit // IMAGES_PER_SHARD)]
+        started, cpu = time.monotonic(), time.process_time()
+        files = parts.unit_files(drawn, self._head, CLASSES, self._metadata(0, drawn))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(
+            f"sealing {self._per_unit:,} images: {time.process_time() - cpu:.0f} CPU-s, "
+            f"{time.monotonic() - started:.0f} s, peak {peak:.1f} GB with its parts, "
+            + ", ".join(f"{name} {len(data) / 1e6:.0f} MB" for name, data in files.items()),
+            flush=True,
+        )
+        rows = scores.banded(parts.rows(drawn), self._head)
+        for unit in range(self._units):
+            files["scores"] = scores.encode(rows, CLASSES, self._metadata(unit, drawn))
+            self._write_unit(unit, files, drawn)
+        self._write_plan(drawn)
+
+    def reselect(self, images_per_class: int, remove: bool) -> None:
+        """Select with another K in a fresh process, and print what it cost."""
+        config = {
+            "workdir": str(self.folder / f"work-{time.time_ns()}"),
+            "plan": str(self.folder / "plan.json"),
+            "scores": [str(self.folder / "pod.json")],
+            "images_per_class": images_per_class,
+            "classes_per_image": KEPT,
+            "max_failed_fraction": 0.01,
+            "remove": str(self.folder / "remove.txt") if remove else "",
+        }
+        started = time.monotonic()
+        process = subprocess.Popen([sys.executable, "-c", RESELECT, json.dumps(config)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        said = process.stdout.read().decode().splitlines()
+        _, _, usage = os.wait4(process.pid, 0)
+        print(f"K = {images_per_class:,}, keys removed: {remove}: {time.monotonic() - started:.1f} s", end=", ")
+        print(
+            f"{usage.ru_utime + usage.ru_stime:.1f} CPU-s, peak {usage.ru_maxrss / 1e6:.2f} GB: {said[-1]}", flush=True
+        )
+
+    def _digest(self, unit: int) -> str:
+        return f"{unit:016}"
+
+    def _names(self, unit: int, drawn: list[Part]) -> list[str]:
+        return [f"{unit:03}/{part.count.shard}" for part in drawn]
+
+    def _metadata(self, unit: int, drawn: list[Part]) -> dict[str, object]:
+        return {"teacher": "t", "unit": self._digest(unit), "shards": self._names(unit, drawn)}
+
+    def _write_unit(self, unit: int, files: dict[str, bytes], drawn: list[Part]) -> None:
+        folder = self.folder / "scores" / self._digest(unit)
+        for name, data in files.items():
+            storage.write(str(folder / f"{name}.parquet"), data)
+        counts = [
+            part.count.model_copy(update={"shard": name, "digest": shard.digest()})
+            for part, name, shard in zip(drawn, self._names(unit, drawn), self._shards(unit, drawn), strict=True)
+        ]
+        common = {"stage": "score", "digest": self._digest(unit), "folder": str(folder), "seconds": 0.0}
+        uris = {name: str(folder / f"{name}.parquet") for name in files}
+        self._keep(
+            folder / "receipt.json",
+            UnitReceipt(**common, **uris, teacher="t", pod=0, shards=counts, failures=[], clocks=Clocks()),
+        )
+
+    def _shards(self, unit: int, drawn: list[Part]) -> list[Shard]:
+        return [
+            Shard(uri=f"gs://bucket/{name}", name=name, kind="tar", size_bytes=1, version="1")
+            for name in self._names(unit, drawn)
+        ]
+
+    def _write_plan(self, drawn: list[Part]) -> None:
+        units = [Unit(digest=self._digest(unit), shards=self._shards(unit, drawn)) for unit in range(self._units)]
+        storage.write(str(self.folder / "units.json"), json.dumps([unit.model_dump() for unit in units]).encode())
+        keys = [key(number % len(drawn), number // len(drawn)) for number in range(REMOVED_KEYS)]
+        storage.write(str(self.folder / "remove.txt"), "\n".join(keys).encode())
+        common = {"seconds": 0.0, "folder": str(self.folder / "scores")}
+        pod = ScoreReceipt(
+            **common, stage="score", digest="s", pod=0, teacher="t", units=self._units, units_found=0,
+            listed=0, scored=0, failed={}, clocks=Clocks(),
+        )  # fmt: skip
+        self._keep(self.folder / "pod.json", pod)
+        split = Split(digest="", index="", shards="", samples=0, class_counts=[])
+        plan = PlanReceipt(
+            **common, stage="plan", digest="p", name="bench", pool_digest="p",
+            train=split, validation=split, test=split,
+            classes=[f"class {number}" for number in range(CLASSES)], units=str(self.folder / "units.json"), shards=0,
+            size_bytes=0, pods=1, classes_per_image=KEPT, failed={}, failures=[], notes=[], run={},
+        )  # fmt: skip
+        self._keep(self.folder / "plan.json", plan)
+
+    @staticmethod
+    def _keep(path: Path, receipt: Receipt) -> None:
+        storage.write(str(path), receipt.model_dump_json().encode())
+
+
+def main() -> None:
+    """Make the pool where it is not there yet, and select from it three times."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=10**8)
+    images = parser.parse_args().images
+    images_per_class = max(images // 62_500, 1)  # the paper's share
+    print(machine(), flush=True)
+    pool = ScoredPool(images, images_per_class)
+    if os.fork() == 0:  # in a process of its own, whose memory is not counted into the selections'
+        pool.write()
+        os._exit(0)
+    os.wait()
+    pool.reselect(images_per_class, remove=False)
+    pool.reselect(images_per_class // 2, remove=True)
+    pool.reselect(2 * images_per_class, remove=True)
+
+
+if __name__ == "__main__":
+    main()
