@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --no-annotate
 
-.PHONY: help setup demo demo-seeds bench-merge bench-reselect test test-slow check format lint types imports lock clean
+.PHONY: help setup images demo demo-seeds bench-merge bench-reselect test test-slow check format lint types imports lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ bench-merge: setup ## the merge against DuckDB and Polars; ROWS=1000000000 or FU
 
 bench-reselect: setup ## selecting again from the scores of IMAGES=100000000
 	@$(BIN)/python -m benchmarks.reselect $(if $(IMAGES),--images $(IMAGES))
+
+images: setup ## build both container images; PUSH=registry/prefix pushes them and notes their digests; BUILD= for docker build
+	@$(BIN)/python pipeline.py images $(if $(PUSH),--push $(PUSH)) -- $(BUILD)
 
 check: lint types imports ## format, lint, types, import rules and tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not docker"

@@ -12,17 +12,13 @@ from typing import List
 from kfp import dsl
 
 from components.evaluate.component import evaluate
+from components.hardware import on_cpus, on_scan_gpus, on_training_gpus
 from components.merge.component import merge
 from components.pack.component import pack
 from components.plan.component import plan
 from components.report.component import report
 from components.score.component import score
 from components.train.component import train
-
-
-def on_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Ask for one GPU."""
-    return task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(1)
 
 
 @dsl.pipeline(name="semiscale", description="Billion-scale semi-supervised learning for image classification.")
@@ -121,6 +117,7 @@ def semiscale(
         pods=pods,
         max_failed_fraction=max_failed_fraction,
     ).set_display_name("Plan: list and check the inputs")
+    on_cpus(planned)
     # One task a cell of Figure 1 reads its inputs from the same place; these are what all trainings share.
     place = {"workdir": workdir, "plan": planned.outputs["receipt"], "image_column": image_column}
     training = {
@@ -134,7 +131,7 @@ def semiscale(
     }
 
     # (1) Train a teacher on the labeled set D.
-    teacher = on_gpu(
+    teacher = on_training_gpus(
         train(
             recipe="teacher",
             architecture=teacher_architecture,
@@ -146,22 +143,24 @@ def semiscale(
 
     # (2) Run it on the unlabeled pool U, keep the top K images of every class: D̂.
     with dsl.ParallelFor(planned.outputs["Output"]) as pod:
-        scored = on_gpu(
+        scored = on_scan_gpus(
             score(teacher=teacher.outputs["receipt"], pod=pod, images_per_class=images_per_class, **place)
         ).set_display_name("2 Score U")
-    selected = merge(
-        workdir=workdir,
-        plan=planned.outputs["receipt"],
-        scores=dsl.Collected(scored.outputs["receipt"]),
-        images_per_class=images_per_class,
-        classes_per_image=classes_per_image,
-        max_failed_fraction=max_failed_fraction,
-        remove=remove,
+    selected = on_cpus(
+        merge(
+            workdir=workdir,
+            plan=planned.outputs["receipt"],
+            scores=dsl.Collected(scored.outputs["receipt"]),
+            images_per_class=images_per_class,
+            classes_per_image=classes_per_image,
+            max_failed_fraction=max_failed_fraction,
+            remove=remove,
+        )
     ).set_display_name("2 Merge: top K per class")
-    packed = pack(selection=selected.outputs["receipt"], seed=seed, **place).set_display_name("2 Pack D̂")
+    packed = on_cpus(pack(selection=selected.outputs["receipt"], seed=seed, **place)).set_display_name("2 Pack D̂")
 
     # (3) Train the student on D̂, long.
-    pretrained = on_gpu(
+    pretrained = on_training_gpus(
         train(
             recipe="pretrain",
             architecture=student_architecture,
@@ -174,7 +173,7 @@ def semiscale(
 
     # (4) Fine-tune it on D, true labels only.
     with dsl.ParallelFor(finetune_learning_rates) as learning_rate:
-        student = on_gpu(
+        student = on_training_gpus(
             train(
                 recipe="finetune",
                 architecture=student_architecture,
@@ -187,7 +186,7 @@ def semiscale(
 
     # What the student is compared with: the same network, on D alone, for as many images.
     with dsl.ParallelFor(baseline_learning_rates) as learning_rate:
-        baseline = on_gpu(
+        baseline = on_training_gpus(
             train(
                 recipe="baseline",
                 architecture=student_architecture,
@@ -199,7 +198,7 @@ def semiscale(
         ).set_display_name("Train the baseline on D")
 
     # kfp rewrites a Collected where it is used, so that each use needs its own.
-    evaluated = on_gpu(
+    evaluated = on_scan_gpus(
         evaluate(
             teacher=teacher.outputs["receipt"],
             baselines=dsl.Collected(baseline.outputs["receipt"]),
@@ -209,16 +208,18 @@ def semiscale(
             **place,
         )
     ).set_display_name("Evaluate on the test set")
-    report(
-        teacher=teacher.outputs["receipt"],
-        baselines=dsl.Collected(baseline.outputs["receipt"]),
-        scores=dsl.Collected(scored.outputs["receipt"]),
-        selection=selected.outputs["receipt"],
-        packed=packed.outputs["receipt"],
-        pretrained=pretrained.outputs["receipt"],
-        students=dsl.Collected(student.outputs["receipt"]),
-        evaluation=evaluated.outputs["receipt"],
-        **place,
+    on_cpus(
+        report(
+            teacher=teacher.outputs["receipt"],
+            baselines=dsl.Collected(baseline.outputs["receipt"]),
+            scores=dsl.Collected(scored.outputs["receipt"]),
+            selection=selected.outputs["receipt"],
+            packed=packed.outputs["receipt"],
+            pretrained=pretrained.outputs["receipt"],
+            students=dsl.Collected(student.outputs["receipt"]),
+            evaluation=evaluated.outputs["receipt"],
+            **place,
+        )
     ).set_display_name("Report")
 
 

@@ -2,12 +2,15 @@
 #
 #   docker build -f docker/cpu.Dockerfile -t semiscale/python-cpu:0.1.0 .
 #
+# `make images` builds both, and pushes them with PUSH=registry/prefix.
+#
 # Where packages come from an index of your own, say so in build secrets, which no layer keeps:
 #
 #   --secret id=index,src=FILE         NAME=value lines for pip and uv: PIP_INDEX_URL, UV_DEFAULT_INDEX, ...
 #   --secret id=certificates,src=FILE  certificate authorities; the lines above find them at /run/secrets/certificates
 
-# Any Debian with python3, python3-venv and ca-certificates. Both stages start from it: the venv refers to its Python.
+# Any Debian with python3, python3-venv and ca-certificates; pin it as --build-arg BASE=name@sha256:…. Both stages start
+# from it: the venv refers to its Python.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS builder
@@ -26,9 +29,6 @@ RUN --mount=type=secret,id=index \
       --build-constraints /requirements/cuda.txt /requirements/cpu.txt
 
 FROM ${BASE}
-LABEL org.opencontainers.image.title="semiscale/python-cpu" \
-      org.opencontainers.image.description="Semiscale's components that need no torch: plan, merge, pack, report" \
-      org.opencontainers.image.version="0.1.0"
 RUN useradd --uid 1000 --create-home semiscale
 ENV PATH=/opt/venv/bin:${PATH} PYTHONPATH=/app PYTHONUNBUFFERED=1
 COPY --from=builder /opt/venv /opt/venv
@@ -43,4 +43,14 @@ USER 1000:1000
 # Fails the build, not a run, where something is missing.
 RUN python3 -c "import kfp.dsl.executor_main, pipeline" \
  && python3 -c "import components.plan.plan, components.merge.merge, components.pack.pack, components.report.report"
+# Kubernetes asks its own probes; plain Docker asks this.
+HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import components.plan.plan, components.merge.merge, components.pack.pack, components.report.report"]
+# Last, because they change most: every layer above is shared by the images of other revisions.
+ARG BASE
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="semiscale/python-cpu" \
+      org.opencontainers.image.description="Semiscale's components that need no torch: plan, merge, pack, report" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${BASE}"
 CMD ["python3", "pipeline.py", "--help"]

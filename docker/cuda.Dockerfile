@@ -3,12 +3,15 @@
 #
 #   docker build -f docker/cuda.Dockerfile -t semiscale/python-cuda:0.1.0 .
 #
+# `make images` builds both, and pushes them with PUSH=registry/prefix.
+#
 # Where packages come from an index of your own, say so in build secrets, which no layer keeps:
 #
 #   --secret id=index,src=FILE         NAME=value lines for pip and uv: PIP_INDEX_URL, UV_DEFAULT_INDEX, ...
 #   --secret id=certificates,src=FILE  certificate authorities; the lines above find them at /run/secrets/certificates
 
-# Any Debian with python3, python3-venv and ca-certificates. Both stages start from it: the venv refers to its Python.
+# Any Debian with python3, python3-venv and ca-certificates; pin it as --build-arg BASE=name@sha256:…. Both stages start
+# from it: the venv refers to its Python.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS builder
@@ -27,9 +30,6 @@ RUN --mount=type=secret,id=index \
       --build-constraints /requirements/cuda.txt /requirements/cuda.txt
 
 FROM ${BASE}
-LABEL org.opencontainers.image.title="semiscale/python-cuda" \
-      org.opencontainers.image.description="Semiscale's components that run models: train, score, evaluate" \
-      org.opencontainers.image.version="0.1.0"
 RUN useradd --uid 1000 --create-home semiscale
 ENV PATH=/opt/venv/bin:${PATH} PYTHONPATH=/app PYTHONUNBUFFERED=1
 # The driver comes from the node. Which GPUs a container may see is the cluster's to say, so that stays unset here.
@@ -46,4 +46,14 @@ USER 1000:1000
 # Fails the build, not a run, where something is missing.
 RUN python3 -c "import kfp.dsl.executor_main, pipeline" \
  && python3 -c "import components.train.train, components.score.score, components.evaluate.evaluate"
+# Kubernetes asks its own probes; plain Docker asks this.
+HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import components.train.train, components.score.score, components.evaluate.evaluate"]
+# Last, because they change most: every layer above is shared by the images of other revisions.
+ARG BASE
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="semiscale/python-cuda" \
+      org.opencontainers.image.description="Semiscale's components that run models: train, score, evaluate" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${BASE}"
 CMD ["python3", "pipeline.py", "--help"]

@@ -13,14 +13,14 @@ from components.shared import architectures, storage
 from components.shared.errors import Refused
 from components.shared.progress import say
 from components.shared.receipts import PlanReceipt
-from components.shared.runfile import RunFile
+from components.shared.runfile import Parameters
 from components.shared.shards import Columns, Unit
 from components.shared.stage import StageConfig, digest, once
 
 MAX_FAILURES_LISTED = 100  # in the receipt, which must stay small
 
 
-class PlanConfig(RunFile, StageConfig):
+class PlanConfig(Parameters, StageConfig):
     """All of the run file: what is wrong anywhere is refused here."""
 
     stage: ClassVar[str] = "plan"

@@ -1,7 +1,7 @@
 """The run file: every parameter of a run, with the paper's values as defaults.
 
-Its keys are the pipeline's parameters, one to one; a test holds the two together. What the paper states carries the
-section; what it leaves open says so.
+Its keys are the pipeline's parameters, one to one, and `hardware`; a test holds the two together. What the paper
+states carries the section; what it leaves open says so.
 """
 
 from collections.abc import Iterable
@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from components.shared.errors import Refused, nearest
+from components.shared.hardware import Hardware
 
 Augmentation = Literal["crop-flip", "shift-flip", "shift"]
 
@@ -28,7 +29,7 @@ LearningRates = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=
 Positive = Annotated[int, Field(ge=1)]
 
 
-class RunFile(BaseModel):
+class Parameters(BaseModel):
     """A run's parameters. `labeled`, `unlabeled`, `validation` and `test` take a URI or a list, of any mix of kinds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -80,6 +81,16 @@ class RunFile(BaseModel):
     max_failed_fraction: float = Field(
         default=0.01, ge=0, le=1, description="Share of unreadable samples in a set above which the run fails."
     )
+
+
+class RunFile(Parameters):
+    """The parameters, and what is settled before the pipeline is submitted: the hardware that it is compiled for."""
+
+    hardware: Hardware = Field(default=Hardware(), description="What the stages run on, on a cluster.")
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what the pipeline takes as its parameters."""
+        return {name: getattr(self, name) for name in Parameters.model_fields}
 
 
 def load(path: Path) -> RunFile:

@@ -1,14 +1,84 @@
 """Compile the graph to the YAML that Kubeflow and the local runner both execute."""
 
+import re
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
-from kfp import compiler
-from kfp.dsl.base_component import BaseComponent
+from kfp import compiler, dsl
+from kfp.compiler.compiler_utils import KubernetesManifestOptions
+from kfp.dsl.graph_component import GraphComponent
+
+from components import images
+from components.hardware import asking_for
+from components.shared import runfile
+from components.shared.hardware import Hardware
+from components.shared.runfile import Parameters, RunFile
 
 ROOT = Path(__file__).resolve().parents[2]
-COMPILED = ROOT / "manifests" / "pipeline.yaml"
+MANIFESTS = ROOT / "manifests"
+COMPILED = MANIFESTS / "pipeline.yaml"
+RUNS = ("demo", "paper")  # the run files that are kept compiled
 
 
-def compile_pipeline(pipeline: BaseComponent, path: Path = COMPILED) -> None:
-    """Write the compiled pipeline to manifests/pipeline.yaml; the same graph gives the same bytes."""
-    compiler.Compiler().compile(pipeline, str(path))
+def compile_pipeline(pipeline: GraphComponent, run_file: Path | None, output: Path | None, kubernetes: bool) -> None:
+    """Compile the pipeline for a run file: on its hardware, with its values in the UI's form.
+
+    Without a run file, all compiled files under manifests/ are written anew. Pushed images (`make images PUSH=…`) are
+    named by their digests. With --kubernetes: as Pipeline and PipelineVersion objects, for clusters that keep pipelines
+    in Kubernetes.
+    """
+    if run_file is None:
+        write(pipeline, COMPILED)
+        for name in RUNS:
+            write(pipeline, MANIFESTS / "compiled" / f"{name}.yaml", runfile.load(MANIFESTS / "runs" / f"{name}.yaml"))
+        return
+    settings = runfile.load(run_file)
+    output = output or Path(f"{settings.name}.pipeline.yaml")
+    write(pipeline, output, settings, kubernetes)
+    output.write_text(with_pushed_images(output.read_text(), images.pushed()))
+    print(f"compiled: {output}")
+
+
+def write(pipeline: GraphComponent, path: Path, settings: RunFile | None = None, kubernetes: bool = False) -> None:
+    """Write the compiled pipeline; the same graph and run file give the same bytes, however many pods it asks for."""
+    graph = traced(pipeline, settings.hardware if settings else Hardware())
+    version = settings.name if settings else None
+    compiler.Compiler().compile(
+        graph,
+        str(path),
+        pipeline_parameters=settings.parameters() if settings else None,
+        kubernetes_manifest_format=kubernetes,
+        kubernetes_manifest_options=KubernetesManifestOptions(
+            pipeline_version_name=version and f"{graph.name}-{object_name(version)}", include_pipeline_manifest=True
+        ),
+    )
+
+
+def traced(pipeline: GraphComponent, hardware: Hardware) -> GraphComponent:
+    """Return the pipeline for this hardware, with drop-downs for the parameters that have a fixed choice."""
+    with asking_for(hardware):
+        graph = dsl.pipeline(name=pipeline.name, description=pipeline.description)(pipeline.pipeline_func)
+    # kfp 2.17's SDK refuses Literal in a signature; its backend and UI read `literals`.
+    inputs = graph.pipeline_spec.root.input_definitions.parameters
+    for name, choices in drop_downs().items():
+        for choice in choices:
+            inputs[name].literals.add().string_value = choice
+    return graph
+
+
+def drop_downs() -> dict[str, tuple[Any, ...]]:
+    """Return the parameters whose values are a fixed choice, with the choices."""
+    annotations = {name: field.annotation for name, field in Parameters.model_fields.items()}
+    return {name: get_args(kind) for name, kind in annotations.items() if get_origin(kind) is Literal}
+
+
+def object_name(name: str) -> str:
+    """Return a run's name as Kubernetes names objects."""
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+
+
+def with_pushed_images(text: str, pushed: dict[str, str]) -> str:
+    """Name each image as it lies in the registry; a tag may move, a digest is what was built."""
+    for image, name in pushed.items():
+        text = text.replace(image, name)
+    return text

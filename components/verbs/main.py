@@ -5,10 +5,11 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kfp.dsl.base_component import BaseComponent
+from kfp.dsl.graph_component import GraphComponent
 
 from components.shared.progress import fail
 from components.shared.stage import guarded
+from components.verbs.build import build_images
 from components.verbs.compile import compile_pipeline
 from components.verbs.demo import demo, write_images
 from components.verbs.reselect import reselect
@@ -22,7 +23,7 @@ EPILOG = """exit codes:
 """
 
 
-def main(pipeline: BaseComponent, arguments: Sequence[str]) -> int:
+def main(pipeline: GraphComponent, arguments: Sequence[str]) -> int:
     """Run a verb; returns its exit code. Errors are one line on standard error."""
     options = parser(pipeline).parse_args(arguments)
     verb: Callable[[argparse.Namespace], None] = options.verb
@@ -33,7 +34,7 @@ def main(pipeline: BaseComponent, arguments: Sequence[str]) -> int:
         return 128 + signal.SIGINT
 
 
-def parser(pipeline: BaseComponent) -> argparse.ArgumentParser:
+def parser(pipeline: GraphComponent) -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
     top = argparse.ArgumentParser(
         prog="pipeline.py",
@@ -57,8 +58,20 @@ def parser(pipeline: BaseComponent) -> argparse.ArgumentParser:
     selecting.add_argument("--remove", metavar="LIST", help="URI of a text file, one key a line, never to select")
     selecting.set_defaults(verb=lambda options: reselect(options.run_file, changes_of(options)))
 
-    compiling = verbs.add_parser("compile", help="write manifests/pipeline.yaml", description=compile_pipeline.__doc__)
-    compiling.set_defaults(verb=lambda _: compile_pipeline(pipeline))
+    compiling = verbs.add_parser(
+        "compile", help="write the YAML that Kubeflow runs", description=compile_pipeline.__doc__
+    )
+    compiling.add_argument("run_file", type=Path, nargs="?", help="its hardware and values; none: all of manifests/")
+    compiling.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME.pipeline.yaml")
+    compiling.add_argument("--kubernetes", action="store_true", help="as Pipeline and PipelineVersion objects")
+    compiling.set_defaults(
+        verb=lambda options: compile_pipeline(pipeline, options.run_file, options.output, options.kubernetes)
+    )
+
+    building = verbs.add_parser("images", help="build the two container images", description=build_images.__doc__)
+    building.add_argument("--push", default="", metavar="PREFIX", help="for example europe-docker.pkg.dev/me/semiscale")
+    building.add_argument("options", nargs="*", metavar="-- OPTION", help="for docker build")
+    building.set_defaults(verb=lambda options: build_images(options.push, options.options))
 
     showing = verbs.add_parser("demo", help="run the demo on handwritten digits", description=demo.__doc__)
     showing.set_defaults(verb=lambda _: demo())

@@ -68,7 +68,7 @@ def execute(settings: RunFile, log: Path) -> None:
         pipeline = components.load_component_from_file(str(COMPILED))
         try:
             with left_as_found():
-                pipeline(**settings.model_dump())
+                pipeline(**settings.parameters())
         except RuntimeError as error:
             kind, reason = screen.reason or ("failed", f"{screen.error or plain(str(error))} (see {log})")
             raise (Refused if kind == "refused" else SemiscaleError)(reason) from None

@@ -1,0 +1,122 @@
+"""The hardware that a run asks for: the `hardware` section of the run file, and nowhere else.
+
+It is applied when the pipeline is compiled; the stages themselves never ask what they run on. The defaults fit the
+paper's models on one GPU a pod: a pod's CPUs decode for its GPU.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+HOUR_S = 3600
+LAUNCH = "SEMISCALE_TRAINJOB"  # the environment variable that brings a Launch to the stage
+GPU_TAINT = "nvidia.com/gpu"  # what GPU node pools are tainted with, on GKE by itself
+
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Toleration(_Section):
+    """A taint that the pods may run in spite of; the words are those of Kubernetes."""
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] = "Exists"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
+
+
+class Machine(_Section):
+    """What one pod of a kind of stages gets. Requests equal limits, so that a pod has what was planned for it."""
+
+    cpu: Quantity
+    """CPUs."""
+    memory: Quantity
+    """Memory, with what is in /dev/shm."""
+    gpus: int = Field(default=0, ge=0, le=16)
+    """GPUs of a pod; 0 runs the stage on CPUs."""
+    gpu: str = "nvidia.com/gpu"
+    """The resource that a GPU is asked for by; which card it is, node_selector says."""
+    shared_memory: Quantity | Literal[""] = ""
+    """Size of /dev/shm, in memory. Empty: what the container runtime gives, mostly 64 MiB."""
+    node_selector: dict[str, str] = {}
+    """Labels of the nodes, for example cloud.google.com/gke-accelerator: nvidia-h100-80gb."""
+    tolerations: list[Toleration] = []
+    """Taints that the pods may run in spite of."""
+    timeout_s: int = Field(ge=60)
+    """A pod that runs for longer is taken for hung and ended. What it finished is kept."""
+    retries: int = Field(default=3, ge=0, le=20)
+    """Times that a failed or evicted pod is started again; it goes on where the last one stopped."""
+
+
+class CpuMachine(Machine):
+    """For plan, merge, pack and report."""
+
+    cpu: Quantity = "8"
+    memory: Quantity = "16Gi"
+    timeout_s: int = Field(default=12 * HOUR_S, ge=60)
+
+
+class _GpuMachine(Machine):
+    gpus: int = Field(default=1, ge=0, le=16)
+    tolerations: list[Toleration] = [Toleration(key=GPU_TAINT)]
+
+
+class ScanMachine(_GpuMachine):
+    """For the pods that score the pool, and for evaluate: forward passes only. Decoding is what the CPUs are for."""
+
+    cpu: Quantity = "16"
+    memory: Quantity = "48Gi"
+    shared_memory: Quantity | Literal[""] = "8Gi"
+    timeout_s: int = Field(default=72 * HOUR_S, ge=60)
+    retries: int = Field(default=10, ge=0, le=20)
+
+
+class TrainingMachine(_GpuMachine):
+    """For the trainings; with more than one node, of each node."""
+
+    cpu: Quantity = "16"
+    memory: Quantity = "96Gi"
+    shared_memory: Quantity | Literal[""] = "16Gi"
+    timeout_s: int = Field(default=14 * 24 * HOUR_S, ge=60)
+    nodes: int = Field(default=1, ge=1, le=256)
+    """Above 1, the stage creates a Kubeflow TrainJob of as many pods and follows it."""
+    runtime: Name = "torch-distributed"
+    """The TrainingRuntime of such a TrainJob; manifests/base has it."""
+
+
+class Hardware(_Section):
+    """Where the stages run, one entry a kind of stages. On one machine without Kubernetes all of it is ignored."""
+
+    cpu: CpuMachine = CpuMachine()
+    """plan, merge, pack, report"""
+    scan: ScanMachine = ScanMachine()
+    """score, evaluate"""
+    training: TrainingMachine = TrainingMachine()
+    """train"""
+    queue: Name | Literal[""] = ""
+    """Kueue's LocalQueue, where the cluster has Kueue."""
+    priority: Name | Literal[""] = ""
+    """Kueue's WorkloadPriorityClass, where the cluster has Kueue."""
+
+
+class Launch(_Section):
+    """What a training on more than one node needs to know of its hardware: it creates the pods itself."""
+
+    image: str
+    machine: TrainingMachine
+    queue: str = ""
+    priority: str = ""
+
+    def labels(self) -> dict[str, str]:
+        """Return the labels by which Kueue admits a job."""
+        return queue_labels(self.queue, self.priority)
+
+
+def queue_labels(queue: str, priority: str) -> dict[str, str]:
+    """Return the labels by which Kueue admits a pod or a job; none where there is no queue."""
+    labels = {"kueue.x-k8s.io/queue-name": queue, "kueue.x-k8s.io/priority-class": priority}
+    return {key: value for key, value in labels.items() if value}

@@ -1,0 +1,79 @@
+"""Build the two images from docker/, and push them by the revision that they hold."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from components import images
+from components.shared.errors import Refused, SemiscaleError
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKER = os.environ.get("DOCKER", "docker")
+KINDS = {"cpu": images.CPU, "cuda": images.CUDA}
+
+
+def build_images(push: str, options: Sequence[str]) -> None:
+    """Build both images; `push` also tags them with the git revision, pushes them, and writes docker/images.json.
+
+    `options` go to `docker build` as they are, for example `--build-arg BASE=…@sha256:…`. Raises Refused where there is
+    no docker, SemiscaleError with docker's last line where a build or a push fails.
+    """
+    if not shutil.which(DOCKER):
+        raise Refused(f"images: no {DOCKER} on the PATH; install Docker 20.10 or newer, with BuildKit, or set DOCKER=")
+    revision = _revision()
+    pushed = {}
+    for kind, image in KINDS.items():
+        build(kind, image, revision, options)
+        print(f"built {image}: {size_bytes(image) / 1e6:,.0f} MB")
+        if push:
+            pushed[image] = _push(image, f"{push.rstrip('/')}/{_name(image)}", revision)
+            print(f"pushed {pushed[image]}")
+    if push:
+        images.PUSHED.write_text(json.dumps(pushed, indent=1) + "\n")
+        print(f"wrote {images.PUSHED}: `pipeline.py compile RUN.yaml` names these images")
+
+
+def build(kind: str, tag: str, revision: str, options: Sequence[str]) -> None:
+    """Build docker/<kind>.Dockerfile."""
+    file = f"--file={ROOT / 'docker' / kind}.Dockerfile"
+    _docker("build", *options, f"--build-arg=REVISION={revision}", file, f"--tag={tag}", str(ROOT))
+
+
+def size_bytes(image: str) -> int:
+    """Return the size of an image as docker counts it, unpacked."""
+    return int(_docker("image", "inspect", "--format", "{{.Size}}", image))
+
+
+def _push(image: str, repository: str, revision: str) -> str:
+    tag = f"{repository}:{revision}"
+    _docker("tag", image, tag)
+    _docker("push", "--quiet", tag)
+    digests = json.loads(_docker("image", "inspect", "--format", "{{json .RepoDigests}}", tag))
+    return str(next(digest for digest in digests if digest.startswith(f"{repository}@")))
+
+
+def _name(image: str) -> str:
+    return image.rpartition("/")[2].partition(":")[0]
+
+
+def _revision() -> str:
+    revision = _ran("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
+    changed = _ran("git", "-C", str(ROOT), "status", "--porcelain")
+    return f"{revision}-changed" if changed else revision
+
+
+def _docker(*arguments: str) -> str:
+    return _ran(DOCKER, *arguments)
+
+
+def _ran(*command: str) -> str:
+    environment = {**os.environ, "DOCKER_BUILDKIT": "1"}  # the only builder that knows secrets
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)  # noqa: S603
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise SemiscaleError(f"{shlex.join(command[:2])}: {last}")
+    return done.stdout.strip()
