@@ -103,6 +103,9 @@ class Hardware(_Section):
     """Kueue's WorkloadPriorityClass, where the cluster has Kueue."""
 
 
+HARDWARE_KEYS = (*Hardware.model_fields, *TrainingMachine.model_fields)
+
+
 class Launch(_Section):
     """What a training on more than one node needs to know of its hardware: it creates the pods itself."""
 

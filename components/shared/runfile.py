@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from components.shared.errors import Refused, nearest
-from components.shared.hardware import Hardware
+from components.shared.hardware import HARDWARE_KEYS, Hardware
 
 Augmentation = Literal["crop-flip", "shift-flip", "shift"]
 
@@ -115,7 +115,9 @@ def check(content: dict[str, Any], where: str) -> RunFile:
     try:
         return RunFile.model_validate(content)
     except ValidationError as error:
-        raise Refused(f"{where}: {describe(error, RunFile.model_fields)}") from None
+        in_hardware = any(one["type"] == "extra_forbidden" and len(one["loc"]) > 1 for one in error.errors())
+        names = HARDWARE_KEYS if in_hardware else RunFile.model_fields
+        raise Refused(f"{where}: {describe(error, names)}") from None
 
 
 def describe(error: ValidationError, valid_names: Iterable[str]) -> str:
@@ -124,7 +126,7 @@ def describe(error: ValidationError, valid_names: Iterable[str]) -> str:
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     path = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return f"{path}: unknown key{nearest(path, valid_names)}"
+        return f"{path}: unknown key{nearest(str(first['loc'][-1]), valid_names)}"
     if first["type"] == "missing":
         return f"{path}: missing; it has no default"
     more = len(error.errors()) - 1

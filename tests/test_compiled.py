@@ -1,0 +1,177 @@
+"""What Kubeflow is given: compiled files that are current, and that say what the run file's hardware says."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pipeline
+from components import images
+from components.shared import runfile
+from components.shared.errors import Refused
+from components.shared.hardware import LAUNCH, Launch
+from components.shared.runfile import RunFile
+from components.verbs.compile import COMPILED, MANIFESTS, RUNS, compile_pipeline, with_pushed_images, write
+
+LEAST: dict[str, Any] = {"name": "a.b", "workdir": "gs://b/w", "labeled": "l", "unlabeled": "u", "test": "t"}
+STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "report")
+
+
+def compiled(path: Path, kubernetes: bool = False, **changes: Any) -> list[dict[str, Any]]:
+    """Compile a run file with these keys and return its YAML documents."""
+    write(pipeline.semiscale, path, runfile.check({**LEAST, **changes}, "here"), kubernetes)
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def container(documents: list[dict[str, Any]], stage: str) -> dict[str, Any]:
+    """Return the container that a stage runs in."""
+    found: dict[str, Any] = documents[0]["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
+    return found
+
+
+def on_kubernetes(documents: list[dict[str, Any]], stage: str) -> dict[str, Any]:
+    """Return what of a stage's pod only Kubernetes knows."""
+    found: dict[str, Any] = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{stage}"]
+    return found
+
+
+@pytest.mark.parametrize("name", ["", *RUNS])
+def test_the_compiled_files_are_current(name: str, tmp_path: Path) -> None:
+    committed = MANIFESTS / "compiled" / f"{name}.yaml" if name else COMPILED
+    settings = runfile.load(MANIFESTS / "runs" / f"{name}.yaml") if name else None
+    write(pipeline.semiscale, tmp_path / "fresh.yaml", settings)
+    assert (tmp_path / "fresh.yaml").read_text() == committed.read_text(), "run: python pipeline.py compile"
+
+
+def test_two_hundred_pods_compile_to_what_one_does(tmp_path: Path) -> None:
+    texts = []
+    for pods in (1, 200):
+        compiled(tmp_path / "p.yaml", pods=pods)
+        texts.append((tmp_path / "p.yaml").read_text().splitlines())
+    changed = [line for line in difflib.ndiff(*texts) if line[0] in "+-"]
+    assert [line.split()[-1].strip("]") for line in changed] == ["1.0", "200.0", "1.0", "200.0"], changed
+
+
+def test_every_part_of_the_hardware_arrives_at_the_pods(tmp_path: Path) -> None:
+    scan = {
+        "gpus": 2,
+        "gpu": "nvidia.com/mig-1g.10gb",
+        "cpu": "12",
+        "memory": "40Gi",
+        "shared_memory": "6Gi",
+        "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-l4"},
+        "tolerations": [{"key": "spot", "value": "yes", "operator": "Equal", "effect": "NoExecute"}],
+        "timeout_s": 7200,
+        "retries": 7,
+    }
+    documents = compiled(tmp_path / "p.yaml", hardware={"scan": scan, "queue": "gpus", "priority": "low"})
+    resources = container(documents, "score")["resources"]
+    assert resources["accelerator"]["resourceType"] == "nvidia.com/mig-1g.10gb"
+    assert resources["accelerator"]["resourceCount"] == "2"
+    assert resources["resourceCpuLimit"] == resources["resourceCpuRequest"] == "12"
+    assert resources["resourceMemoryLimit"] == resources["resourceMemoryRequest"] == "40Gi"
+    labels = {
+        "app.kubernetes.io/part-of": "semiscale",
+        "kueue.x-k8s.io/queue-name": "gpus",
+        "kueue.x-k8s.io/priority-class": "low",
+    }
+    expected = {
+        "activeDeadlineSeconds": "7200",
+        "emptyDirMounts": [
+            {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": "6Gi", "volumeName": "shared-memory"}
+        ],
+        "nodeSelector": {"labels": {"cloud.google.com/gke-accelerator": "nvidia-l4"}},
+        "podMetadata": {"labels": labels},
+        "securityContext": {"runAsGroup": "1000", "runAsNonRoot": True, "runAsUser": "1000"},
+        "tolerations": [{"key": "spot", "value": "yes", "operator": "Equal", "effect": "NoExecute"}],
+    }
+    assert on_kubernetes(documents, "score") == on_kubernetes(documents, "evaluate") == expected
+    (score,) = documents[0]["components"]["comp-for-loop-1"]["dag"]["tasks"].values()
+    assert score["retryPolicy"]["maxRetryCount"] == 7
+    assert score["taskInfo"]["name"] == "2 Score U"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_its_bounds(stage: str, tmp_path: Path) -> None:
+    documents = list(yaml.safe_load_all(COMPILED.read_text()))
+    on_gpu = stage in ("train", "score", "evaluate")
+    assert ("accelerator" in container(documents, stage)["resources"]) == on_gpu
+    assert ("tolerations" in on_kubernetes(documents, stage)) == on_gpu
+    assert int(on_kubernetes(documents, stage)["activeDeadlineSeconds"]) > 0
+    assert on_kubernetes(documents, stage)["securityContext"]["runAsNonRoot"]
+
+
+def test_the_demo_asks_for_no_gpu() -> None:
+    assert "accelerator" not in (MANIFESTS / "compiled" / "demo.yaml").read_text()
+
+
+def test_a_training_on_many_nodes_is_followed_by_a_small_pod(tmp_path: Path) -> None:
+    documents = compiled(tmp_path / "p.yaml", hardware={"training": {"nodes": 8, "gpus": 8}, "queue": "gpus"})
+    follower = container(documents, "train")
+    assert "accelerator" not in follower["resources"]
+    assert "kueue" not in json.dumps(on_kubernetes(documents, "train"))
+    launch = Launch.model_validate_json({one["name"]: one["value"] for one in follower["env"]}[LAUNCH])
+    assert (launch.image, launch.machine.nodes, launch.machine.gpus, launch.queue) == (images.CUDA, 8, 8, "gpus")
+
+
+def test_a_fixed_choice_is_a_drop_down_with_the_run_files_value(tmp_path: Path) -> None:
+    documents = compiled(tmp_path / "p.yaml", augmentation="shift", labeled=["gs://b/a", "gs://b/c"])
+    parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
+    assert parameters["augmentation"]["literals"] == ["crop-flip", "shift-flip", "shift"]
+    assert parameters["augmentation"]["defaultValue"] == "shift"
+    assert parameters["labeled"]["defaultValue"] == ["gs://b/a", "gs://b/c"]
+
+
+def test_as_kubernetes_objects(tmp_path: Path) -> None:
+    objects = compiled(tmp_path / "p.yaml", kubernetes=True)
+    assert [(one["kind"], one["metadata"]["name"]) for one in objects] == [
+        ("Pipeline", "semiscale"),
+        ("PipelineVersion", "semiscale-a-b"),
+    ]
+    spec = objects[1]["spec"]
+    documents = compiled(tmp_path / "p.yaml")
+    assert spec["pipelineName"] == "semiscale"
+    assert [spec["pipelineSpec"], spec["platformSpec"]] == documents
+
+
+def test_compile_for_a_run_names_pushed_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = f"registry.example/me/python-cuda@sha256:{'0' * 64}"
+    (tmp_path / "images.json").write_text(json.dumps({images.CUDA: digest}))
+    monkeypatch.setattr(images, "PUSHED", tmp_path / "images.json")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**LEAST, "hardware": {"training": {"nodes": 2}}}))
+    output = tmp_path / "out.yaml"
+    compile_pipeline(pipeline.semiscale, tmp_path / "run.yaml", output, kubernetes=False)
+    assert capsys.readouterr().out == f"compiled: {output}\n"
+    documents = list(yaml.safe_load_all(output.read_text()))
+    assert container(documents, "score")["image"] == digest
+    assert container(documents, "plan")["image"] == images.CPU
+    assert images.CUDA not in output.read_text(), "nor in what the training launches"
+
+
+def test_images_are_named_as_they_are_where_none_was_pushed() -> None:
+    assert with_pushed_images(f"image: {images.CPU}", {}) == f"image: {images.CPU}"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "line"),
+    [
+        ({"gpus": 1}, r"^here: hardware.gpus: unknown key"),
+        ({"scan": {"node_selectors": {}}}, r"^here: hardware.scan.node_selectors: unknown key; did you mean 'node_sel"),
+        ({"scan": {"memory": "40 GB"}}, r"^here: hardware.scan.memory: .*found '40 GB'$"),
+        ({"training": {"nodes": 0}}, r"^here: hardware.training.nodes: .*found 0$"),
+        ({"scan": {"tolerations": [{"effect": "Never"}]}}, r"^here: hardware.scan.tolerations.0.effect: .*"),
+    ],
+)
+def test_hardware_that_cannot_be_is_refused(hardware: dict[str, Any], line: str) -> None:
+    with pytest.raises(Refused, match=line):
+        runfile.check({**LEAST, "hardware": hardware}, "here")
+
+
+def test_hardware_is_no_parameter_of_the_run() -> None:
+    settings = RunFile.model_validate({**LEAST, "hardware": {"scan": {"gpus": 4}}})
+    assert "hardware" not in settings.parameters()
