@@ -51,7 +51,7 @@ def test_two_hundred_pods_compile_to_what_one_does(tmp_path: Path) -> None:
     for pods in (1, 200):
         compiled(tmp_path / "p.yaml", pods=pods)
         texts.append((tmp_path / "p.yaml").read_text().splitlines())
-    changed = [line for line in difflib.ndiff(*texts) if line[0] in "+-"]
+    changed = [line for line in difflib.ndiff(texts[0], texts[1]) if line[0] in "+-"]
     assert [line.split()[-1].strip("]") for line in changed] == ["1.0", "200.0", "1.0", "200.0"], changed
 
 

@@ -69,6 +69,23 @@ def _receipt_digest(uri: str) -> str:
     return str(json.loads(data)["digest"])
 
 
+def in_the_workdir(config: "C") -> "C":
+    """Return a config with its receipts named where they lie in the workdir, for a process on another machine.
+
+    A kfp component is given copies of them on its own disk.
+    """
+
+    def placed(uri: str) -> str:
+        return storage.join(json.loads(storage.read(uri))["folder"], "receipt.json") if uri else ""
+
+    moved: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if _RECEIPT in field.metadata:
+            moved[name] = [placed(uri) for uri in value] if isinstance(value, list) else placed(value)
+    return config.model_copy(update=moved)
+
+
 C = TypeVar("C", bound=StageConfig)
 R = TypeVar("R", bound=Receipt)
 

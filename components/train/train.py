@@ -3,6 +3,7 @@ packed selection and fine-tuned on the labeled set."""
 
 from components.shared.receipts import TrainReceipt
 from components.shared.stage import once
+from components.train import trainjob
 from components.train.config import TrainConfig
 
 
@@ -10,7 +11,7 @@ def train(config: TrainConfig) -> TrainReceipt:
     """Train one model for `images_processed` images plus `epochs` passes over the planned training split.
 
     Both may be given: the baseline is trained as long as the student's pre-training and fine-tuning together. Raises
-    SemiscaleError where the loss stops being a number.
+    SemiscaleError where the loss stops being a number. More than one node are a TrainJob's, which this follows.
     """
 
     def work(folder: str) -> dict[str, object]:
@@ -18,6 +19,8 @@ def train(config: TrainConfig) -> TrainReceipt:
 
         return run(config, folder)
 
+    if launch := trainjob.asked():
+        trainjob.train_on_nodes(config, launch)  # and then the work is found finished
     return once(config, TrainReceipt, work)
 
 

@@ -1,0 +1,59 @@
+"""SIGTERM: how a pod is told to stop, some seconds before it is killed."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from components.shared.errors import SemiscaleError
+
+
+class Stopped(SemiscaleError):
+    """The process was told to stop. What was finished is kept."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+class Stopping:
+    """Whether this process was told to stop.
+
+    Raises Stopped in the main thread at once, or, while the work is `held`, leaves it to the work to ask `asked` at a
+    moment that suits it, and to call `stop`.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self._held = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the work ask by itself."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def stop(self) -> None:
+        """Raise Stopped."""
+        raise Stopped("told to stop; what was finished is kept, start it again to go on")
+
+    def told(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal."""
+        self.asked = True
+        if not self._held:
+            self.stop()
+
+
+@contextmanager
+def stopping_on_sigterm() -> Iterator[Stopping]:
+    """Turn SIGTERM into Stopped for the time of the block."""
+    stopping = Stopping()
+    try:
+        before = signal.signal(signal.SIGTERM, stopping.told)
+    except ValueError:  # not the main thread: a test or a notebook, which has its own way to stop
+        yield stopping
+        return
+    try:
+        yield stopping
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,235 @@
+"""A training on many nodes: the TrainJob fits Kubeflow's schema, and is followed to its end over a real HTTP API."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from components.shared import storage
+from components.shared.errors import Refused, SemiscaleError
+from components.shared.hardware import LAUNCH, Launch
+from components.shared.receipts import Preprocessing, TrainReceipt
+from components.train import trainjob
+from components.train.config import TrainConfig
+from components.train.train import train
+from tests.cluster import JOBS, Cluster, serving_cluster
+
+SCHEMA = Path(__file__).parent / "schemas" / "trainer.kubeflow.org_v1alpha1_TrainJob.json"
+MACHINE = {"nodes": 4, "gpus": 8, "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}}
+LAUNCHED = Launch.model_validate({"image": "r/cuda@sha256:0", "machine": MACHINE, "queue": "gpus", "priority": "low"})
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    """A training whose plan was handed to it as a copy, as kfp does."""
+    plan = {"digest": "d", "folder": str(tmp_path / "work" / "stages" / "plan" / "d")}
+    storage.write(str(tmp_path / "copies" / "plan"), json.dumps(plan).encode())
+    return TrainConfig(
+        workdir=str(tmp_path / "work"),
+        recipe="teacher",
+        architecture="resnet8_small",
+        plan=str(tmp_path / "copies" / "plan"),
+        images_processed=960,
+        learning_rate=0.1,
+        batch_size=12,
+        weight_decay=0.0,
+        resolution=8,
+        augmentation="shift",
+    )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster that this process and its children are led to."""
+    with (
+        serving_cluster(tmp_path_factory.mktemp("cluster")) as (cluster, kubeconfig),
+        pytest.MonkeyPatch.context() as m,
+    ):
+        m.setenv("KUBECONFIG", str(kubeconfig))  # the client reads it once
+        m.setenv("NO_PROXY", "127.0.0.1")
+        yield cluster
+
+
+@pytest.fixture
+def cluster(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The cluster with nothing in it, and a pod that is to start four nodes."""
+    monkeypatch.setenv(LAUNCH, LAUNCHED.model_dump_json())
+    monkeypatch.setattr(trainjob, "LOOK_EVERY_S", 1)
+    server.clear()
+    return server
+
+
+@pytest.fixture
+def start(config: TrainConfig) -> Iterator[Callable[[], Future[TrainReceipt]]]:
+    """Begin to train, in a thread."""
+    with ThreadPoolExecutor() as pool:
+        yield lambda: pool.submit(train, config)
+
+
+def leave_receipt(config: TrainConfig) -> None:
+    """Do what the nodes do at last."""
+    receipt = TrainReceipt(
+        stage="train",
+        digest=config.digest(),
+        folder=config.folder(),
+        seconds=1.0,
+        recipe="teacher",
+        architecture=config.architecture,
+        checkpoint="c",
+        parameters=1,
+        classes=["a"],
+        preprocessing=Preprocessing(resolution=8, augmentation="shift"),
+        images_processed=960,
+        samples=16,
+        learning_rate=0.1,
+        validation_top1=1.0,
+        curve=[],
+        images_per_s=1.0,
+    )
+    storage.write(storage.join(config.folder(), "receipt.json"), receipt.model_dump_json().encode())
+
+
+def command(config: TrainConfig) -> list[str]:
+    """The stage from a shell."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
+    return [sys.executable, "-m", "components.train", *options]
+
+
+@pytest.mark.parametrize("machine", [MACHINE, {"nodes": 2, "gpus": 0, "shared_memory": "", "tolerations": []}])
+def test_the_object_fits_the_schema(config: TrainConfig, machine: dict[str, Any]) -> None:
+    launch = LAUNCHED.model_copy(update={"machine": type(LAUNCHED.machine).model_validate(machine)})
+    schema = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    job = trainjob.train_job(config, launch)
+    schema.validate(job)
+    assert not schema.is_valid(job | {"spec": job["spec"] | {"nodes": 4}})
+
+
+def test_the_nodes_get_the_hardware_and_the_stages_own_options(config: TrainConfig, tmp_path: Path) -> None:
+    job = trainjob.train_job(config, LAUNCHED)
+    trainer, (patch,) = job["spec"]["trainer"], job["spec"]["runtimePatches"]
+    assert trainer["image"] == "r/cuda@sha256:0"
+    assert trainer["command"] == ["torchrun", "-m", "components.train"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (4, 8)
+    assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == 8
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert node["template"]["spec"]["template"]["spec"]["nodeSelector"] == MACHINE["node_selector"]
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    options = dict(one.removeprefix("--").split("=", 1) for one in trainer["args"])
+    assert set(options) == {name.replace("_", "-") for name in TrainConfig.model_fields}
+    assert options["plan"] == f"{tmp_path}/work/stages/plan/d/receipt.json", "a node has no copy of the receipt"
+
+
+def test_a_training_is_followed_to_its_receipt(
+    cluster: Cluster, config: TrainConfig, start: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = start()
+    name = cluster.created()
+    assert name == f"semiscale-{config.digest()}"
+    cluster.add_pod(name, 0, "one\ntrain · 480 of 960 images · 50%\n")
+    cluster.refusing = 2  # the API server is away for a while
+    log = f"GET /api/v1/namespaces/lab/pods/{name}-node-0-0/log"
+    while log not in cluster.requests:
+        assert not running.done()
+    leave_receipt(config)
+    cluster.end(name, "Complete")
+    assert running.result(60).digest == config.digest()
+    assert "node 0: 480 of 960 images · 50%" in capsys.readouterr().out
+    assert cluster.jobs == {}, "it is deleted when it is complete"
+    assert start().result(60).digest == config.digest()
+    assert cluster.requests.count(f"POST {JOBS}") == 1, "finished work asks the cluster for nothing"
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "message"),
+    [
+        ("refused: train: no GPU is like this", Refused, "train: no GPU is like this (semiscale-"),
+        ("failed: train: the loss is nan", SemiscaleError, "train: the loss is nan (semiscale-"),
+        ("Killed", SemiscaleError, "Killed (semiscale-"),
+    ],
+)
+def test_a_nodes_failure_is_the_stages_own(
+    cluster: Cluster, start: Any, line: str, kind: type[SemiscaleError], message: str
+) -> None:
+    running = start()
+    name = cluster.created()
+    cluster.add_pod(name, 0, "torch: connection closed by peer", exit_code=1, finished=7)
+    cluster.add_pod(name, 1, f"train · 10 images\n{line}\n" + "torchrun says a page\n" * 9 * (line != "Killed"), 1, 5)
+    cluster.end(name, "Failed", "Job failed")
+    with pytest.raises(kind) as error:
+        running.result(60)
+    assert type(error.value) is kind
+    assert str(error.value).startswith(message)
+    assert "node-0-1, exit code 1" in str(error.value)
+    assert name in cluster.jobs, "kept for its logs"
+
+
+def test_a_failure_without_pods_says_what_kubeflow_says(cluster: Cluster, start: Any) -> None:
+    running = start()
+    cluster.end(cluster.created(), "Failed", "no such runtime")
+    with pytest.raises(SemiscaleError, match="failed: no such runtime"):
+        running.result(60)
+
+
+def test_a_failed_trainjob_of_an_earlier_try_is_replaced(cluster: Cluster, config: TrainConfig, start: Any) -> None:
+    cluster.put(trainjob.train_job(config, LAUNCHED))
+    name = next(iter(cluster.jobs))
+    cluster.end(name, "Failed")
+    running = start()
+    assert cluster.created() == name
+    leave_receipt(config)
+    cluster.end(name, "Complete")
+    running.result(60)
+
+
+def test_complete_without_a_receipt_is_a_failure(cluster: Cluster, start: Any) -> None:
+    running = start()
+    cluster.end(cluster.created(), "Complete")
+    with pytest.raises(SemiscaleError, match=r"receipt.json is not there"):
+        running.result(60)
+
+
+def test_a_deleted_trainjob_is_a_failure(cluster: Cluster, start: Any) -> None:
+    running = start()
+    del cluster.jobs[cluster.created()]
+    with pytest.raises(SemiscaleError, match="was deleted while it ran"):
+        running.result(60)
+
+
+def test_a_refusal_of_the_cluster_is_one_line(cluster: Cluster, start: Any) -> None:
+    cluster.refusing, cluster.refusal = 1, 403
+    with pytest.raises(Refused, match=r"cannot get the TrainJob: .*\(403\); see manifests/base"):
+        start().result(60)
+
+
+def test_sigterm_deletes_the_trainjob(cluster: Cluster, config: TrainConfig) -> None:
+    with subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        cluster.created()
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert stderr.startswith("failed: told to stop")
+    assert cluster.jobs == {}
+
+
+def test_a_pod_that_comes_back_finds_its_trainjob_running(cluster: Cluster, config: TrainConfig) -> None:
+    def finish() -> None:
+        leave_receipt(config)
+        cluster.end(name, "Complete")
+
+    with subprocess.Popen(command(config), stdout=subprocess.DEVNULL) as process:
+        name = cluster.created()
+        process.kill()
+    with subprocess.Popen(command(config), stdout=subprocess.PIPE, text=True) as again:
+        assert again.stdout
+        assert "found, it goes on" in again.stdout.readline()
+        finish()
+        again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert cluster.requests.count(f"POST {JOBS}") == 1
