@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from kfp import dsl, kubernetes
 
 from components import images
-from components.shared.hardware import LAUNCH, CpuMachine, Hardware, Launch, Machine, queue_labels
+from components.shared.hardware import LAUNCH, STORE_KEYS, CpuMachine, Hardware, Launch, Machine, queue_labels
 
 PART_OF = {"app.kubernetes.io/part-of": "semiscale"}  # what manifests/base selects our pods by
 USER = 1000  # of the images
@@ -70,6 +70,8 @@ def _on_kubernetes(task: dsl.PipelineTask, machine: Machine) -> dsl.PipelineTask
         kubernetes.add_node_selector(task, key, value)
     for one in machine.tolerations:
         kubernetes.add_toleration(task, one.key or None, one.operator, one.value or None, one.effect or None)
+    if secret := _HARDWARE.get().secret:
+        kubernetes.use_secret_as_env(task, secret, {key: key for key in STORE_KEYS})
     if machine.shared_memory:
         kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", "Memory", machine.shared_memory)  # noqa: S108
     return task

@@ -12,7 +12,7 @@ import pipeline
 from components import images
 from components.shared import runfile
 from components.shared.errors import Refused
-from components.shared.hardware import LAUNCH, Launch
+from components.shared.hardware import LAUNCH, STORE_KEYS, Launch
 from components.shared.runfile import RunFile
 from components.verbs.compile import COMPILED, MANIFESTS, RUNS, compile_pipeline, with_pushed_images, write
 
@@ -67,7 +67,9 @@ def test_every_part_of_the_hardware_arrives_at_the_pods(tmp_path: Path) -> None:
         "timeout_s": 7200,
         "retries": 7,
     }
-    documents = compiled(tmp_path / "p.yaml", hardware={"scan": scan, "queue": "gpus", "priority": "low"})
+    documents = compiled(
+        tmp_path / "p.yaml", hardware={"scan": scan, "queue": "gpus", "priority": "low", "secret": "s3"}
+    )
     resources = container(documents, "score")["resources"]
     assert resources["accelerator"]["resourceType"] == "nvidia.com/mig-1g.10gb"
     assert resources["accelerator"]["resourceCount"] == "2"
@@ -85,6 +87,14 @@ def test_every_part_of_the_hardware_arrives_at_the_pods(tmp_path: Path) -> None:
         ],
         "nodeSelector": {"labels": {"cloud.google.com/gke-accelerator": "nvidia-l4"}},
         "podMetadata": {"labels": labels},
+        "secretAsEnv": [
+            {
+                "keyToEnv": [{"envVar": key, "secretKey": key} for key in STORE_KEYS],
+                "optional": False,
+                "secretName": "s3",
+                "secretNameParameter": {"runtimeValue": {"constant": "s3"}},
+            }
+        ],
         "securityContext": {"runAsGroup": "1000", "runAsNonRoot": True, "runAsUser": "1000"},
         "tolerations": [{"key": "spot", "value": "yes", "operator": "Equal", "effect": "NoExecute"}],
     }

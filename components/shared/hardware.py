@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 HOUR_S = 3600
+STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")  # of the secret, and of boto3
 LAUNCH = "SEMISCALE_TRAINJOB"  # the environment variable that brings a Launch to the stage
 GPU_TAINT = "nvidia.com/gpu"  # what GPU node pools are tainted with, on GKE by itself
 
@@ -101,6 +102,8 @@ class Hardware(_Section):
     """Kueue's LocalQueue, where the cluster has Kueue."""
     priority: Name | Literal[""] = ""
     """Kueue's WorkloadPriorityClass, where the cluster has Kueue."""
+    secret: Name | Literal[""] = ""
+    """A Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, where pods have no identity."""
 
 
 HARDWARE_KEYS = (*Hardware.model_fields, *TrainingMachine.model_fields)
