@@ -10,23 +10,26 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from kfp import components, local
 
 from components import images
-from components.verbs.compile import COMPILED
+from components.verbs import build as building
+from components.verbs.build import KINDS, build_images
+from components.verbs.compile import COMPILED, with_pushed_images
 from tests import pictures
 
 pytestmark = pytest.mark.docker
 
 ROOT = Path(__file__).parent.parent
 BASE = "semiscale-test/base:bookworm"
-BUILT = {"cpu": images.CPU, "cuda": images.CUDA}
 # As strict as a cluster may be: no network, nothing to write to but /tmp.
 LOCKED = ("--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp")
 STAGES = sorted(path.parent.name for path in ROOT.glob("components/*/component.py"))
@@ -35,7 +38,7 @@ Docker = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
-def docker() -> Docker:
+def client() -> str:
     """The first docker client on the PATH that can build with secrets, with a daemon that answers."""
     found = [shutil.which("docker", path=folder) for folder in os.get_exec_path()]
     able = [client for client in found if client and "--secret" in output(client, "build", "--help")]
@@ -43,7 +46,13 @@ def docker() -> Docker:
         pytest.skip("no docker client with BuildKit on the PATH: install docker.io, or docker-buildx")
     if not output(able[0], "version", "--format", "{{.Server.Version}}"):
         pytest.skip("no Docker daemon answers: start one, or set DOCKER_HOST")
-    return lambda *arguments: checked(able[0], *arguments)
+    return able[0]
+
+
+@pytest.fixture(scope="session")
+def docker(client: str) -> Docker:
+    """Call docker; the test fails where it does."""
+    return lambda *arguments: checked(client, *arguments)
 
 
 def output(*command: str) -> str:
@@ -101,17 +110,40 @@ def image(request: pytest.FixtureRequest, build: Callable[[str], str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def build(docker: Docker, base: str, secrets: dict[str, Path]) -> Callable[[str], str]:
+def options(base: str, secrets: dict[str, Path]) -> list[str]:
+    """What a build needs to know of this machine."""
+    return [f"--build-arg=BASE={base}", *(f"--secret=id={name},src={path}" for name, path in secrets.items())]
+
+
+@pytest.fixture(scope="session")
+def build(client: str, options: list[str]) -> Callable[[str], str]:
     """Build docker/<kind>.Dockerfile under a tag of the tests' own and return the tag."""
 
     def built(kind: str) -> str:
-        tag = tag_of(BUILT[kind])
-        given = [f"--secret=id={name},src={path}" for name, path in secrets.items()]
-        file = f"--file={ROOT}/docker/{kind}.Dockerfile"
-        docker("build", f"--build-arg=BASE={base}", *given, file, f"--tag={tag}", str(ROOT))
+        tag = tag_of(KINDS[kind])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(building, "DOCKER", client)
+            building.build(kind, tag, "r1", options)
         return tag
 
     return built
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    """The address of an image registry of the tests' own."""
+    program = shutil.which("docker-registry") or shutil.which("registry")
+    if not program:
+        pytest.skip("no image registry: apt-get install docker-registry")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    storage = {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}
+    config = {"version": 0.1, "storage": storage, "http": {"addr": address}}
+    (tmp_path / "registry.yml").write_text(yaml.safe_dump(config))
+    with subprocess.Popen([program, "serve", tmp_path / "registry.yml"], stderr=subprocess.DEVNULL) as process:
+        yield address  # docker tries again until it answers
+        process.terminate()
 
 
 def tag_of(image: str) -> str:
@@ -132,10 +164,39 @@ def test_an_image_holds_what_its_components_import(docker: Docker, image: str) -
     docker("run", *LOCKED, image, "python3", "-c", f"import kfp.dsl.executor_main, pipeline, {', '.join(modules)}")
 
 
-def test_an_image_is_not_root_and_says_which_version_it_is(docker: Docker, image: str) -> None:
+def test_an_image_is_not_root_and_says_what_it_is(docker: Docker, image: str, base: str) -> None:
     (found,) = json.loads(docker("image", "inspect", image))
     assert found["Config"]["User"] == "1000:1000"
-    assert found["Config"]["Labels"]["org.opencontainers.image.version"] == image.rpartition(":")[2]
+    labels = {name.rpartition(".")[2]: value for name, value in found["Config"]["Labels"].items()}
+    assert labels["version"] == image.rpartition(":")[2]
+    assert (labels["revision"], labels["name"]) == ("r1", base)
+
+
+def test_its_health_check_imports_the_program(docker: Docker, image: str) -> None:
+    (found,) = json.loads(docker("image", "inspect", image))
+    kind, *command = found["Config"]["Healthcheck"]["Test"]
+    assert kind == "CMD"
+    docker("run", *LOCKED, image, *command)
+    assert set(programs(image)) <= set(re.findall(r"components[.\w]+", command[-1]))
+
+
+def test_pushed_images_are_what_a_compiled_pipeline_names(
+    docker: Docker, client: str, options: list[str], registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smaller image alone: the larger one goes the same way, for minutes."""
+    monkeypatch.setattr(building, "DOCKER", client)
+    monkeypatch.setattr(building, "KINDS", {"cpu": tag_of(images.CPU)})
+    monkeypatch.setattr(images, "PUSHED", tmp_path / "images.json")
+    build_images(f"{registry}/lab", options)
+    pushed = images.pushed()
+    name = pushed[tag_of(images.CPU)]
+    assert re.fullmatch(rf"{registry}/lab/python-cpu@sha256:[0-9a-f]{{64}}", name)
+    assert with_pushed_images(f"image: {tag_of(images.CPU)}", pushed) == f"image: {name}"
+    docker("pull", "--quiet", name)
+    revision = checked("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD").strip()
+    tags = docker("image", "ls", "--format", "{{.Tag}}", f"{registry}/lab/python-cpu").split()
+    assert any(tag.startswith(revision) for tag in tags)
+    docker("image", "rm", "--force", *(f"{registry}/lab/python-cpu:{tag}" for tag in tags if tag != "<none>"), name)
 
 
 def test_nothing_of_the_build_stays(docker: Docker, image: str, secrets: dict[str, Path]) -> None:
@@ -150,7 +211,7 @@ def test_nothing_of_the_build_stays(docker: Docker, image: str, secrets: dict[st
 def test_the_whole_pipeline_in_containers(build: Callable[[str], str], tmp_path: Path) -> None:
     """kfp starts each task as a cluster does: the compiled command, in the image that the task names, as its user."""
     text = COMPILED.read_text()
-    for kind, image in BUILT.items():
+    for kind, image in KINDS.items():
         text = text.replace(f"image: {image}\n", f"image: {build(kind)}\n")
     run = pictures.write_run(tmp_path)
     for folder in (tmp_path, tmp_path / "work", tmp_path / "kfp"):  # the containers' user is not ours

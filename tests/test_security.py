@@ -1,0 +1,94 @@
+"""What SECURITY.md says of code, data and credentials."""
+
+import ast
+import io
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from components.pack.pack import tar_of
+from components.shared import shards, storage
+from components.shared.shards import Columns
+from tests import pictures
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [ROOT / "pipeline.py", *sorted((ROOT / "components").rglob("*.py"))]
+UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+SENTINEL = "Sentinel0000SecretAccessKey0000000000000"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_unpickled(path: Path) -> None:
+    assert unsafe(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from joblib import load", "torch.load(x)", "torch.load(x, weights_only=False)", "yaml.load(x)"],
+)
+def test_what_unpickles_would_be_found(source: str) -> None:
+    assert unsafe(source) != []
+
+
+def unsafe(source: str) -> list[str]:
+    """Return the calls and imports of a source that may run code from what they read."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+            found += [name for name in names if name.partition(".")[0] in UNPICKLERS]
+        elif isinstance(node, ast.Call):
+            call, options = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
+            if call == "torch.load" and options.get("weights_only") != "True":
+                found.append(call)
+            if call in ("yaml.load", "eval", "exec") or options.get("allow_pickle") == "True":
+                found.append(call)
+    return found
+
+
+def test_members_of_a_tar_name_no_paths(tmp_path: Path) -> None:
+    names = ["../../outside.png", "/etc/outside.png", "a/../../outside2.png"]
+    folder = tmp_path / "below" / "pool"
+    folder.mkdir(parents=True)
+    pictures.write_tar(folder / "pool.tar", {name: pictures.picture(0, 0) for name in names})
+    with tarfile.open(folder / "pool.tar", "a") as tar:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    before = sorted(tmp_path.rglob("*"))
+    (shard,) = shards.find([str(folder)])
+    samples = list(shards.read(shard, Columns()))
+    assert [sample.key for sample in samples if sample.image.startswith(b"root:")] == []
+    assert len(samples) >= len(names)
+    packed = tar_of(iter(({"class": 0, "key": one.key}, one.image) for one in samples), 0)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        assert all(re.fullmatch(r"\d{9}\.(cls|png|jpg|webp)", name) for name in tar.getnames())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_credentials_are_in_no_line_and_no_object(s3_bucket: str, tmp_path: Path) -> None:
+    """A stage that succeeds, and one whose bucket is missing."""
+    run = pictures.write_run(tmp_path, workdir=f"{s3_bucket}/work")
+    environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": SENTINEL, "AWS_SESSION_TOKEN": SENTINEL}
+    told = [planned(run, environment)]
+    assert told[0].returncode == 0, told[0].stderr
+    told.append(planned({**run, "workdir": "s3://missing-bucket/work"}, environment))
+    assert [one.returncode != 0 for one in told] == [False, True]
+    assert [SENTINEL in one.stdout + one.stderr for one in told] == [False, False]
+    objects = list(storage.entries(f"{s3_bucket}/work"))
+    assert len(objects) > 5
+    assert [one.uri for one in objects if SENTINEL.encode() in storage.read(one.uri)] == []
+
+
+def planned(run: dict[str, object], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the plan stage of a run file in a process of its own."""
+    lists = {name: value for name, value in run.items() if isinstance(value, list)}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in run.items() if name not in lists]
+    options += [f"--{name.replace('_', '-')}={one}" for name, value in lists.items() for one in value]
+    command = [sys.executable, "-m", "components.plan", *options]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
