@@ -141,7 +141,9 @@ def semiscale(
         )
     ).set_display_name("1 Train the teacher on D")
 
-    # (2) Run it on the unlabeled pool U, keep the top K images of every class: D̂.
+    # (2) Run it on the unlabeled pool U, keep the top K images of every class: D̂. No pod returns before the whole pool
+    # has scores: it takes over what dead ones held, and is started again when it dies itself. A task after the loop to
+    # mop up would gain nothing: whatever collects the loop's receipts fails with the loop.
     with dsl.ParallelFor(planned.outputs["Output"]) as pod:
         scored = on_scan_gpus(
             score(teacher=teacher.outputs["receipt"], pod=pod, images_per_class=images_per_class, **place)

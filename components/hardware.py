@@ -57,6 +57,8 @@ def _placed(task: dsl.PipelineTask, machine: Machine) -> dsl.PipelineTask:
         task.set_accelerator_type(machine.gpu).set_accelerator_limit(machine.gpus)
     if machine.retries:
         task.set_retry(machine.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+    # The stages find finished work by themselves; Kubeflow's cache does not see that a bucket grew.
+    task.set_caching_options(enable_caching=False)
     return _on_kubernetes(task, machine)
 
 

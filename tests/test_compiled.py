@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,21 @@ def test_every_stage_has_its_bounds(stage: str, tmp_path: Path) -> None:
     assert ("tolerations" in on_kubernetes(documents, stage)) == on_gpu
     assert int(on_kubernetes(documents, stage)["activeDeadlineSeconds"]) > 0
     assert on_kubernetes(documents, stage)["securityContext"]["runAsNonRoot"]
+
+
+def test_no_task_is_cached_by_kubeflow_which_does_not_see_a_bucket_grow() -> None:
+    (document, _) = yaml.safe_load_all(COMPILED.read_text())
+    dags = [document["root"], *document["components"].values()]
+    tasks = [task for one in dags for task in one.get("dag", {}).get("tasks", {}).values()]
+    stages = [task for task in tasks if task["componentRef"]["name"].removeprefix("comp-").rstrip("-234") in STAGES]
+    assert len(stages) == 10
+    assert [task["taskInfo"]["name"] for task in stages if task.get("cachingOptions", {}).get("enableCache")] == []
+
+
+def test_the_readmes_hardware_is_valid() -> None:
+    (block,) = re.findall(r"```yaml\n(hardware:.*?)```", (MANIFESTS.parent / "README.md").read_text(), re.DOTALL)
+    settings = runfile.check(LEAST | yaml.safe_load(block), "README.md")
+    assert settings.hardware.training.nodes == 8
 
 
 def test_the_demo_asks_for_no_gpu() -> None:
