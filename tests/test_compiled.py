@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -17,6 +18,7 @@ from components.shared.hardware import LAUNCH, STORE_KEYS, Launch
 from components.shared.runfile import RunFile
 from components.verbs.compile import COMPILED, MANIFESTS, RUNS, compile_pipeline, with_pushed_images, write
 
+VERSION_SCHEMA = Path(__file__).parent / "schemas" / "pipelines.kubeflow.org_v2beta1_PipelineVersion.json"
 LEAST: dict[str, Any] = {"name": "a.b", "workdir": "gs://b/w", "labeled": "l", "unlabeled": "u", "test": "t"}
 STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "report")
 
@@ -157,6 +159,7 @@ def test_as_kubernetes_objects(tmp_path: Path) -> None:
         ("Pipeline", "semiscale"),
         ("PipelineVersion", "semiscale-a-b"),
     ]
+    jsonschema.validate(objects[1], json.loads(VERSION_SCHEMA.read_text()))
     spec = objects[1]["spec"]
     documents = compiled(tmp_path / "p.yaml")
     assert spec["pipelineName"] == "semiscale"
