@@ -52,6 +52,7 @@ def semiscale(
     seed: int = 0,
     pods: int = 8,
     max_failed_fraction: float = 0.01,
+    budget_hours: float = 0.0,
 ):
     """Turn a small labeled set and a huge unlabeled pool into a better classifier at the same inference cost.
 
@@ -85,6 +86,7 @@ def semiscale(
         seed: Of initial weights, data order and augmentation.
         pods: Containers that share the scan of the unlabeled images.
         max_failed_fraction: Share of unreadable samples in a set above which the run fails.
+        budget_hours: Device-hours (GPUs, or pods without) after which the run stops cleanly; 0: no limit.
     """
     planned = plan(
         name=name,
@@ -116,6 +118,7 @@ def semiscale(
         seed=seed,
         pods=pods,
         max_failed_fraction=max_failed_fraction,
+        budget_hours=budget_hours,
     ).set_display_name("Plan: list and check the inputs")
     on_cpus(planned)
     # One task a cell of Figure 1 reads its inputs from the same place; these are what all trainings share.

@@ -13,6 +13,7 @@ from tests.servers import serving
 
 # Two test processes share two cores; torch's threads spin when there are more of them than cores. Read at first use.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["SEMISCALE_LOG"] = "plain"  # lines as a person at a terminal sees them
 
 
 @pytest.fixture(autouse=True)

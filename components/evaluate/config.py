@@ -10,6 +10,7 @@ class EvaluateConfig(StageConfig):
     """The models to measure. Of several baselines or students, the best on validation is measured, and it alone."""
 
     stage: ClassVar[str] = "evaluate"
+    on_device: ClassVar[bool] = True
 
     plan: ReceiptUri
     """The plan's receipt: it names the test split."""

@@ -39,6 +39,7 @@ def plan(
     seed: int,
     pods: int,
     max_failed_fraction: float,
+    budget_hours: float,
 ) -> List[int]:
     """List and check every input, write the ledger of shards, decide the pods.
 

@@ -18,6 +18,7 @@ from components.shared.shards import Columns, Unit
 from components.shared.stage import StageConfig, digest, once
 
 MAX_FAILURES_LISTED = 100  # in the receipt, which must stay small
+MAY_CHANGE = {"workdir", "budget_hours"}  # between two tries of one run
 
 
 class PlanConfig(Parameters, StageConfig):
@@ -45,7 +46,7 @@ def plan(config: PlanConfig) -> PlanReceipt:
     if "validation" not in sets:
         sets["labeled"], sets["validation"] = hold_out(sets["labeled"], config.validation_fraction, config.seed)
     units = ledger.draw_up(config.unlabeled, config.workdir, Columns(config.image_column, ""))
-    storage.write(run_uri(config), json.dumps(config.model_dump(exclude={"workdir"}), indent=1).encode())
+    storage.write(run_uri(config), json.dumps(config.model_dump(exclude=MAY_CHANGE), indent=1).encode())
     return write(config, classes, sets, units)
 
 
@@ -62,7 +63,7 @@ def refuse_other_run(config: PlanConfig) -> None:
         storage.write(storage.join(config.workdir, "stages", "plan", "writable"), b"")
     except OSError as error:
         raise Refused(f"workdir: cannot write {uri}: {error.strerror or error}") from None
-    mine = config.model_dump(mode="json", exclude={"workdir"})
+    mine = config.model_dump(mode="json", exclude=MAY_CHANGE)
     other = json.loads(known) if known else mine
     differing = sorted(key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key))
     if differing:

@@ -9,6 +9,7 @@ class ScoreConfig(StageConfig):
     """One pod's share of the scan."""
 
     stage: ClassVar[str] = "score"
+    on_device: ClassVar[bool] = True
 
     plan: ReceiptUri
     """The plan's receipt: it names the ledger of the pool."""
@@ -20,3 +21,7 @@ class ScoreConfig(StageConfig):
     """K: how the score files are laid out; any other K can still be selected."""
     image_column: str = "image"
     """Parquet column of the images."""
+
+    def task(self) -> str:
+        """The pod's number."""
+        return f"score-{self.pod}"

@@ -1,8 +1,10 @@
 """What can go wrong, and the exit code that says so.
 
 SemiscaleError          exit 1   the run cannot go on: a hole in the ledger, a store that does not answer
-└── Refused             exit 2   bad input: one line says what, where, what was expected, what to do
-    └── TooManyFailures exit 2   more bad samples than `max_failed_fraction` allows
+├── Refused             exit 2   bad input: one line says what, where, what was expected, what to do
+│   └── TooManyFailures exit 2   more bad samples than `max_failed_fraction` allows
+├── BudgetSpent         exit 3   the run's device-hours are used up
+└── Stopped             exit 143 told to stop (stopping.py); what was finished is kept
 """
 
 import difflib
@@ -23,6 +25,12 @@ class Refused(SemiscaleError):
 
 class TooManyFailures(Refused):
     """The share of samples that could not be read is above the stated fraction."""
+
+
+class BudgetSpent(SemiscaleError):
+    """The run has used up its `budget_hours` and stopped; what was finished is kept."""
+
+    exit_code = 3
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -1,49 +1,98 @@
-"""Says how far long work is: one line every few seconds, the same in a pod's log and in a terminal's scrollback."""
+"""Says how far long work is: one line every few seconds, as text for people, as JSON where a machine reads the log.
 
+`SEMISCALE_LOG` chooses `plain` or `json`; unset, lines are JSON where standard output is not a terminal. The latest
+Progress of a process is also what its object in the workdir (tasks.py) and its metrics (metrics.py) tell.
+"""
+
+import json
+import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TextIO
 
 LINE_EVERY_S = 5.0
+LOG = "SEMISCALE_LOG"
 
 
-def say(stage: str, text: str) -> None:
-    """Print one line of a stage's log."""
-    print(f"{stage} · {text}", flush=True)
+def say(stage: str, text: str, **numbers: float | str) -> None:
+    """Print one line of a stage's log; `numbers` are fields of their own where lines are JSON."""
+    line = f"{stage} · {text}"
+    if as_json(sys.stdout):
+        line = _json_line("info", message=text, stage=stage, **numbers)
+    print(line, flush=True)
+
+
+def fail(text: str) -> None:
+    """Print the one line that says why the program stops, to standard error."""
+    line = _json_line("error", message=text) if as_json(sys.stderr) else text
+    print(line, file=sys.stderr, flush=True)
+
+
+def as_json(stream: TextIO) -> bool:
+    """Say whether lines on a stream are JSON: as SEMISCALE_LOG says, or else where it is not a terminal."""
+    chosen = os.environ.get(LOG, "")
+    return chosen == "json" or (chosen != "plain" and not stream.isatty())
+
+
+def _json_line(level: str, **fields: float | str) -> str:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "level": level, **fields}, ensure_ascii=False)
 
 
 class Progress:
-    """Counts finished images against a total and reports rate, percent and time left.
+    """Counts finished images against a total (0: not known) and reports rate, percent and time left.
 
-    `clock` returns seconds and is a parameter so that a test can drive it.
+    `clock` returns seconds and is a parameter so that a test can drive it. `already` images were finished by a process
+    before this one: they count, but not for the rate.
     """
 
-    def __init__(self, stage: str, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stage, self._total, self._clock = stage, total, clock
+    latest: "Progress | None" = None  # of this process: a task does one thing at a time
+
+    def __init__(self, stage: str, total: int, clock: Callable[[], float] = time.monotonic, already: int = 0) -> None:
+        self._stage, self._clock, self._already = stage, clock, already
         self._started = self._said = clock()
-        self._done = 0
+        self.done, self.total, self.detail = already, total, ""
+        self.failures = 0
+        self.clocks: dict[str, float] = {}
+        Progress.latest = self
 
     def add(self, images: int, detail: str = "") -> None:
         """Count finished images and, when it is time, say so."""
-        self._done += images
+        self.done += images
+        self.detail = detail
         now = self._clock()
         if now - self._said >= LINE_EVERY_S:
             self._said = now
-            say(self._stage, self.line(detail))
+            say(self._stage, self.line(detail), done=self.done, total=self.total, images_per_s=round(self.rate(), 3))
+
+    def failed(self, images: int) -> None:
+        """Count images that could not be used."""
+        self.failures += images
+
+    def spent(self, **seconds: float) -> None:
+        """Add thread-seconds to parts of the work: read, decode, forward, write."""
+        for part, more in seconds.items():
+            self.clocks[part] = self.clocks.get(part, 0.0) + more
+
+    def rate(self) -> float:
+        """Return images a second since the start."""
+        return (self.done - self._already) / max(self._clock() - self._started, 1e-9)
 
     def line(self, detail: str = "") -> str:
         """Return the line: `12,000 of 48,000 images · 25% · 2,400/s · 0:15 left`."""
-        rate = self._done / max(self._clock() - self._started, 1e-9)
-        parts = [f"{self._done:,} images", f"{rate:,.0f}/s"]
-        if self._total:
-            left_s = (self._total - self._done) / max(rate, 1e-9)
-            parts = [
-                f"{self._done:,} of {self._total:,} images",
-                f"{self._done / self._total:.0%}",
-                f"{rate:,.0f}/s",
-                f"{duration(left_s)} left",
-            ]
-        return " · ".join([*parts, detail] if detail else parts)
+        return tell(self.done, self.total, self.rate(), detail)
+
+
+def tell(done: int, total: int, images_per_s: float, detail: str) -> str:
+    """Put progress in a line; without a total, what is left is not known."""
+    parts = [f"{done:,} images", f"{images_per_s:,.0f}/s"]
+    if total:
+        left_s = (total - done) / max(images_per_s, 1e-9)
+        share = f"{done / total:.0%}"
+        parts = [f"{done:,} of {total:,} images", share, f"{images_per_s:,.0f}/s", f"{duration(left_s)} left"]
+    return " · ".join([*parts, detail] if detail else parts)
 
 
 def duration(seconds: float) -> str:
@@ -51,8 +100,3 @@ def duration(seconds: float) -> str:
     whole = max(int(seconds + 0.5), 0)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-def fail(text: str) -> None:
-    """Print the one line that says why the program stops, to standard error."""
-    print(text, file=sys.stderr, flush=True)

@@ -81,6 +81,11 @@ class Parameters(BaseModel):
     max_failed_fraction: float = Field(
         default=0.01, ge=0, le=1, description="Share of unreadable samples in a set above which the run fails."
     )
+    budget_hours: float = Field(
+        default=0.0,
+        ge=0,
+        description="Device-hours (GPUs, or pods without) after which the run stops cleanly; 0: no limit.",
+    )
 
 
 class RunFile(Parameters):

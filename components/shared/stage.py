@@ -6,6 +6,7 @@ A stage is a function `stage(config) -> Receipt`. It is called from a test or a 
 
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,9 +16,9 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-from components.shared import storage
+from components.shared import storage, tasks
 from components.shared.errors import Refused, SemiscaleError
-from components.shared.progress import duration, fail, say
+from components.shared.progress import as_json, duration, fail, say
 from components.shared.receipts import Receipt
 from components.shared.runfile import describe
 
@@ -31,6 +32,7 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     stage: ClassVar[str]
+    on_device: ClassVar[bool] = False  # whether its pod has a GPU: what a budget counts
 
     workdir: str
     """URI of the folder that everything bulky goes under."""
@@ -50,6 +52,10 @@ class StageConfig(BaseModel):
             elif name != "workdir":
                 content[name] = value
         return digest(self.stage, content)
+
+    def task(self) -> str:
+        """Return what tells this task from the others of its run, in the name of a file."""
+        return self.stage
 
     def folder(self) -> str:
         """Return the URI of the folder that this work, and no other, is kept in."""
@@ -122,7 +128,8 @@ def command_line(config_type: type[C], stage: Callable[[C], Receipt]) -> int:
         fail(f"refused: {describe(error, config_type.model_fields)}")
         return Refused.exit_code
     given = {name: getattr(parsed, name) for name in config_type.model_fields}
-    return guarded(lambda: print(stage(config_type(**given)).model_dump_json(indent=1)))
+    indent = None if as_json(sys.stdout) else 1  # a line like the others, where lines are JSON
+    return guarded(lambda: print(reporting(config_type(**given), stage).model_dump_json(indent=indent)))
 
 
 def in_component(config_type: type[C], stage: Callable[[C], R], arguments: Mapping[str, Any]) -> R:
@@ -132,10 +139,32 @@ def in_component(config_type: type[C], stage: Callable[[C], R], arguments: Mappi
     """
     given = {name: _plain(arguments[name]) for name in config_type.model_fields if name in arguments}
     receipts: list[R] = []
-    if code := guarded(lambda: receipts.append(stage(config_type(**given)))):
+    if code := guarded(lambda: receipts.append(reporting(config_type(**given), stage))):
         sys.exit(code)
     Path(arguments["receipt"].path).write_text(receipts[0].model_dump_json(indent=1))
     return receipts[0]
+
+
+def reporting(config: C, stage: Callable[[C], R]) -> R:
+    """Run a stage as a task of its run, with its progress in the workdir; a stage that is no run's task, as it is."""
+    run = _run_of(config)
+    if not run or os.environ.get("RANK", "0") != "0":  # of several ranks, one speaks
+        return stage(config)
+    board = tasks.Board(config.workdir, run[0])
+    with tasks.reported(board, config.task(), config.stage, config.on_device, run[1]):
+        return stage(config)
+
+
+def _run_of(config: StageConfig) -> tuple[str, float] | None:
+    """Return the name of the run that a config is of, and its budget; None where there is no plan to tell."""
+    name = getattr(config, "name", None)
+    if name is not None:
+        return name, 0.0
+    try:
+        plan = json.loads(storage.read(getattr(config, "plan", "")))
+        return plan["name"], plan["run"].get("budget_hours", 0.0)
+    except (OSError, SemiscaleError, LookupError, TypeError, ValueError):
+        return None  # the stage itself says what is wrong with its inputs
 
 
 def _plain(argument: Any) -> Any:

@@ -11,6 +11,7 @@ class TrainConfig(StageConfig):
     """One training. `packed` is given for pretrain, `start` for finetune; learning rates are for 256 images."""
 
     stage: ClassVar[str] = "train"
+    on_device: ClassVar[bool] = True
 
     recipe: RecipeName
     """teacher, baseline, pretrain or finetune (section 4.1)."""
@@ -42,3 +43,7 @@ class TrainConfig(StageConfig):
     """Parquet column, or key of a .json member, of the labels."""
     seed: int = 0
     """Of initial weights, data order and augmentation."""
+
+    def task(self) -> str:
+        """Recipe and learning rate: a run trains several models."""
+        return f"train-{self.recipe}-{self.learning_rate:g}"

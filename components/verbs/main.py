@@ -1,13 +1,14 @@
 """The command line of `pipeline.py`: verbs, their help, their exit codes."""
 
 import argparse
+import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kfp.dsl.graph_component import GraphComponent
 
-from components.shared.progress import fail
+from components.shared.progress import LOG, fail
 from components.shared.stage import guarded
 from components.verbs.build import build_images
 from components.verbs.compile import compile_pipeline
@@ -25,6 +26,7 @@ EPILOG = """exit codes:
 
 def main(pipeline: GraphComponent, arguments: Sequence[str]) -> int:
     """Run a verb; returns its exit code. Errors are one line on standard error."""
+    os.environ.setdefault(LOG, "plain")  # what a verb and its tasks print is for people, unless asked otherwise
     options = parser(pipeline).parse_args(arguments)
     verb: Callable[[argparse.Namespace], None] = options.verb
     try:

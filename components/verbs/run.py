@@ -17,13 +17,14 @@ from typing import Any, TextIO
 
 from kfp import components, local
 
-from components.shared import runfile, storage
+from components.shared import runfile, storage, tasks
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.runfile import RunFile
 from components.verbs.compile import COMPILED
 
 PROCESSES = 2  # what kfp.local starts at a time inside a loop
-OURS = re.compile(r"^\s*(plan|train|score|merge|pack|evaluate|report) · ")
+PLACES = ("workdir", "labeled", "unlabeled", "validation", "test", "classes", "remove")  # keys that hold URIs
+OURS = re.compile(r'^\s*([a-z]+ · |\{"time": )')  # a stage's line, as text or as JSON
 ERROR = re.compile(r"^\s*([A-Za-z_.]*(?:Error|Exception)\b.*)")  # the last line of a traceback
 REASON = re.compile(r"^\s*(refused|failed): (.*)")
 MODELS = {
@@ -38,17 +39,20 @@ def run(path: Path) -> None:
     """Run a run file's pipeline on this machine and print its results. Finished work is found, not repeated."""
     settings = located(runfile.load(path))
     log = log_path(settings)
+    tasks.announce(settings.workdir, settings.name)
     execute(settings, log)
     show(settings)
 
 
 def located(settings: RunFile) -> RunFile:
     """Return the run file with paths that mean the same in every process."""
-    uris = {name: [storage.absolute(uri) for uri in getattr(settings, name)] for name in ("labeled", "unlabeled")}
-    sets = {name: [storage.absolute(uri) for uri in getattr(settings, name)] for name in ("validation", "test")}
-    files = {name: storage.absolute(uri) for name in ("classes", "remove") if (uri := getattr(settings, name))}
-    places = {**uris, **sets, **files, "workdir": storage.absolute(settings.workdir)}
-    return settings.model_copy(update=places)
+
+    def absolute(value: str | list[str]) -> str | list[str]:
+        if isinstance(value, list):
+            return [storage.absolute(uri) for uri in value]
+        return storage.absolute(value) if value else value
+
+    return settings.model_copy(update={name: absolute(getattr(settings, name)) for name in PLACES})
 
 
 def log_path(settings: RunFile) -> Path:

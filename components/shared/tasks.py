@@ -1,0 +1,253 @@
+"""What every task says of itself in the object store: `<workdir>/progress/<run>/<task>.json`, small and overwritten.
+
+`watch` reads these objects, and so does every task of a run that has a budget. A task is written by the process that
+does it: a pod that takes over from a dead one goes on in the same object. A store that does not answer is said once
+and never fails the task.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from components.shared import metrics, storage
+from components.shared.errors import BudgetSpent, SemiscaleError
+from components.shared.progress import Progress, say
+from components.shared.receipts import Document
+from components.shared.stopping import Stopped, stopping_on_sigterm
+
+WRITE_EVERY_S = 10.0
+READ_EVERY_S = 60.0  # of the other tasks, for the budget; twenty times that where there are hundreds of them
+FRESH_S = 3 * WRITE_EVERY_S  # an object that was written since then has a process that lives
+READERS = 32
+FIRST = "plan"  # the task that every run begins with: what is older than its start is of an earlier try
+
+
+class Task(Document):
+    """One task of a run. Times are seconds since 1970; `device_s` includes what dead pods had spent on it."""
+
+    task: str
+    stage: str
+    pod: str
+    process: int = 0
+    state: Literal["submitted", "running", "finished", "failed", "stopped"]
+    started: float
+    updated: float
+    done: int = 0
+    total: int = 0
+    images_per_s: float = 0.0
+    detail: str = ""
+    devices: int = 0
+    device_s: float = 0.0
+    reason: str = ""
+    exit_code: int = 0
+
+
+class Board:
+    """All tasks of one run. What has not changed since the last look is not read again.
+
+    A look costs one listing and a read of every object that changed: at most all tasks, a few hundred.
+    """
+
+    def __init__(self, workdir: str, run: str) -> None:
+        self.folder = storage.join(workdir, "progress", run)
+        self._known: dict[str, tuple[str, Task]] = {}
+
+    def tasks(self) -> list[Task]:
+        """Return the tasks of the run's latest try, in order of their start."""
+        entries = [entry for entry in storage.entries(self.folder) if entry.uri.endswith(".json")]
+        with ThreadPoolExecutor(READERS) as pool:
+            found = dict(zip((entry.uri for entry in entries), pool.map(self._read, entries), strict=True))
+        self._known = {uri: known for uri, known in found.items() if known}
+        tasks = [task for _, task in self._known.values()]
+        begun = max((task.started for task in tasks if task.task == FIRST), default=0.0)
+        return sorted((task for task in tasks if task.updated >= begun), key=lambda task: (task.started, task.task))
+
+    def _read(self, entry: storage.Entry) -> tuple[str, Task] | None:
+        known = self._known.get(entry.uri)
+        if known and known[0] == entry.version:
+            return known
+        data = storage.read_if_there(entry.uri)
+        try:
+            return (entry.version, Task.model_validate_json(data)) if data else None
+        except ValueError:  # another version's: its run is over or will overwrite it
+            return None
+
+    def uri(self, task: str) -> str:
+        """Return where a task's object lies."""
+        return storage.join(self.folder, f"{task}.json")
+
+
+def announce(workdir: str, run: str) -> None:
+    """Say that a run is about to begin, so that `watch` does not take an earlier try's end for this one's."""
+    now = time.time()
+    first = Task(task=FIRST, stage=FIRST, pod="", state="submitted", started=now, updated=now)
+    storage.write(Board(workdir, run).uri(FIRST), first.model_dump_json().encode())
+
+
+def devices() -> int:
+    """Count this process's accelerators by their device files, of which a container sees its own; at least one.
+
+    Under torchrun, those of all ranks. Without one the pod itself is what is paid for. torch would know too, and takes
+    seconds to import.
+    """
+    own = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return max(1, int(os.environ.get("WORLD_SIZE", own)))
+
+
+@contextmanager
+def reported(board: Board, task: str, stage: str, on_device: bool = False, budget_hours: float = 0.0) -> Iterator[None]:
+    """Keep a task's object up to date while its work runs, and end it with how that went.
+
+    Turns SIGTERM into Stopped. Raises BudgetSpent where the run's tasks have used up its device-hours, after stopping
+    the work as SIGTERM would.
+    """
+    reporter = _Reporter(board, task, stage, devices() if on_device else 0, budget_hours)
+    with stopping_on_sigterm():
+        try:
+            reporter.start()
+            yield
+        except BaseException as error:
+            reporter.end(error)
+            if reporter.over_budget:
+                raise BudgetSpent(reporter.over_budget) from None
+            raise
+        reporter.end(None)
+
+
+class _Reporter:
+    """Writes one task's object from a thread of its own, and watches the budget where there is one."""
+
+    def __init__(self, board: Board, task: str, stage: str, devices: int, budget_hours: float) -> None:
+        now = time.time()
+        self._board, self._budget_s = board, budget_hours * 3600
+        self._task = Task(
+            task=task,
+            stage=stage,
+            pod=socket.gethostname(),
+            process=os.getpid(),
+            state="running",
+            started=now,
+            updated=now,
+            devices=devices,
+        )
+        self._before_s = 0.0  # device-seconds of the pods that did this task before, in this try of the run
+        self._spending = Spending()
+        self._over = threading.Event()
+        self._silent = self._served = False
+        self.over_budget = ""
+        self._thread = threading.Thread(target=self._keep_up, daemon=True, name="progress")
+
+    def start(self) -> None:
+        """Begin. With a budget the first look comes before the work: a run that spent it begins nothing more."""
+        if self._budget_s and self._task.devices:
+            self._quietly(self._look)
+            if self.over_budget:
+                raise Stopped(self.over_budget)
+        self._thread.start()
+
+    def end(self, error: BaseException | None) -> None:
+        """Write how it ended."""
+        self._over.set()
+        if self._thread.ident:
+            self._thread.join(WRITE_EVERY_S)
+        self._quietly(lambda: self._write(_ending(error, self.over_budget)))
+
+    def _keep_up(self) -> None:
+        if not (self._budget_s and self._task.devices):
+            self._quietly(self._carry_over)
+        while True:
+            self._serve()
+            self._quietly(lambda: self._write({}))
+            if self._budget_s and self._task.devices and self._spending.may_exceed(self._budget_s):
+                self._quietly(self._look)
+                if self.over_budget and not self._over.is_set():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+            if self._over.wait(WRITE_EVERY_S):
+                return
+
+    def _carry_over(self, tasks: list[Task] | None = None) -> None:
+        found = self._board.tasks() if tasks is None else tasks
+        self._before_s = next((task.device_s for task in found if task.task == self._task.task), 0.0)
+
+    def _look(self) -> None:
+        tasks = self._board.tasks()
+        if not self._thread.ident:
+            self._carry_over(tasks)
+        self._spending = Spending(tasks)
+        if self._spending.device_s >= self._budget_s:
+            self.over_budget = (
+                f"budget_hours: {self._spending.device_s / 3600:.2f} of {self._budget_s / 3600:g} device-hours are "
+                "spent; what was finished is kept, set more and run it again to go on"
+            )
+
+    def _serve(self) -> None:
+        """Offer metrics once there is something to tell: of a training on several GPUs, that is rank 0's process."""
+        if Progress.latest and not self._served:
+            self._served = True
+            metrics.serve(self._task.stage, self._task.task)
+
+    def _write(self, ending: dict[str, object]) -> None:
+        now = time.time()
+        spent = self._before_s + (now - self._task.started) * self._task.devices
+        fields: dict[str, object] = {"updated": now, "device_s": round(spent, 1), **ending}
+        if latest := Progress.latest:
+            fields |= {"done": latest.done, "total": latest.total, "detail": latest.detail}
+            fields["images_per_s"] = round(latest.rate(), 3)
+        elif other := self._of_another_process():
+            if not ending and now - other.updated < FRESH_S:
+                return  # a rank that this process started, on this machine or another, speaks for both
+            fields |= other.model_dump(include={"done", "total", "detail", "images_per_s"})
+            fields["device_s"] = max(round(spent, 1), other.device_s)
+        task = self._task.model_copy(update=fields)
+        storage.write(self._board.uri(task.task), task.model_dump_json().encode())
+
+    def _of_another_process(self) -> Task | None:
+        data = storage.read_if_there(self._board.uri(self._task.task))
+        found = Task.model_validate_json(data) if data else None
+        mine = (self._task.pod, self._task.process)
+        return found if found and (found.pod, found.process) != mine and found.started >= self._task.started else None
+
+    def _quietly(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - whatever the store does, the work goes on
+            if not self._silent:
+                say(self._task.stage, f"progress cannot be stored, the work goes on: {error}")
+            self._silent = True
+
+
+class Spending:
+    """Device-seconds that a run's tasks had used at one look, and how fast they go on: no pod has to look often."""
+
+    def __init__(self, tasks: list[Task] | None = None) -> None:
+        self._looked = time.monotonic()
+        self._known = tasks is not None
+        self.device_s = sum(task.device_s for task in tasks or [])
+        self._per_s = sum(task.devices for task in tasks or [] if task.state == "running")
+        self._every_s = READ_EVERY_S * (1 + len(tasks or []) // 20)
+
+    def may_exceed(self, budget_s: float) -> bool:
+        """Say whether it is time to look again: the budget may be used up by now, or the look is old."""
+        since_s = time.monotonic() - self._looked
+        soon = self.device_s + self._per_s * since_s >= budget_s
+        return not self._known or soon or since_s >= self._every_s
+
+
+def _ending(error: BaseException | None, over_budget: str) -> dict[str, object]:
+    if error is None:
+        return {"state": "finished"}
+    if over_budget:
+        return {"state": "stopped", "reason": over_budget, "exit_code": BudgetSpent.exit_code}
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    code = error.exit_code if isinstance(error, SemiscaleError) else 1
+    if isinstance(error, KeyboardInterrupt):
+        code = 128 + signal.SIGINT
+    return {"state": "stopped" if code > 128 else "failed", "reason": reason, "exit_code": code}

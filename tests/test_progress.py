@@ -1,0 +1,268 @@
+"""Progress as lines, as objects in the store and as metrics, and what a budget does with them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.shared import metrics, storage, tasks
+from components.shared.errors import BudgetSpent, SemiscaleError
+from components.shared.progress import Progress, fail, say
+from components.shared.stopping import Stopped
+from components.shared.tasks import Board, Task, reported
+from tests.stages import Stages
+
+ROOT = Path(__file__).resolve().parents[1]
+DASHBOARD = ROOT / "manifests" / "grafana" / "dashboard.json"
+
+
+@pytest.fixture(autouse=True)
+def no_progress() -> Iterator[None]:
+    """What another test counted is not this one's."""
+    Progress.latest = None
+    yield
+    Progress.latest = None
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_line_every_five_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = Progress("score", 48_000, clock)
+    for clock.now in (1.0, 5.0, 9.0):
+        progress.add(4_000, "12% of the pool")
+    assert (
+        capsys.readouterr().out
+        == "score · 8,000 of 48,000 images · 17% · 1,600/s · 0:25 left · 12% of the pool\n"
+    )  # fmt: skip
+
+
+def test_lines_are_json_where_asked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEMISCALE_LOG", "json")
+    say("merge", "class 'ä' is short", done=3)
+    fail("refused: no")
+    out, err = capsys.readouterr()
+    line = json.loads(out)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*\+00:00", line.pop("time"))
+    assert line == {"level": "info", "message": "class 'ä' is short", "stage": "merge", "done": 3}
+    assert json.loads(err)["message"] == "refused: no"
+
+
+@pytest.mark.parametrize("chosen", ["", "json"])
+def test_a_stage_that_writes_to_no_terminal_logs_json(tmp_path: Path, chosen: str) -> None:
+    """Also its receipt, which is the last line, and the reason why it stops."""
+    stages = Stages(tmp_path)
+    plan = stages.uri(stages.plan)
+    command = [sys.executable, "-m", "components.merge", f"--workdir={stages.workdir}", f"--plan={plan}", "--scores=[]"]
+    options = ["--images-per-class=1", "--classes-per-image=1", "--max-failed-fraction=0"]
+    environment = {**os.environ, "SEMISCALE_LOG": chosen}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
+    assert done.returncode != 0
+    (error,) = map(json.loads, done.stderr.splitlines())
+    assert error["level"] == "error"
+    (task,) = Board(stages.workdir, "trial").tasks()
+    assert (task.task, task.state, task.exit_code) == ("merge", "failed", done.returncode)
+    assert task.reason
+    assert task.reason in error["message"]
+
+
+def test_a_task_says_how_far_it_is_and_how_it_ended(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "WRITE_EVERY_S", 0.01)
+    board = Board(bucket, "trial")
+    with reported(board, "pack", "pack"):
+        Progress("pack", 10).add(4, "tars")
+        running = waited(board, lambda task: task.done == 4)
+    assert (running.state, running.total, running.detail, running.devices) == ("running", 10, "tars", 0)
+    assert board.tasks()[0].state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code"),
+    [
+        (SemiscaleError("a hole in the ledger"), "failed", 1),
+        (MemoryError(), "failed", 1),
+        (Stopped("told to stop"), "stopped", 143),
+        (KeyboardInterrupt(), "stopped", 130),
+    ],
+)
+def test_how_a_task_failed(tmp_path: Path, error: BaseException, state: str, code: int) -> None:
+    board = Board(str(tmp_path), "trial")
+    with pytest.raises(type(error)), reported(board, "merge", "merge"):
+        raise error
+    (task,) = board.tasks()
+    assert (task.state, task.exit_code) == (state, code)
+    assert task.reason == (str(error) or type(error).__name__)
+
+
+def test_a_store_that_fails_is_said_once_and_fails_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "WRITE_EVERY_S", 0.01)
+    (tmp_path / "progress").write_text("a file where the folder should be")
+    with reported(Board(str(tmp_path), "trial"), "merge", "merge"):
+        time.sleep(0.1)
+    assert capsys.readouterr().out.count("progress cannot be stored, the work goes on") == 1
+
+
+def test_a_pod_goes_on_in_the_object_of_the_one_that_it_replaces(tmp_path: Path) -> None:
+    board = Board(str(tmp_path), "trial")
+    put(board, "plan", started=1000.0, updated=1001.0)
+    put(board, "score-0", started=1002.0, updated=1010.0, device_s=50.0, state="running")
+    put(board, "score-1", started=900.0, updated=990.0, device_s=70.0)
+    assert [task.task for task in board.tasks()] == ["plan", "score-0"], "an earlier try's tasks are over"
+    with reported(board, "score-0", "score", on_device=True):
+        time.sleep(0.2)
+    task = board.tasks()[-1]
+    assert task.state == "finished"
+    assert 50.0 < task.device_s < 60.0
+
+
+def test_a_process_that_has_others_work_leaves_the_telling_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "WRITE_EVERY_S", 0.01)
+    board = Board(str(tmp_path), "trial")
+    with reported(board, "train-teacher-0.1", "train", on_device=True):
+        waited(board, lambda task: task.state == "running")
+        now = time.time() + 1
+        put(board, "train-teacher-0.1", state="running", started=now, updated=now, done=7, total=9, device_s=1e4)
+        time.sleep(0.1)
+        assert board.tasks()[0].done == 7
+    (task,) = board.tasks()
+    assert (task.state, task.done, task.total, task.device_s) == ("finished", 7, 9, 1e4)
+
+
+def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
+    board = Board(str(tmp_path), "trial")
+    put(board, "score-0", started=1.0, updated=2.0, device_s=3600.0)
+    worked = False
+    with (
+        pytest.raises(BudgetSpent, match="1.00 of 1 device-hours are spent"),
+        reported(board, "score-1", "score", on_device=True, budget_hours=1.0),
+    ):
+        worked = True
+    assert not worked
+    with reported(board, "merge", "merge", on_device=False, budget_hours=1.0):
+        worked = True
+    assert worked, "what needs no device is not what the budget is for"
+
+
+def test_a_budget_that_runs_out_stops_the_work_as_sigterm_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "WRITE_EVERY_S", 0.01)
+    board = Board(str(tmp_path), "trial")
+    put(board, "score-0", started=time.time(), updated=time.time(), device_s=3599.5, state="running", devices=1)
+    cleaned = []
+
+    def work() -> None:
+        with reported(board, "score-1", "score", on_device=True, budget_hours=1.0):
+            try:
+                time.sleep(30)
+            except Stopped:
+                cleaned.append(True)
+                raise
+
+    started = time.monotonic()
+    with pytest.raises(BudgetSpent, match="run it again to go on"):
+        work()
+    assert cleaned
+    assert time.monotonic() - started < 10
+    task = board.tasks()[-1]
+    assert (task.task, task.state, task.exit_code) == ("score-1", "stopped", 3)
+
+
+def test_a_killed_process_leaves_its_task_running_and_a_stopped_one_says_so(tmp_path: Path) -> None:
+    script = (
+        "from components.shared.tasks import Board, reported\nimport time, sys\n"
+        "with reported(Board(sys.argv[1], 'trial'), 'pack', 'pack'):\n    print('up', flush=True)\n    time.sleep(60)\n"
+    )
+    for number, state in ((signal.SIGKILL, "running"), (signal.SIGTERM, "stopped")):
+        board = Board(str(tmp_path), "trial")
+        with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            process.stdout.readline()
+            waited(board, lambda task: task.state == "running")
+            process.send_signal(number)
+        assert board.tasks()[0].state == state
+
+
+def test_metrics_over_http(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    port = free_port()
+    monkeypatch.setenv("SEMISCALE_METRICS_PORT", str(port))
+    progress = Progress("score", 100)
+    with reported(Board(str(tmp_path), "trial"), "score-3", "score"):
+        waited(Board(str(tmp_path), "trial"), lambda task: task.total == 100)
+        progress.add(64)
+        progress.failed(2)
+        progress.spent(read=0.5, decode=1.5)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read().decode()
+    assert 'semiscale_images_total{stage="score",task="score-3"} 64.0\n' in text
+    assert 'semiscale_expected_images{stage="score",task="score-3"} 100.0\n' in text
+    assert 'semiscale_failed_images_total{stage="score",task="score-3"} 2.0\n' in text
+    assert 'semiscale_part_seconds_total{part="decode",stage="score",task="score-3"} 1.5\n' in text
+
+
+@pytest.mark.parametrize("port", ["taken", "none"])
+def test_metrics_that_cannot_be_served_fail_nothing(
+    port: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        monkeypatch.setenv("SEMISCALE_METRICS_PORT", str(taken.getsockname()[1]) if port == "taken" else "none")
+        metrics.serve("score", "score-0")
+    assert "score · no metrics: SEMISCALE_METRICS_PORT=" in capsys.readouterr().out
+
+
+def test_the_dashboard_draws_metrics_that_exist() -> None:
+    Progress("score", 1).spent(read=1.0)
+    families = list(metrics.TaskMetrics("score", "score-0").collect())
+    exist = {sample.name for family in families for sample in family.samples}
+    drawn: set[str] = set()
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel.get("targets", []):
+            names = set(re.findall(r"\bsemiscale_\w+", target["expr"]))
+            assert names, target["expr"]
+            assert names <= exist, target["expr"]
+            drawn |= names
+    assert drawn == exist - {name for name in exist if name.endswith("_created")}, "every metric has a panel"
+
+
+def put(board: Board, task: str, **fields: Any) -> None:
+    """Write a task's object, as its pod would have."""
+    content = Task(task=task, stage=task.partition("-")[0], pod="a", **{"state": "finished", **fields})
+    storage.write(board.uri(task), content.model_dump_json().encode())
+
+
+def waited(board: Board, ready: Any) -> Task:
+    """Look until the only task of a run is as asked."""
+    for _ in range(200):
+        found = board.tasks()
+        if found and ready(found[0]):
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError(f"never so: {found}")
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
