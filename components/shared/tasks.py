@@ -92,13 +92,13 @@ def announce(workdir: str, run: str) -> None:
 
 
 def devices() -> int:
-    """Count this process's accelerators by their device files, of which a container sees its own; at least one.
+    """Count this task's devices, under torchrun those of all ranks. Without a GPU the pod is what is paid for."""
+    return max(1, int(os.environ.get("WORLD_SIZE", gpus())))
 
-    Under torchrun, those of all ranks. Without one the pod itself is what is paid for. torch would know too, and takes
-    seconds to import.
-    """
-    own = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return max(1, int(os.environ.get("WORLD_SIZE", own)))
+
+def gpus() -> int:
+    """Count the GPUs of this machine or container by their device files; torch takes seconds to import."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 @contextmanager

@@ -5,22 +5,35 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from kfp.dsl.graph_component import GraphComponent
 
 from components.shared.progress import LOG, fail
 from components.shared.stage import guarded
 from components.verbs.build import build_images
+from components.verbs.cancel import cancel
 from components.verbs.compile import compile_pipeline
 from components.verbs.demo import demo, write_images
+from components.verbs.kubeflow import Server
+from components.verbs.plan import plan
+from components.verbs.rates import Stated
 from components.verbs.reselect import reselect
 from components.verbs.run import run
+from components.verbs.schedule import schedule
+from components.verbs.submit import submit
+from components.verbs.watch import watch
 
-EPILOG = """exit codes:
+Options = argparse.Namespace
+Verbs = Any  # what argparse calls the group of sub-parsers has no public name
+
+EXIT_CODES = """exit codes:
   0  all of it was done
-  1  the run failed on the way; what was finished is kept, run it again
+  1  it failed on the way; what was finished is kept, run it again
   2  bad input, refused with one line; before any training, but for a pool that turns out to be unreadable
-130  interrupted; run it again to go on
+  3  the run's budget is spent; what was finished is kept
+130  interrupted (Ctrl-C); run it again to go on
+143  told to stop (SIGTERM); run it again to go on
 """
 
 
@@ -28,7 +41,7 @@ def main(pipeline: GraphComponent, arguments: Sequence[str]) -> int:
     """Run a verb; returns its exit code. Errors are one line on standard error."""
     os.environ.setdefault(LOG, "plain")  # what a verb and its tasks print is for people, unless asked otherwise
     options = parser(pipeline).parse_args(arguments)
-    verb: Callable[[argparse.Namespace], None] = options.verb
+    verb: Callable[[Options], None] = options.verb
     try:
         return guarded(lambda: verb(options))
     except KeyboardInterrupt:
@@ -41,17 +54,125 @@ def parser(pipeline: GraphComponent) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="pipeline.py",
         description="A small labeled set and a huge unlabeled pool: a better classifier at the same inference cost.",
-        epilog=EPILOG,
+        epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+    add_run(verbs)
+    add_plan(verbs)
+    add_watch(verbs)
+    add_cluster(verbs, pipeline)
+    add_reselect(verbs)
+    add_compile(verbs, pipeline)
+    add_demo(verbs)
+    return top
 
-    running = verbs.add_parser("run", help="run the whole pipeline on this machine", description=run.__doc__)
+
+def add(verbs: Verbs, name: str, about: str, act: Callable[..., None], *examples: str) -> argparse.ArgumentParser:
+    """Add a verb: its description is the function's, its examples are shown by --help."""
+    text = "".join(f"  python pipeline.py {name} {example}".rstrip() + "\n" for example in examples)
+    adding: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=about,
+        description=act.__doc__,
+        epilog=f"examples:\n{text}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return adding
+
+
+def add_run(verbs: Verbs) -> None:
+    """Add `run`."""
+    running = add(verbs, "run", "run the whole pipeline on this machine", run, "my-run.yaml", "my-run.yaml --docker")
     running.add_argument("run_file", type=Path, help="for example manifests/runs/demo.yaml")
-    running.set_defaults(verb=lambda options: run(options.run_file))
+    running.add_argument("--docker", action="store_true", help="each task in its container, as on a cluster")
+    running.set_defaults(verb=lambda options: run(options.run_file, options.docker))
 
-    selecting = verbs.add_parser(
-        "reselect", help="select again from a run's scores, without scoring", description=reselect.__doc__
+
+def add_plan(verbs: Verbs) -> None:
+    """Add `plan`; every rate that can be stated is an option."""
+    examples = (
+        "my-run.yaml",
+        "my-run.yaml --gpu-price-per-h 2.5 --cpus-per-device 24 --budget 5000",
+        "my-run.yaml --rates a100.yaml --teacher-forward-images-per-s 1700",
+    )
+    planning = add(verbs, "plan", "hours, cost and requests of a run before spending", plan, *examples)
+    planning.add_argument("run_file", type=Path)
+    planning.add_argument("--budget", type=float, default=0.0, metavar="MONEY", help="refuse a run that costs more")
+    planning.add_argument("--classes", type=int, default=0, metavar="N", help="where no list or folders tell how many")
+    planning.add_argument(
+        "--rates", type=Path, metavar="FILE", help="YAML with the names below, underscores for dashes"
+    )
+    for name, field in Stated.model_fields.items():
+        planning.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=field.description)
+
+    def act(options: Options) -> None:
+        given = {name: value for name in Stated.model_fields if (value := getattr(options, name)) is not None}
+        plan(options.run_file, given, options.rates, options.classes, options.budget)
+
+    planning.set_defaults(verb=act)
+
+
+def add_watch(verbs: Verbs) -> None:
+    """Add `watch`."""
+    watching = add(
+        verbs, "watch", "live progress of a run, here or on a cluster", watch, "my-run.yaml", "my-run.yaml --once"
+    )
+    watching.add_argument("run_file", type=Path)
+    watching.add_argument("--once", action="store_true", help="one look, and the run's exit code if it has ended")
+    watching.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks (5)")
+    watching.set_defaults(verb=lambda options: watch(options.run_file, options.once, options.every))
+
+
+def add_cluster(verbs: Verbs, pipeline: GraphComponent) -> None:
+    """Add the verbs that talk to Kubeflow Pipelines."""
+    submitting = add(
+        verbs,
+        "submit",
+        "run it on Kubeflow",
+        submit,
+        "my-run.yaml",
+        "my-run.yaml --host https://kubeflow.example/pipeline",
+    )
+    submitting.add_argument("run_file", type=Path)
+    submitting.set_defaults(
+        verb=lambda options: submit(pipeline, options.run_file, server_of(options), options.images_on_nodes)
+    )
+    scheduling = add(
+        verbs, "schedule", "run it on Kubeflow again and again", schedule, "my-run.yaml --cron '0 2 * * *'"
+    )
+    scheduling.add_argument("run_file", type=Path)
+    scheduling.add_argument("--cron", required=True, help="minute hour day month weekday, UTC")
+    scheduling.set_defaults(
+        verb=lambda options: schedule(
+            pipeline, options.run_file, options.cron, server_of(options), options.images_on_nodes
+        )
+    )
+    cancelling = add(
+        verbs, "cancel", "end runs on Kubeflow", cancel, "my-run.yaml", "5d6f1c3e-8a1b-4a53-9d57-0e6b7f5f3c1a"
+    )
+    cancelling.add_argument("run", metavar="RUN", help="a run file, or the id of a run")
+    cancelling.set_defaults(verb=lambda options: cancel(options.run, server_of(options)))
+    for starting in (submitting, scheduling):
+        starting.add_argument("--service-account", default="", metavar="NAME", help="that the pods run as")
+        starting.add_argument(
+            "--images-on-nodes", action="store_true", help="the nodes have the images; no registry is needed"
+        )
+    for asking in (submitting, scheduling, cancelling):
+        asking.add_argument("--host", default="", help="of Kubeflow Pipelines; default: as kfp is configured")
+        asking.add_argument("--namespace", default="", help="of the user, where Kubeflow has several")
+
+
+def server_of(options: Options) -> Server:
+    """Return which server a verb was told to talk to."""
+    return Server(options.host, options.namespace, getattr(options, "service_account", ""))
+
+
+def add_reselect(verbs: Verbs) -> None:
+    """Add `reselect`."""
+    about = "select again from a run's scores, without scoring"
+    selecting = add(
+        verbs, "reselect", about, reselect, "my-run.yaml --images-per-class 8000 --remove gs://b/opt-outs.txt"
     )
     selecting.add_argument("run_file", type=Path, help="of a finished run")
     selecting.add_argument("--images-per-class", type=int, metavar="K")
@@ -60,31 +181,32 @@ def parser(pipeline: GraphComponent) -> argparse.ArgumentParser:
     selecting.add_argument("--remove", metavar="LIST", help="URI of a text file, one key a line, never to select")
     selecting.set_defaults(verb=lambda options: reselect(options.run_file, changes_of(options)))
 
-    compiling = verbs.add_parser(
-        "compile", help="write the YAML that Kubeflow runs", description=compile_pipeline.__doc__
-    )
+
+def add_compile(verbs: Verbs, pipeline: GraphComponent) -> None:
+    """Add `compile` and `images`: what a cluster is given."""
+    compiling = add(verbs, "compile", "write the YAML that Kubeflow runs", compile_pipeline, "my-run.yaml")
     compiling.add_argument("run_file", type=Path, nargs="?", help="its hardware and values; none: all of manifests/")
     compiling.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME.pipeline.yaml")
     compiling.add_argument("--kubernetes", action="store_true", help="as Pipeline and PipelineVersion objects")
     compiling.set_defaults(
         verb=lambda options: compile_pipeline(pipeline, options.run_file, options.output, options.kubernetes)
     )
-
-    building = verbs.add_parser("images", help="build the two container images", description=build_images.__doc__)
+    building = add(verbs, "images", "build the two container images", build_images, "--push europe-docker.pkg.dev/me")
     building.add_argument("--push", default="", metavar="PREFIX", help="for example europe-docker.pkg.dev/me/semiscale")
     building.add_argument("options", nargs="*", metavar="-- OPTION", help="for docker build")
     building.set_defaults(verb=lambda options: build_images(options.push, options.options))
 
-    showing = verbs.add_parser("demo", help="run the demo on handwritten digits", description=demo.__doc__)
-    showing.set_defaults(verb=lambda _: demo())
 
-    writing = verbs.add_parser("demo-images", help="write the demo's images and stop", description=write_images.__doc__)
+def add_demo(verbs: Verbs) -> None:
+    """Add the demo's verbs."""
+    showing = add(verbs, "demo", "run the demo on handwritten digits", demo, "")
+    showing.set_defaults(verb=lambda _: demo())
+    writing = add(verbs, "demo-images", "write the demo's images and stop", write_images, "digits --seed 7")
     writing.add_argument("folder", type=Path, help="an empty or missing folder")
     writing.add_argument("--seed", type=int, default=0, help="which split is drawn")
     writing.set_defaults(verb=lambda options: write_images(options.folder, options.seed))
-    return top
 
 
-def changes_of(options: argparse.Namespace) -> dict[str, object]:
+def changes_of(options: Options) -> dict[str, object]:
     """Return the options of a verb that were given, by their names in a config."""
     return {name: value for name, value in vars(options).items() if name not in ("verb", "run_file")}

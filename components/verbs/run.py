@@ -1,4 +1,4 @@
-"""Run the compiled pipeline on this machine with stock kfp.local: each task a process, no Docker, no cluster."""
+"""Run the compiled pipeline on this machine with stock kfp.local: each task a process, or a container with --docker."""
 
 import builtins
 import contextlib
@@ -21,6 +21,7 @@ from components.shared import runfile, storage, tasks
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.runfile import RunFile
 from components.verbs.compile import COMPILED
+from components.verbs.containers import docker_runner
 
 PROCESSES = 2  # what kfp.local starts at a time inside a loop
 PLACES = ("workdir", "labeled", "unlabeled", "validation", "test", "classes", "remove")  # keys that hold URIs
@@ -35,12 +36,12 @@ MODELS = {
 }
 
 
-def run(path: Path) -> None:
+def run(path: Path, docker: bool = False) -> None:
     """Run a run file's pipeline on this machine and print its results. Finished work is found, not repeated."""
     settings = located(runfile.load(path))
     log = log_path(settings)
     tasks.announce(settings.workdir, settings.name)
-    execute(settings, log)
+    execute(settings, log, docker)
     show(settings)
 
 
@@ -61,15 +62,18 @@ def log_path(settings: RunFile) -> Path:
     return folder / settings.name / "local.log"
 
 
-def execute(settings: RunFile, log: Path) -> None:
+def execute(settings: RunFile, log: Path, docker: bool = False) -> None:
     """Run the compiled pipeline. Raises Refused or SemiscaleError with the line the failed stage left."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // PROCESSES, 1)))
     # The artifacts are small receipts, which lie in the workdir as well: nothing is lost with this folder.
     with tempfile.TemporaryDirectory(prefix="semiscale-") as root, quietly(log) as screen:
         # GPUs and display names are for the cluster; kfp.local warns of each that it has none.
         warnings.filterwarnings("ignore", message=".*have no effect in the current local runner")
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
-        pipeline = components.load_component_from_file(str(COMPILED))
+        compiled = COMPILED.read_text()
+        runner = docker_runner(settings, compiled) if docker else local.SubprocessRunner(use_venv=False)
+        # What is shared between tasks and what they leave are mounted into each container: two folders.
+        local.init(runner, pipeline_root=f"{root}/tasks", workspace_root=f"{root}/workspace")
+        pipeline = components.load_component_from_text(compiled)
         try:
             with left_as_found():
                 pipeline(**settings.parameters())

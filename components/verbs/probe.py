@@ -1,0 +1,151 @@
+"""What `plan` finds out by itself: sizes by listing, and speeds from a few hundred images on this machine."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from components.shared import shards as sharding
+from components.shared import storage
+from components.shared.decode import Undecodable, decode
+from components.shared.errors import Refused
+from components.shared.preprocess import fixed_cut
+from components.shared.receipts import Preprocessing
+from components.shared.runfile import RunFile
+from components.shared.shards import Columns, Sample, Shard
+from components.verbs.estimate import Images, Inputs
+from components.verbs.rates import Rate
+
+PROBED_IMAGES = 320
+PROBED_SHARDS = 8
+MEASURE_S = 2.0
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few hundred images of the pool showed."""
+
+    samples: int
+    failed: int
+    decode: Rate
+    read: Rate
+
+
+def inputs_of(settings: RunFile, classes: int) -> Inputs:
+    """List all sets, and count their images by the size of a few. Lists every object, reads a few MB.
+
+    `classes` above 0 is the user's number. Raises Refused where a set is empty, or where nothing tells the classes.
+    """
+    columns = Columns(settings.image_column, "")
+    sets = {name: sized(sharding.find(getattr(settings, name)), columns) for name in ("labeled", "test", "unlabeled")}
+    validation = sized(sharding.find(settings.validation), columns) if settings.validation else Images(0, 0, 0, 0)
+    return Inputs(**sets, validation=validation, classes=classes or classes_of(settings))
+
+
+def classes_of(settings: RunFile) -> int:
+    """Count the classes by the list that the run file names, or by the class folders."""
+    if settings.classes:
+        return len([line for line in storage.read(settings.classes).splitlines() if line.strip()])
+    names = {folder for uri in settings.labeled for folder in storage.folders(uri) if not folder.startswith(".")}
+    if len(names) < 2:
+        raise Refused("classes: neither a list nor class folders tell how many there are; give --classes N")
+    return len(names)
+
+
+def sized(shards: list[Shard], columns: Columns) -> Images:
+    """Return how many images there are: loose files by count, containers by how densely a few of them are filled."""
+    loose = sum(len(shard.files) for shard in shards)
+    containers = [shard for shard in shards if shard.kind != "files"]
+    seen = stored = 0
+    for shard in chosen(containers):
+        samples = list(islice(sharding.read(shard, columns), PROBED_IMAGES // PROBED_SHARDS + 1))
+        whole = len(samples) <= PROBED_IMAGES // PROBED_SHARDS
+        seen, stored = seen + len(samples), stored + (shard.size_bytes if whole else stored_bytes(samples))
+    images = round(sum(shard.size_bytes for shard in containers) * seen / max(stored, 1))
+    return Images(loose + images, sum(shard.size_bytes for shard in shards), loose + len(containers), len(shards))
+
+
+def chosen(shards: list[Shard]) -> list[Shard]:
+    """Return a few shards, by a hash of their names."""
+    return sorted(shards, key=lambda shard: hashlib.blake2b(shard.name.encode()).digest())[:PROBED_SHARDS]
+
+
+def stored_bytes(samples: list[Sample]) -> int:
+    """Return the bytes that the first samples of a shard take: of a tar, with all its members so far."""
+    last = samples[-1]
+    return last.offset + len(last.image) if last.offset >= 0 else sum(len(sample.image) for sample in samples)
+
+
+def probe(settings: RunFile) -> Probe:
+    """Read and decode a few hundred images of the pool, one after the other: one core, one connection."""
+    cut = Preprocessing(resolution=settings.resolution, augmentation=settings.augmentation)
+    read_s = decode_s = 0.0
+    size = samples = failed = 0
+    started = time.perf_counter()
+    for sample in first_samples(settings):
+        read = time.perf_counter()
+        read_s += read - started
+        size, samples = size + len(sample.image), samples + 1
+        try:
+            fixed_cut(decode(sample.image), cut)
+        except Undecodable:
+            failed += 1
+        started = time.perf_counter()
+        decode_s += started - read
+    if samples == failed:
+        raise Refused(f"unlabeled: none of {samples} images could be decoded; what do they hold?")
+    return Probe(
+        samples,
+        failed,
+        Rate(samples / decode_s, f"measured here on {samples} images, one core"),
+        Rate(size / read_s, f"measured here on {size / 1e6:,.1f} MB, one connection"),
+    )
+
+
+def first_samples(settings: RunFile) -> Iterator[Sample]:
+    """Yield the first samples of a few shards of the pool."""
+    shards = chosen(sharding.find(settings.unlabeled))
+    for shard in shards:
+        yield from islice(sharding.read(shard, Columns(settings.image_column, "")), -(-PROBED_IMAGES // len(shards)))
+
+
+def device_rates(architecture: str, resolution: int, classes: int) -> dict[str, Rate]:
+    """Measure an architecture's forward and training rates on this machine's device, a few seconds each."""
+    import torch  # seconds to import; published or stated rates do without
+    from torch.nn import functional as F
+
+    from components.shared import models
+
+    models.use_threads()
+    device = models.device()
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    model = models.build(architecture, classes).to(device)
+    images_BCHW = torch.zeros(BATCH, 3, resolution, resolution, device=device)
+    labels_B = torch.zeros(BATCH, dtype=torch.long, device=device)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(images_BCHW).sum().item()
+
+    def train() -> None:
+        loss = F.cross_entropy(model(images_BCHW), labels_B)
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss.item()
+
+    source = f"measured here: {where}"
+    found = {"train": Rate(rate_of(train), source)}
+    model.eval()
+    return {**found, "forward": Rate(rate_of(forward), source)}
+
+
+def rate_of(batch: Callable[[], None]) -> float:
+    """Return images a second of a function that works on BATCH images, after one call to warm up."""
+    batch()
+    started = time.perf_counter()
+    batches = 0
+    while (elapsed := time.perf_counter() - started) < MEASURE_S:
+        batch()
+        batches += 1
+    return batches * BATCH / elapsed

@@ -1,0 +1,81 @@
+"""Schedule: one recurring run on a cluster, for retraining every night."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from kfp.dsl.base_component import BaseComponent
+
+from components.shared.errors import Refused
+from components.verbs.kubeflow import Server, all_pages, answering, named
+from components.verbs.submit import Placed, placed
+
+FIELD = re.compile(r"^[0-9A-Za-z*?/,#-]+$")
+
+
+def schedule(pipeline: BaseComponent, path: Path, cron: str, server: Server, images_on_nodes: bool) -> None:
+    """Run a run file on Kubeflow whenever a cron expression says (UTC); called again, it changes that one schedule.
+
+    Runs do not overlap, and what was missed while the cluster was down is not made up for. Each run lists the bucket
+    anew and finds finished work.
+    """
+    expression = with_seconds(cron)
+    place = placed(pipeline, path, server, images_on_nodes)
+    before = all_pages(
+        place.client.list_recurring_runs,
+        "recurring_runs",
+        experiment_id=place.experiment,
+        filter=named(place.settings.name),
+    )
+    wanted = wanted_of(place, expression, server.service_account)
+    same = [one for one in before if described(one) == wanted]
+    kept = same[0] if same else created(place, expression, server.service_account)
+    # The new one is there before the old ones go: an interruption leaves two, which the next call makes one again.
+    for old in [one for one in before if one.recurring_run_id != kept.recurring_run_id]:
+        with answering():
+            place.client.delete_recurring_run(old.recurring_run_id)
+    what = "unchanged" if same else "changed" if before else "created"
+    print(f"schedule {place.settings.name!r} {what}: {cron!r} UTC, recurring run {kept.recurring_run_id}")
+
+
+def with_seconds(cron: str) -> str:
+    """Return a cron expression of Kubeflow, which begins with seconds. Raises Refused for what is none."""
+    fields = cron.split()
+    if len(fields) not in (5, 6) or not all(map(FIELD.match, fields)):
+        raise Refused(f"--cron {cron!r}: expected five fields, minute hour day month weekday, for example '0 2 * * *'")
+    return " ".join(fields if len(fields) == 6 else ["0", *fields])
+
+
+def created(place: Placed, expression: str, service_account: str) -> Any:
+    """Create the recurring run."""
+    with answering():
+        return place.client.create_recurring_run(
+            place.experiment,
+            place.settings.name,
+            cron_expression=expression,
+            max_concurrency=1,
+            no_catchup=True,
+            params=place.parameters,
+            pipeline_id=place.pipeline,
+            version_id=place.version,
+            service_account=service_account or None,
+        )
+
+
+def wanted_of(place: Placed, expression: str, service_account: str) -> tuple[Any, ...]:
+    """Return what tells one schedule from another."""
+    return expression, place.version, place.parameters, service_account, "1", True, "ENABLE"
+
+
+def described(recurring: Any) -> tuple[Any, ...]:
+    """Return the same of a recurring run on the server."""
+    schedule, version = recurring.trigger and recurring.trigger.cron_schedule, recurring.pipeline_version_reference
+    return (
+        schedule and schedule.cron,
+        version and version.pipeline_version_id,
+        recurring.runtime_config and recurring.runtime_config.parameters,
+        recurring.service_account or "",
+        str(recurring.max_concurrency),
+        recurring.no_catchup,
+        recurring.mode,
+    )

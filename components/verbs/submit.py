@@ -1,0 +1,99 @@
+"""Submit: one run on a cluster, from the shell."""
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kfp import Client
+from kfp.dsl.base_component import BaseComponent
+
+from components.shared import tasks
+from components.shared.runfile import RunFile
+from components.verbs.check import checked, refuse_unpushed
+from components.verbs.compile import compile_pipeline
+from components.verbs.kubeflow import Server, addressed, all_pages, client, named
+
+PIPELINE = "semiscale"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A run file on a server: its experiment, which is called as the run is, and its version of the pipeline."""
+
+    client: Client
+    settings: RunFile
+    experiment: str
+    pipeline: str
+    version: str
+    parameters: dict[str, Any]
+
+
+def submit(pipeline: BaseComponent, path: Path, server: Server, images_on_nodes: bool) -> None:
+    """Run a run file on Kubeflow: upload the pipeline if this version is new, create the run, print its address.
+
+    The run file is checked first. Finished work is found, as on one machine.
+    """
+    place = placed(pipeline, path, server, images_on_nodes)
+    say_first(place.settings)
+    run, address = addressed(
+        lambda: place.client.run_pipeline(
+            place.experiment,
+            place.settings.name,
+            params=place.parameters,
+            pipeline_id=place.pipeline,
+            version_id=place.version,
+            service_account=server.service_account or None,
+        )
+    )
+    print(f"submitted: run {run.run_id}\n{address}")
+    print(f"follow it: python pipeline.py watch {path}")
+
+
+def placed(pipeline: BaseComponent, path: Path, server: Server, images_on_nodes: bool) -> Placed:
+    """Check a run file and bring what it needs to the server: experiment, pipeline, version."""
+    settings = checked(path)
+    text = compiled(pipeline)
+    if not images_on_nodes:
+        refuse_unpushed(text)
+    api = client(server)
+    experiment, _ = addressed(lambda: api.create_experiment(settings.name, namespace=server.namespace or None))
+    pipeline_id, version = uploaded(api, text, server.namespace)
+    return Placed(api, settings, experiment.experiment_id, pipeline_id, version, settings.model_dump(mode="json"))
+
+
+def compiled(pipeline: BaseComponent) -> str:
+    """Return the compiled pipeline."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        compile_pipeline(pipeline, path)
+        return path.read_text()
+
+
+def uploaded(api: Client, text: str, namespace: str) -> tuple[str, str]:
+    """Return the ids of the pipeline and of its version, called by the digest of its text; uploads what is new."""
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    owner = {"namespace": namespace} if namespace else {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        path.write_text(text)
+        known = all_pages(api.list_pipelines, "pipelines", filter=named(PIPELINE), **owner)
+        if known:
+            pipeline_id = str(known[0].pipeline_id)
+        else:
+            pipeline_id = str(addressed(lambda: api.upload_pipeline(str(path), PIPELINE, **owner))[0].pipeline_id)
+        found = all_pages(api.list_pipeline_versions, "pipeline_versions", pipeline_id=pipeline_id, filter=named(name))
+        if found:
+            return pipeline_id, str(found[0].pipeline_version_id)
+        version, address = addressed(lambda: api.upload_pipeline_version(str(path), name, pipeline_id=pipeline_id))
+        print(f"pipeline version {name}: {address}")
+        return pipeline_id, str(version.pipeline_version_id)
+
+
+def say_first(settings: RunFile) -> None:
+    """Leave word in the workdir that a new try begins, where this machine may write there."""
+    try:
+        tasks.announce(settings.workdir, settings.name)
+    except Exception as error:  # noqa: BLE001 - no credentials here, of any vendor: the pods have their own
+        print(f"the workdir cannot be written from here, which only `watch` would miss: {str(error)[:200]}")

@@ -1,0 +1,106 @@
+"""Watch: live progress of every task of a run, from the object store alone: a run on this machine or on any cluster."""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from components.shared import runfile, storage, tasks
+from components.shared.errors import Refused, SemiscaleError
+from components.shared.progress import duration, tell
+from components.shared.tasks import Board, Task
+
+LAST = "report"  # the task that ends a run
+SILENT_AFTER_S = tasks.FRESH_S  # a task that runs writes every ten seconds
+GIVEN_UP_AFTER_S = 180.0  # a failed task that nothing follows: its pod is not started again
+CLEAR = "\x1b[H\x1b[J"
+
+
+def watch(path: Path, once: bool, every_s: float) -> None:
+    """Show how far every task of a run is, until the run ends; the exit code is the run's.
+
+    Reads nothing but the workdir. A task whose pod died is silent until another pod goes on with it.
+    """
+    settings = runfile.load(path)
+    board = Board(storage.absolute(settings.workdir), settings.name)
+    live = sys.stdout.isatty() and not once
+    while True:
+        found = board.tasks()
+        if once and not found:
+            raise Refused(f"{board.folder}: nothing here; was the run {settings.name!r} started?")
+        now = time.time()
+        print((CLEAR if live else "") + page(settings.name, found, now, width()), end="" if live else "\n", flush=True)
+        if over(found, now) or once:
+            break
+        time.sleep(every_s)
+    if ended := over(found, time.time()):
+        raise_failure(ended)
+
+
+def over(found: Sequence[Task], now: float) -> Task | None:
+    """Return the task that a run ended with, or None while it is under way.
+
+    A failed or stopped task ends a run when nothing has been heard of any for some minutes: until then its pod may be
+    started again. Bad input is not tried again.
+    """
+    ends = [task for task in found if task.stage == LAST and task.state == "finished"]
+    bad = [task for task in found if task.state in ("failed", "stopped")]
+    refused = [task for task in bad if task.exit_code == Refused.exit_code]
+    if ends or refused:
+        return (ends or refused)[0]
+    quiet = all(now - task.updated > GIVEN_UP_AFTER_S for task in found)
+    return bad[0] if bad and quiet else None
+
+
+def raise_failure(ended: Task) -> None:
+    """Raise what a run ended with, with its exit code. Nothing where it finished."""
+    if ended.state == "finished":
+        return
+    failure = SemiscaleError(f"{ended.task}: {ended.reason}")
+    failure.exit_code = ended.exit_code or SemiscaleError.exit_code
+    raise failure
+
+
+def page(run: str, found: Sequence[Task], now: float, columns: int) -> str:
+    """Return one look at a run: a line for the whole, and one for each task, cut to the terminal's width."""
+    if not found:
+        return f"{run}: nothing has begun yet\n"
+    counts = {
+        state: sum(task.state == state for task in found) for state in ("finished", "running", "failed", "stopped")
+    }
+    numbers = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    since = duration(max(task.updated for task in found) - min(task.started for task in found))
+    hours = sum(task.device_s for task in found) / 3600
+    head = f"{run}: {numbers or 'submitted'} · {since}" + (f" · {hours:,.2f} device-hours" if hours else "")
+    wide = max(len(task.task) for task in found)
+    lines = [f"{task.task:{wide}}  {said(task, now)}" for task in found]
+    return "".join(f"{line[:columns]}\n" for line in [head, *lines])
+
+
+def said(task: Task, now: float) -> str:
+    """Return how far one task is."""
+    if task.state == "submitted":
+        return f"submitted {duration(now - task.started)} ago, waiting for a pod"
+    if task.state == "finished":
+        images = f"{task.done:,} images · " if task.done else ""
+        return f"finished · {images}{duration(task.updated - task.started)}"
+    if task.state in ("failed", "stopped"):
+        return f"{task.state}: {task.reason}"
+    silent_s = now - task.updated
+    silence = f" · silent for {duration(silent_s)}" if silent_s > SILENT_AFTER_S else ""
+    progress = tell(task.done, task.total, task.images_per_s, task.detail) if task.done else "running"
+    return f"{bar(task)}{progress}{silence}"
+
+
+def bar(task: Task) -> str:
+    """Draw the share that is done, where the total is known."""
+    if not task.total:
+        return ""
+    full = min(20 * task.done // task.total, 20)
+    return "█" * full + "░" * (20 - full) + " "
+
+
+def width() -> int:
+    """Return the terminal's columns; what goes elsewhere is not cut."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
