@@ -21,7 +21,9 @@ import yaml
 from kfp import components, local
 
 from components import images
+from components.shared.tasks import Board
 from components.verbs import build as building
+from components.verbs import run as running
 from components.verbs.build import KINDS, build_images
 from components.verbs.compile import COMPILED, with_pushed_images
 from tests import pictures
@@ -223,3 +225,21 @@ def test_the_whole_pipeline_in_containers(build: Callable[[str], str], tmp_path:
     results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
     assert results["ledger"] == {"listed": 120, "scored": 120, "failed": 0, "removed": 0}
     assert (tmp_path / "work" / "trial" / "results.json").stat().st_uid == 1000
+
+
+@pytest.mark.filterwarnings("ignore:.*have no effect in the current local runner")
+def test_the_verb_run_in_containers(
+    build: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`run --docker` mounts what the containers need by itself, and their objects of progress are this run's."""
+    compiled = tmp_path / "pipeline.yaml"
+    text = COMPILED.read_text()
+    for kind, image in KINDS.items():
+        text = text.replace(f"image: {image}\n", f"image: {build(kind)}\n")
+    compiled.write_text(text)
+    monkeypatch.setattr(running, "COMPILED", compiled)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(pictures.write_run(tmp_path, pods=1)))
+    running.run(path, docker=True)
+    assert "120 listed, 120 scored, 0 failed, 0 removed" in capsys.readouterr().out
+    assert {task.state for task in Board(str(tmp_path / "work"), "trial").tasks()} == {"finished"}

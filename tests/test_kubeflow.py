@@ -12,6 +12,7 @@ import yaml
 import pipeline
 from components.shared import storage
 from components.shared.errors import Refused
+from components.shared.hardware import Hardware
 from components.shared.tasks import Board
 from components.verbs.cancel import cancel
 from components.verbs.kubeflow import Server
@@ -65,7 +66,7 @@ def test_a_run_is_submitted_with_the_run_files_values(
     assert parameters["labeled"] == [f"file://{run_file.parent}/labeled"]
     (version,) = kfp.things["versions"]
     assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
-    assert version["pipeline_spec"] == compiled(pipeline.semiscale)
+    assert version["pipeline_spec"] == compiled(pipeline.semiscale, Hardware())
     assert set(parameters) == set(yaml.safe_load(version["pipeline_spec"])["root"]["inputDefinitions"]["parameters"])
     assert Board(f"file://{run_file.parent}/work", "birds").tasks()[0].state == "submitted"
 

@@ -1,5 +1,6 @@
 """Containers for a run on this machine: what each may see, read and write."""
 
+import contextlib
 import os
 import re
 from importlib import import_module
@@ -45,7 +46,8 @@ def refuse_without(images: list[str]) -> None:
     except ImportError:
         raise Refused("--docker: Python's docker package is missing; run make setup, or pip install docker") from None
     try:
-        known = {tag for image in docker.from_env().images.list() for tag in image.tags}
+        with contextlib.closing(docker.from_env()) as client:
+            known = {tag for image in client.images.list() for tag in image.tags}
     except docker.errors.DockerException as error:
         reason = " ".join(str(error).split())[:200]
         raise Refused(f"--docker: no Docker daemon answers ({reason}); start one, or set DOCKER_HOST") from None

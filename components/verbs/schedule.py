@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kfp.dsl.base_component import BaseComponent
+from kfp.dsl.graph_component import GraphComponent
 
 from components.shared.errors import Refused
 from components.verbs.kubeflow import Server, all_pages, answering, named
@@ -13,7 +13,7 @@ from components.verbs.submit import Placed, placed
 FIELD = re.compile(r"^[0-9A-Za-z*?/,#-]+$")
 
 
-def schedule(pipeline: BaseComponent, path: Path, cron: str, server: Server, images_on_nodes: bool) -> None:
+def schedule(pipeline: GraphComponent, path: Path, cron: str, server: Server, images_on_nodes: bool) -> None:
     """Run a run file on Kubeflow whenever a cron expression says (UTC); called again, it changes that one schedule.
 
     Runs do not overlap, and what was missed while the cluster was down is not made up for. Each run lists the bucket

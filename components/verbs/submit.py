@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kfp import Client
-from kfp.dsl.base_component import BaseComponent
+from kfp import Client, compiler
+from kfp.dsl.graph_component import GraphComponent
 
+from components import images
 from components.shared import tasks
+from components.shared.hardware import Hardware
 from components.shared.runfile import RunFile
 from components.verbs.check import checked, refuse_unpushed
-from components.verbs.compile import compile_pipeline
+from components.verbs.compile import traced, with_pushed_images
 from components.verbs.kubeflow import Server, addressed, all_pages, client, named
 
 PIPELINE = "semiscale"
@@ -30,7 +32,7 @@ class Placed:
     parameters: dict[str, Any]
 
 
-def submit(pipeline: BaseComponent, path: Path, server: Server, images_on_nodes: bool) -> None:
+def submit(pipeline: GraphComponent, path: Path, server: Server, images_on_nodes: bool) -> None:
     """Run a run file on Kubeflow: upload the pipeline if this version is new, create the run, print its address.
 
     The run file is checked first. Finished work is found, as on one machine.
@@ -51,24 +53,24 @@ def submit(pipeline: BaseComponent, path: Path, server: Server, images_on_nodes:
     print(f"follow it: python pipeline.py watch {path}")
 
 
-def placed(pipeline: BaseComponent, path: Path, server: Server, images_on_nodes: bool) -> Placed:
+def placed(pipeline: GraphComponent, path: Path, server: Server, images_on_nodes: bool) -> Placed:
     """Check a run file and bring what it needs to the server: experiment, pipeline, version."""
     settings = checked(path)
-    text = compiled(pipeline)
+    text = compiled(pipeline, settings.hardware)
     if not images_on_nodes:
         refuse_unpushed(text)
     api = client(server)
     experiment, _ = addressed(lambda: api.create_experiment(settings.name, namespace=server.namespace or None))
     pipeline_id, version = uploaded(api, text, server.namespace)
-    return Placed(api, settings, experiment.experiment_id, pipeline_id, version, settings.model_dump(mode="json"))
+    return Placed(api, settings, experiment.experiment_id, pipeline_id, version, settings.parameters())
 
 
-def compiled(pipeline: BaseComponent) -> str:
-    """Return the compiled pipeline."""
+def compiled(pipeline: GraphComponent, hardware: Hardware) -> str:
+    """Return the pipeline, compiled for the run's hardware, with the images that were pushed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        compile_pipeline(pipeline, path)
-        return path.read_text()
+        compiler.Compiler().compile(traced(pipeline, hardware), str(path))
+        return with_pushed_images(path.read_text(), images.pushed())
 
 
 def uploaded(api: Client, text: str, namespace: str) -> tuple[str, str]:

@@ -1,0 +1,89 @@
+"""The command line: every verb explains itself; what `run --docker` gives its containers."""
+
+import gc
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline
+from components.shared import runfile
+from components.shared.errors import Refused
+from components.shared.runfile import RunFile
+from components.verbs import containers
+from components.verbs.main import main, parser
+from components.verbs.run import located
+from tests import pictures
+
+ROOT = Path(__file__).resolve().parents[1]
+VERBS = ("run", "plan", "watch", "submit", "schedule", "cancel", "reselect", "compile", "demo", "demo-images")
+CODES = ("0", "1", "2", "3", "130", "143")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples_that_parse_and_the_exit_codes(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(pipeline.semiscale, [verb, "--help"])
+    said = capsys.readouterr().out
+    examples = re.findall(r"^  python pipeline\.py (.*)$", said, re.MULTILINE)
+    assert examples
+    for example in examples:
+        parser(pipeline.semiscale).parse_args([part.strip("'") for part in re.findall(r"'[^']*'|\S+", example)])
+    assert re.findall(r"^ *(\d+)  \w", said.split("exit codes:")[1], re.MULTILINE) == list(CODES)
+
+
+def test_the_readme_has_every_verb_and_exit_code() -> None:
+    text = (ROOT / "README.md").read_text()
+    for verb in (name for name in VERBS if not name.startswith("demo")):
+        assert f"| `{verb}" in text, verb
+    table = text.split("what happened\n")[1].split("```")[0]
+    assert [line.split()[0] for line in table.splitlines()] == list(CODES)
+
+
+def settings_of(root: Path, **changes: Any) -> RunFile:
+    """Return a run file on real images."""
+    return located(runfile.check(pictures.write_run(root, **changes), "here"))
+
+
+def test_containers_see_the_inputs_and_write_to_the_workdir_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "refuse_without", lambda images: None)  # needs no Docker here
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    settings = settings_of(tmp_path, unlabeled=[str(tmp_path / "data" / "pool" / "pool-*.tar")])
+    given = containers.docker_runner(settings, "").container_run_args
+    mounted = {mount["Target"]: mount["ReadOnly"] for mount in given["mounts"]}
+    writable = [path for path, read_only in mounted.items() if not read_only]
+    assert writable == [str(tmp_path / "work")]
+    assert str(tmp_path / "data" / "pool") in mounted
+    assert str(tmp_path / "data" / "classes.txt") in mounted
+    assert (given["network_mode"], given["read_only"]) == ("none", True)
+    assert "AWS_SECRET_ACCESS_KEY" not in given["environment"], "no bucket, no credentials"
+
+
+def test_containers_of_a_run_on_buckets_get_the_network_and_the_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key.json").write_text("{}")
+    monkeypatch.setattr(containers, "refuse_without", lambda images: None)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    given = containers.docker_runner(settings_of(tmp_path, workdir="s3://b/work"), "").container_run_args
+    assert "network_mode" not in given
+    assert given["environment"]["AWS_SECRET_ACCESS_KEY"] == "secret"
+    assert str(tmp_path / "key.json") in [mount["Target"] for mount in given["mounts"]]
+    assert all(mount["ReadOnly"] for mount in given["mounts"])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_without_docker_a_run_in_containers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(Refused, match="--docker: no Docker daemon answers") as refusal:
+        containers.docker_runner(settings_of(tmp_path), "")
+    assert "\n" not in str(refusal.value)
+    del refusal
+    gc.collect()  # docker's client leaves the socket open that it could not connect
