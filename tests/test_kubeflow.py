@@ -67,7 +67,9 @@ def test_a_run_is_submitted_with_the_run_files_values(
     (version,) = kfp.things["versions"]
     assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
     assert version["pipeline_spec"] == compiled(pipeline.semiscale, Hardware())
-    assert set(parameters) == set(yaml.safe_load(version["pipeline_spec"])["root"]["inputDefinitions"]["parameters"])
+    assert set(parameters) == set(
+        next(yaml.safe_load_all(version["pipeline_spec"]))["root"]["inputDefinitions"]["parameters"]
+    )
     assert Board(f"file://{run_file.parent}/work", "birds").tasks()[0].state == "submitted"
 
 
