@@ -1,6 +1,6 @@
 """Semiscale: the paper's four stages as one Kubeflow pipeline (Yalniz et al. 2019, Figure 1).
 
-    plan ─ teacher ─┬─ score × pods ─ merge ─ pack ─ pretrain ─ finetune × rates ─┬─ evaluate ─ report
+    plan ─ teacher ─┬─ score × pods ─ merge ─ pack ─ pretrain ─ finetune × rates ─┬─ evaluate ─ promote ─ report
                     └─ baseline × rates ──────────────────────────────────────────┘
 
 `python pipeline.py --help` lists the verbs.
@@ -16,6 +16,7 @@ from components.hardware import on_cpus, on_scan_gpus, on_training_gpus
 from components.merge.component import merge
 from components.pack.component import pack
 from components.plan.component import plan
+from components.promote.component import promote
 from components.report.component import report
 from components.score.component import score
 from components.train.component import train
@@ -53,6 +54,9 @@ def semiscale(
     pods: int = 8,
     max_failed_fraction: float = 0.01,
     budget_hours: float = 0.0,
+    retrain_above: float = 0.0,
+    promotion: str = "if-not-worse",
+    champion: str = "",
 ):
     """Turn a small labeled set and a huge unlabeled pool into a better classifier at the same inference cost.
 
@@ -87,6 +91,9 @@ def semiscale(
         pods: Containers that share the scan of the unlabeled images.
         max_failed_fraction: Share of unreadable samples in a set above which the run fails.
         budget_hours: Device-hours (GPUs, or pods without) after which the run stops cleanly; 0: no limit.
+        retrain_above: Share of the selection that a grown pool must have changed before students are trained again.
+        promotion: Whether the student becomes the champion: if-not-worse on the same test images, or never.
+        champion: Name of the champion to compete with, in the workdir. Empty: the run's name.
     """
     planned = plan(
         name=name,
@@ -119,6 +126,9 @@ def semiscale(
         pods=pods,
         max_failed_fraction=max_failed_fraction,
         budget_hours=budget_hours,
+        retrain_above=retrain_above,
+        promotion=promotion,
+        champion=champion,
     ).set_display_name("Plan: list and check the inputs")
     on_cpus(planned)
     # One task a cell of Figure 1 reads its inputs from the same place; these are what all trainings share.
@@ -160,6 +170,7 @@ def semiscale(
             classes_per_image=classes_per_image,
             max_failed_fraction=max_failed_fraction,
             remove=remove,
+            retrain_above=retrain_above,
         )
     ).set_display_name("2 Merge: top K per class")
     packed = on_cpus(pack(selection=selected.outputs["receipt"], seed=seed, **place)).set_display_name("2 Pack D̂")
@@ -213,6 +224,15 @@ def semiscale(
             **place,
         )
     ).set_display_name("Evaluate on the test set")
+    promoted = on_scan_gpus(
+        promote(
+            evaluation=evaluated.outputs["receipt"],
+            promotion=promotion,
+            champion=champion,
+            label_column=label_column,
+            **place,
+        )
+    ).set_display_name("Promote the student if it is not worse")
     on_cpus(
         report(
             teacher=teacher.outputs["receipt"],
@@ -223,6 +243,7 @@ def semiscale(
             pretrained=pretrained.outputs["receipt"],
             students=dsl.Collected(student.outputs["receipt"]),
             evaluation=evaluated.outputs["receipt"],
+            promotion=promoted.outputs["receipt"],
             **place,
         )
     ).set_display_name("Report")

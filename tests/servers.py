@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from http.server import HTTPServer
+from itertools import count
 from typing import Any
 
 
@@ -37,7 +38,8 @@ def gcs_server() -> HTTPServer:
     """Return the emulator of Google Cloud Storage, in memory, with two rules of the real service that it leaves out.
 
     Without them the tests could not tell whether our requests carry the precondition, and whether the answer is read
-    right: `ifGenerationMatch=0` fails for an object that exists (412), and so does a range past the end (416).
+    right: `ifGenerationMatch` fails for another generation, 0 for an object that exists (412), and so does a range past
+    the end (416).
     https://cloud.google.com/storage/docs/request-preconditions, https://cloud.google.com/storage/docs/json_api/v1/status-codes
     The emulator answers one request at a time, so a precondition is checked and acted upon at once.
     """
@@ -55,14 +57,22 @@ def gcs_server() -> HTTPServer:
     return HTTPServer(("127.0.0.1", 0), partial(RequestHandler, Storage(use_memory_fs=True)))
 
 
+GENERATIONS = count(1)  # the emulator's own are the seconds of the clock: two writes could share one
+
+
 def _insert(insert: Callable[..., None], request: Any, response: Any, storage: Any) -> None:
     sent = request.data or {}  # the object's name is in the query, or in the metadata that are sent along
     name = request.query.get("name") or [(sent.get("meta") or sent)["name"]]
     existing = storage.objects.get(request.params["bucket_name"], {})
-    if request.query.get("ifGenerationMatch") == ["0"] and name[0] in existing:
+    asked = request.query.get("ifGenerationMatch")
+    there = str(existing[name[0]]["generation"]) if name[0] in existing else "0"
+    if asked and asked != [there]:
         response.status = HTTPStatus.PRECONDITION_FAILED
     else:
         insert(request, response, storage)
+        stored = storage.objects.get(request.params["bucket_name"], {}).get(name[0])
+        if stored:
+            stored["generation"] = str(next(GENERATIONS))
 
 
 def _download(download: Callable[..., None], request: Any, response: Any, storage: Any) -> None:

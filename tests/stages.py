@@ -10,12 +10,16 @@ from components.evaluate.evaluate import EvaluateConfig, evaluate
 from components.merge.merge import MergeConfig, merge
 from components.pack.pack import PackConfig, pack
 from components.plan.plan import PlanConfig, plan
+from components.promote.promote import PromoteConfig, promote
+from components.report.report import ReportConfig, report
 from components.score.score import ScoreConfig, score
 from components.shared.receipts import (
     EvaluationReceipt,
     PackReceipt,
     PlanReceipt,
+    PromotionReceipt,
     Receipt,
+    ReportReceipt,
     ScoreReceipt,
     SelectionReceipt,
     TrainReceipt,
@@ -106,6 +110,7 @@ class Stages:
             "images_per_class": self.config.images_per_class,
             "classes_per_image": self.config.classes_per_image,
             "max_failed_fraction": self.config.max_failed_fraction,
+            "retrain_above": self.config.retrain_above,
             **changes,
         }
         return merge(MergeConfig.model_validate(settings))
@@ -148,6 +153,43 @@ class Stages:
                 baselines=[self.uri(receipt) for receipt in self.baselines],
                 pretrained=self.uri(self.pretrained),
                 students=[self.uri(receipt) for receipt in self.students],
+            )
+        )
+
+    def promote(self, **changes: Any) -> PromotionReceipt:
+        """Compare the student with the champion."""
+        settings = {
+            "workdir": self.workdir,
+            "plan": self.uri(self.plan),
+            "evaluation": self.uri(self.evaluation),
+            "promotion": self.config.promotion,
+            "champion": self.config.champion,
+            **changes,
+        }
+        return promote(PromoteConfig.model_validate(settings))
+
+    @cached_property
+    def promotion(self) -> PromotionReceipt:
+        """The promotion."""
+        return self.promote()
+
+    @cached_property
+    def report(self) -> ReportReceipt:
+        """The report, which also leaves the run's receipts in the workdir."""
+        uri = self.uri
+        return report(
+            ReportConfig(
+                workdir=self.workdir,
+                plan=uri(self.plan),
+                teacher=uri(self.teacher),
+                baselines=[uri(one) for one in self.baselines],
+                scores=[uri(one) for one in self.scores],
+                selection=uri(self.selection),
+                packed=uri(self.packed),
+                pretrained=uri(self.pretrained),
+                students=[uri(one) for one in self.students],
+                evaluation=uri(self.evaluation),
+                promotion=uri(self.promotion),
             )
         )
 

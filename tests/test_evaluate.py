@@ -1,13 +1,29 @@
-"""Evaluation: the best on validation is measured, on the test images, and counted right."""
+"""Evaluation: the best on validation is measured, on the same images as the others; predictions are kept."""
 
+import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from kfp import dsl
 
+from components.evaluate.component import evaluate as component
 from components.evaluate.measure import best
+from components.shared import storage
 from components.shared.predict import hits
+from components.shared.predictions import Predictions
+from components.shared.receipts import EvaluationReceipt
 from tests.stages import Stages
+
+MODELS = ["teacher", "baseline", "pretrained", "student"]
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    stages = Stages(tmp_path_factory.mktemp("run"))
+    assert stages.evaluation
+    return stages
 
 
 def test_hits() -> None:
@@ -18,20 +34,89 @@ def test_hits() -> None:
     assert hits(logits_BC, labels_B, 5).tolist() == [True, True, True]
 
 
-def test_four_models_on_the_same_images(tmp_path: Path) -> None:
-    stages = Stages(tmp_path)
+def test_four_models_on_the_same_images(stages: Stages) -> None:
     receipt = stages.evaluation
-    assert receipt.models.keys() == {"teacher", "baseline", "pretrained", "student"}
+    assert list(receipt.models) == MODELS
+    kept = {}
     for name, model in receipt.models.items():
-        assert model.images == 18
+        kept[name] = pq.read_table(model.predictions).to_pylist()
+        assert model.images == len(kept[name]) == 18
         assert model.top1 <= model.top5 == 1.0
+        assert model.top1 == sum(row["top"][0] == row["label"] for row in kept[name]) / 18
+        assert model.top1_interval[0] <= model.top1 <= model.top1_interval[1]
+        assert 0 <= model.calibration_error <= 1
         assert sum(receipt.per_class[name]) / 3 == pytest.approx(model.top1)
-    assert receipt.chosen["student"] == best(stages.students).learning_rate
+    identities = [[(row["key"], row["label"]) for row in rows] for rows in kept.values()]
+    assert identities == [identities[0]] * 4
+    assert len(set(identities[0])) == 18
+    assert sum(map(sum, receipt.confusion.counts)) == 18
 
 
-def test_of_equals_the_smallest_learning_rate_is_chosen(tmp_path: Path) -> None:
-    one = Stages(tmp_path).teacher
+def test_the_student_is_compared_with_the_other_three(stages: Stages) -> None:
+    receipt = stages.evaluation
+    assert [one.against for one in receipt.comparisons] == MODELS[:3]
+    for one in receipt.comparisons:
+        gain = receipt.models["student"].top1 - receipt.models[one.against].top1
+        assert one.difference == pytest.approx(gain)
+        assert (one.wins - one.losses) / 18 == pytest.approx(gain)
+
+
+def test_all_learning_rates_that_were_tried_are_told(stages: Stages) -> None:
+    receipt = stages.evaluation
+    for name, trained in (("student", stages.students), ("baseline", stages.baselines)):
+        expected = [(one.learning_rate, one.validation_top1, one.digest) for one in trained]
+        assert [(one.learning_rate, one.validation_top1, one.receipt) for one in receipt.tried[name]] == expected
+        assert receipt.chosen[name] == best(trained).learning_rate
+        assert receipt.models[name].receipt == best(trained).digest
+
+
+def test_of_equals_the_smallest_learning_rate_is_chosen(stages: Stages) -> None:
+    one = stages.teacher
     tried = [one.model_copy(update={"learning_rate": rate, "validation_top1": 0.5}) for rate in (0.3, 0.1, 0.2)]
     assert best(tried).learning_rate == 0.1
     better = one.model_copy(update={"learning_rate": 0.9, "validation_top1": 0.6})
     assert best([*tried, better]).learning_rate == 0.9
+
+
+def test_predictions_are_the_models_own_and_survive_the_file(stages: Stages) -> None:
+    from components.shared import models
+    from components.shared.predict import PreparedSplit, logits
+    from components.shared.shards import Columns
+
+    student = best(stages.students)
+    kept = Predictions.from_bytes(storage.read(stages.evaluation.models["student"].predictions))
+    prepared = PreparedSplit(stages.plan.test, Columns(), student.preprocessing)
+    probability_BC = logits(models.read(student.checkpoint)[0], prepared, torch.device("cpu")).softmax(1)
+    assert kept.labels_B.tolist() == prepared.labels_B.tolist()
+    assert kept.top_BR.tolist() == probability_BC.topk(3).indices.tolist()  # of three classes
+    assert kept.probability_B == pytest.approx(probability_BC.max(1).values.numpy())
+    assert Predictions.from_bytes(kept.to_bytes()).keys == kept.keys
+
+
+def test_what_the_kubeflow_ui_is_given(stages: Stages, tmp_path: Path) -> None:
+    """The component's own function, with kfp's own artifacts."""
+
+    def artifact(kind: type[dsl.Artifact], uri: str) -> dsl.Artifact:
+        return kind(name=Path(uri).stem, uri=uri)
+
+    def given(*receipts: object) -> list[dsl.Artifact]:
+        return [artifact(dsl.Artifact, stages.uri(receipt)) for receipt in receipts]  # type: ignore[arg-type]
+
+    receipt = artifact(dsl.Artifact, str(tmp_path / "receipt"))
+    metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"))
+    confusion = dsl.ClassificationMetrics(name="confusion", uri=str(tmp_path / "confusion"))
+    summary = artifact(dsl.Markdown, str(tmp_path / "summary.md"))
+    component.python_func(
+        receipt=receipt, metrics=metrics, confusion=confusion, summary=summary, workdir=stages.workdir,
+        plan=given(stages.plan)[0], teacher=given(stages.teacher)[0], baselines=given(*stages.baselines),
+        pretrained=given(stages.pretrained)[0], students=given(*stages.students), image_column="image",
+        label_column="label",
+    )  # fmt: skip
+    found = EvaluationReceipt.model_validate_json(Path(receipt.path).read_text())
+    assert found == stages.evaluation
+    assert metrics.metadata["student top-1 (%)"] == pytest.approx(100 * found.models["student"].top1, abs=0.001)
+    matrix = confusion.metadata["confusionMatrix"]
+    assert [one["displayName"] for one in matrix["annotationSpecs"]] == ["red", "green", "blue"]
+    assert [one["row"] for one in matrix["rows"]] == found.confusion.counts
+    assert "| student | **" in Path(summary.path).read_text()
+    assert json.dumps({**metrics.metadata, **confusion.metadata}), "as kfp's executor writes them"

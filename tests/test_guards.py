@@ -11,10 +11,10 @@ import pipeline
 from components.shared.runfile import Parameters
 from components.shared.stage import StageConfig
 
-STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "report")
-OUTPUTS = {"receipt", "page"}
+STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "promote", "report")
+OUTPUTS = {"receipt", "page", "summary", "metrics", "confusion"}
 # Parameters of a program that its component leaves at their defaults: controls, not the paper's pipeline.
-ONLY_PROGRAM = {"merge": {"random_images", "seed", "min_probability"}}
+ONLY_PROGRAM = {"merge": {"random_images", "seed", "min_probability"}, "promote": {"force"}}
 
 
 def config_of(stage: str) -> type[StageConfig]:

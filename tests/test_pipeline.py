@@ -29,8 +29,10 @@ def test_the_whole_pipeline_twice(tmp_path: Path) -> None:
     first = run(tmp_path, content)
     assert first.returncode == 0, first.stdout + first.stderr
     results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
-    assert results.keys() == {"teacher", "baseline", "pretrained", "student", "selection", "ledger", "seconds"}
-    for model in ("teacher", "baseline", "pretrained", "student"):
+    models = {"teacher", "baseline", "pretrained", "student"}
+    assert results.keys() == models | {"comparisons", "promotion", "selection", "ledger", "seconds"}
+    assert results.pop("promotion")["promoted"]
+    for model in models:
         assert 0.8 < results[model]["top1"] <= results[model]["top5"] == 1.0
     assert results["ledger"] == {"listed": 120, "scored": 120, "failed": 0, "removed": 0}
     assert results["selection"]["images"] == 36
@@ -41,7 +43,9 @@ def test_the_whole_pipeline_twice(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("finished before") >= 10
     assert "images, " not in again.stdout.split("on the test set")[0], "nothing is trained or scored a second time"
-    assert json.loads((tmp_path / "work" / "trial" / "results.json").read_text()) == results
+    found = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
+    assert found.pop("promotion") == {"promoted": False, "why": "the student is the champion already"}
+    assert found == results
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """The report: its numbers, its escaping, and the page as a real browser shows it."""
 
+import html
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,8 @@ from components.shared.receipts import (
     Accuracy,
     ClassSelection,
     Clocks,
+    Comparison,
+    Confusion,
     EvaluationReceipt,
     Failure,
     Ledger,
@@ -32,7 +36,9 @@ from components.shared.receipts import (
     PlanReceipt,
     Point,
     Preprocessing,
+    PromotionReceipt,
     Receipt,
+    Renewal,
     ReportReceipt,
     ScoreReceipt,
     SelectionReceipt,
@@ -50,7 +56,7 @@ FOUND = [12, 12, 5, 0]  # of K = 12: the gallery shows ranks 1, 10 and the last
 TEST_IMAGES = 1200
 HEADINGS = [
     "Result", "Selection", "Ledger", "Gallery", "Learning curves", "Learning-rate sweeps", "Time", "Notes of the plan",
-    "Accuracy by class", "Run file",
+    "Accuracy by class", "Confusions", "Run file",
 ]  # fmt: skip
 
 
@@ -168,15 +174,36 @@ def evaluated(student: float = 0.715, pretrained: float = 0.725) -> EvaluationRe
     }
     models = {
         name: Accuracy(
-            top1=one, top5=round(one + 0.2, 4), images=TEST_IMAGES, architecture="resnet18", receipt=receipts[name],
-            learning_rate=0.1,
+            top1=one, top5=round(one + 0.2, 4), calibration_error=0.05, top1_interval=(one - 0.02, one + 0.02),
+            top5_interval=(round(one + 0.19, 4), round(one + 0.21, 4)), calibration_error_interval=(0.04, 0.06),
+            images=TEST_IMAGES, architecture="resnet18", receipt=receipts[name],
+            training="", predictions="", learning_rate=0.1,
         )
         for name, one in top1.items()
     }  # fmt: skip
     return EvaluationReceipt(
         stage="evaluate", digest="e", folder="evaluate", seconds=4, models=models,
         per_class={name: [one, one - 0.1, one + 0.1, one] for name, one in top1.items()},
-        chosen={"baseline": 0.1, "student": 0.00025},
+        per_class_intervals={name: [(0.5, 0.9)] * 4 for name in top1},
+        chosen={"baseline": 0.1, "student": 0.00025}, tried={},
+        comparisons=[versus(name, student - one) for name, one in top1.items() if name != "student"],
+        confusion=Confusion(
+            classes=CLASSES, counts=[[290, 10, 0, 0], [1, 299, 0, 0], [50, 50, 200, 0], [0, 0, 0, 300]]
+        ),
+    )  # fmt: skip
+
+
+def versus(name: str, difference: float) -> Comparison:
+    return Comparison(
+        model="student", against=name, wins=60, losses=21, difference=round(difference, 4),
+        interval=(difference - 0.01, difference + 0.01), p_value=0.00002, p_worse=0.99999,
+    )  # fmt: skip
+
+
+def decided(promoted: bool = True) -> PromotionReceipt:
+    return PromotionReceipt(
+        stage="promote", digest="d", folder="fruit", seconds=0.1, champion="champions/fruit.json", model="f",
+        promoted=promoted, why=f"not worse than the champion: {SCRIPT}", comparison=versus("champion", 0.004),
     )  # fmt: skip
 
 
@@ -217,6 +244,7 @@ def write_run(folder: Path) -> dict[str, list[Receipt]]:
         "pretrained": [trained("pretrain", 0.1, 25, 220_000, 0.71)],
         "students": [trained("finetune", rate, 5.5, 30_000, 0.72 - rate) for rate in (0.0025, 0.00025)],
         "evaluation": [evaluated()],
+        "promotion": [decided()],
     }  # fmt: skip
 
 
@@ -244,11 +272,31 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> ReportReceipt:
 
 
 def test_the_results_have_exactly_the_published_shape(written: ReportReceipt) -> None:
-    assert json.loads(Path(written.results).read_text()) == {
-        "teacher": {"top1": 0.74, "top5": 0.94},
-        "baseline": {"top1": 0.6825, "top5": 0.8825},
-        "pretrained": {"top1": 0.725, "top5": 0.925},
-        "student": {"top1": 0.715, "top5": 0.915},
+    found = json.loads(Path(written.results).read_text())
+    measured = {name: found.pop(name) for name in ("teacher", "baseline", "pretrained", "student")}
+    assert {name: (one["top1"], one["top5"]) for name, one in measured.items()} == {
+        "teacher": (0.74, 0.94),
+        "baseline": (0.6825, 0.8825),
+        "pretrained": (0.725, 0.925),
+        "student": (0.715, 0.915),
+    }
+    assert measured["student"] == {
+        "top1": 0.715,
+        "top5": 0.915,
+        "calibration_error": 0.05,
+        "top1_interval": [0.695, 0.735],
+        "top5_interval": [0.905, 0.925],
+        "calibration_error_interval": [0.04, 0.06],
+    }
+    compared = found.pop("comparisons")
+    assert {name: one["difference"] for name, one in compared.items()} == {
+        "teacher": -0.025,
+        "baseline": 0.0325,
+        "pretrained": -0.01,
+    }
+    assert compared["baseline"].keys() == {"wins", "losses", "difference", "interval", "p_value", "p_worse"}
+    assert found == {
+        "promotion": {"promoted": True, "why": f"not worse than the champion: {SCRIPT}"},
         "selection": {
             "images": 29,
             "unique_images": 20,
@@ -326,6 +374,33 @@ def test_the_page_states_a_loss_by_fine_tuning(written: ReportReceipt) -> None:
 def test_the_page_states_what_fine_tuning_did(tmp_path: Path, student: float, sentence: str) -> None:
     receipts = write_run(tmp_path)
     assert sentence in page_of(write_report(tmp_path, {**receipts, "evaluation": [evaluated(student)]}))
+
+
+def text_of(page: str) -> str:
+    """Return a page's text, its space made single."""
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+def test_the_page_says_how_sure_its_numbers_are(written: ReportReceipt) -> None:
+    text = text_of(page_of(written))
+    assert "71.50% 69.5% to 73.5%" in text
+    assert "Baseline +3.25 +2.25 to +4.25 60 21 <0.001" in html.unescape(text)
+    assert "Champion +0.40 −0.60 to +1.40 60 21 <0.001" in html.unescape(text)
+    assert "The student is the champion now : not worse than the champion" in text
+
+
+def test_the_page_says_what_is_taken_for_what(written: ReportReceipt) -> None:
+    elements = Elements(page_of(written)).found
+    shares = [attrs["style"] for tag, attrs in elements if tag == "td" and attrs.get("class") == "wrong"]
+    assert shares == [f"--share:{share}%" for share in (3, 0, 0, 0, 0, 0, 17, 17, 0, 0, 0, 0)]
+
+
+def test_the_page_says_that_nothing_was_trained(tmp_path: Path) -> None:
+    kept = selected(tmp_path).model_copy(update={"renewal": Renewal(changed=0.031, retrain_above=0.2, kept=True)})
+    receipts = write_run(tmp_path) | {"selection": [kept], "promotion": [decided(promoted=False)]}
+    text = text_of(page_of(write_report(tmp_path, receipts)))
+    assert "3.10% of it changed since students were last trained; retrain_above is 20.00%. Too little" in text
+    assert "The champion stays" in text
 
 
 def test_a_choice_at_the_edge_of_a_sweep_is_said(written: ReportReceipt) -> None:
@@ -431,6 +506,8 @@ def test_thumbnails_only_shrink(width: int, shown: int, tiny: bool) -> None:
         (formats.probability(0.0), "50.00%"),
         (formats.probability(-800.0), "<0.01%"),
         (formats.probability(800.0), ">99.99%"),
+        (formats.chance(0.0341), "0.034"),
+        (formats.chance(0.00002), "<0.001"),
         (formats.rate(0.00025), "0.00025"),
         (formats.rate(0.000001), "0.000001"),
         (formats.rate(10.0), "10"),

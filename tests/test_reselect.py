@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from components.report.report import ReportConfig, report
 from components.shared.errors import Refused
 from components.shared.receipts import SelectionReceipt
 from components.verbs.main import main
@@ -71,7 +70,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path.write_text(yaml.safe_dump(stages.content))
     assert main(NO_PIPELINE, ["reselect", str(path)]) == 2
     assert "no receipts; run the pipeline first" in capsys.readouterr().err
-    finish(stages)
+    assert stages.report
     assert main(NO_PIPELINE, ["reselect", str(path), "--images-per-class", "200", "--classes-per-image", "1"]) == 0
     printed = capsys.readouterr().out
     assert "120 images (120 different), K = 200, P = 1; 0 removed" in printed
@@ -81,23 +80,3 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = capsys.readouterr().err
         assert error.startswith(f"refused: {option[2:].replace('-', '_')}: input should be")
         assert error.count("\n") == 1
-
-
-def finish(stages: Stages) -> None:
-    """Leave a run's receipts where the report leaves them."""
-    uri, evaluation = stages.uri, stages.evaluation
-    assert evaluation
-    report(
-        ReportConfig(
-            workdir=stages.workdir,
-            plan=uri(stages.plan),
-            teacher=uri(stages.teacher),
-            baselines=[uri(one) for one in stages.baselines],
-            scores=[uri(one) for one in stages.scores],
-            selection=uri(stages.selection),
-            packed=uri(stages.packed),
-            pretrained=uri(stages.pretrained),
-            students=[uri(one) for one in stages.students],
-            evaluation=uri(evaluation),
-        )
-    )

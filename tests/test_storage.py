@@ -295,6 +295,31 @@ class TestWrite:
             assert {left[number], right[number]} == {"True", "False"}
             assert storage.read(f"{bucket}/{number}") == (b"left" if left[number] == "True" else b"right")
 
+    def test_replace_leaves_what_another_wrote(self, bucket: str) -> None:
+        uri = storage.join(bucket, "a/b")
+        assert not storage.replace(uri, b"first", b"second")
+        assert storage.replace(uri, None, b"first")
+        assert not storage.replace(uri, None, b"second")
+        assert storage.replace(uri, b"first", b"second")
+        assert not storage.replace(uri, b"first", b"third")
+        assert storage.read(uri) == b"second"
+        assert names_below(bucket) == ["a/b"]
+
+    def test_of_two_processes_that_count_none_loses_a_step(self, bucket: str) -> None:
+        steps = 10
+        program = (
+            "import sys\n"
+            "from components.shared import storage\n"
+            "uri, steps = sys.argv[1], int(sys.argv[2])\n"
+            "while steps:\n"
+            "    old = storage.read_if_there(uri)\n"
+            "    steps -= storage.replace(uri, old, b'%06d' % (int(old or 0) + 1))\n"
+        )
+        command = [sys.executable, "-c", program, f"{bucket}/count", str(steps)]
+        racers = [subprocess.Popen(command) for _ in range(2)]
+        assert [racer.wait(timeout=60) for racer in racers] == [0, 0]
+        assert int(storage.read(f"{bucket}/count")) == 2 * steps
+
     def test_a_reader_sees_all_or_nothing(self, bucket: str) -> None:
         uri = storage.join(bucket, "a")
         with writing_in_turn(uri) as writer:

@@ -10,6 +10,9 @@ from components import images
 @dsl.component(base_image=images.CUDA, install_kfp_package=False)
 def evaluate(
     receipt: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
+    summary: dsl.Output[dsl.Markdown],
     workdir: str,
     plan: dsl.Input[dsl.Artifact],
     teacher: dsl.Input[dsl.Artifact],
@@ -31,5 +34,9 @@ def evaluate(
     from components.evaluate.evaluate import EvaluateConfig
     from components.evaluate.evaluate import evaluate as stage
     from components.shared.stage import in_component
+    from components.shared.summaries import scalars
 
-    in_component(EvaluateConfig, stage, locals())
+    done = in_component(EvaluateConfig, stage, locals())
+    for name, value in scalars(done).items():
+        metrics.log_metric(name, value)
+    confusion.log_confusion_matrix(done.confusion.classes, done.confusion.counts)

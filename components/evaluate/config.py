@@ -5,6 +5,8 @@ from typing import ClassVar
 from components.shared.receipts import PlanReceipt, load
 from components.shared.stage import ReceiptUri, ReceiptUris, StageConfig, digest
 
+MEASURED = 2  # to be raised with the receipt's fields, so that an older receipt is not taken for one with all of them
+
 
 class EvaluateConfig(StageConfig):
     """The models to measure. Of several baselines or students, the best on validation is measured, and it alone."""
@@ -28,5 +30,5 @@ class EvaluateConfig(StageConfig):
     """Parquet column, or key of a .json member, of the labels."""
 
     def digest(self) -> str:
-        """Beyond the models, the result depends on the test split."""
-        return digest(super().digest(), load(self.plan, PlanReceipt).test.digest)
+        """Beyond the models, the result depends on the test split, and on what is measured."""
+        return digest(super().digest(), load(self.plan, PlanReceipt).test.digest, MEASURED)

@@ -1,32 +1,51 @@
-"""Measuring the models. Only this module of the stage knows torch."""
+"""Measuring the models on the test images."""
+
+import numpy as np
 
 from components.evaluate.config import EvaluateConfig
-from components.shared import models
-from components.shared.predict import PreparedSplit, hits, logits
+from components.shared import measures, storage
+from components.shared.measures import calibration_error, calibration_terms, interval
+from components.shared.predictions import TOP, Exam, Predictions
 from components.shared.progress import say
-from components.shared.receipts import Accuracy, PlanReceipt, TrainReceipt, load
+from components.shared.receipts import Accuracy, PlanReceipt, TrainReceipt, Tried, load
 from components.shared.shards import Columns
 
 
 def measure(config: EvaluateConfig) -> dict[str, object]:
     """Measure the four models and return the fields of the receipt."""
-    models.use_threads()
     plan = load(config.plan, PlanReceipt)
+    sweeps = {
+        "baseline": [load(uri, TrainReceipt) for uri in config.baselines],
+        "student": [load(uri, TrainReceipt) for uri in config.students],
+    }
     measured = {
         "teacher": load(config.teacher, TrainReceipt),
-        "baseline": best([load(uri, TrainReceipt) for uri in config.baselines]),
+        "baseline": best(sweeps["baseline"]),
         "pretrained": load(config.pretrained, TrainReceipt),
-        "student": best([load(uri, TrainReceipt) for uri in config.students]),
+        "student": best(sweeps["student"]),
     }
-    prepared = PreparedSplit(
-        plan.test, Columns(config.image_column, config.label_column), measured["teacher"].preprocessing
-    )
-    accuracies, per_class = {}, {}
+    exam = Exam(config.workdir, plan.test, Columns(config.image_column, config.label_column))
+    found: dict[str, Predictions] = {}
+    models: dict[str, Accuracy] = {}
     for name, receipt in measured.items():
-        accuracies[name], per_class[name] = accuracy(receipt, prepared)
-        say("evaluate", f"{name}: top-1 {accuracies[name].top1:.4f}, top-5 {accuracies[name].top5:.4f}")
-    chosen = {name: measured[name].learning_rate for name in ("baseline", "student")}
-    return {"models": accuracies, "per_class": per_class, "chosen": chosen}
+        found[name] = exam.predictions(receipt)
+        models[name] = accuracy(receipt, found[name], exam.uri(receipt))
+        say("evaluate", f"{name}: top-1 {models[name].top1:.4f}, top-5 {models[name].top5:.4f}")
+    per_class = {name: measures.by_class(one.right(), one.labels_B, len(plan.classes)) for name, one in found.items()}
+    student = found["student"]
+    return {
+        "models": models,
+        "per_class": {name: shares for name, (shares, _) in per_class.items()},
+        "per_class_intervals": {name: intervals for name, (_, intervals) in per_class.items()},
+        "chosen": {name: measured[name].learning_rate for name in sweeps},
+        "tried": {name: tried(receipts) for name, receipts in sweeps.items()},
+        "comparisons": [
+            measures.compare("student", student.right(), name, other.right())
+            for name, other in found.items()
+            if name != "student"
+        ],
+        "confusion": measures.confusion(student.labels_B, student.top_BR[:, 0], plan.classes),
+    }
 
 
 def best(receipts: list[TrainReceipt]) -> TrainReceipt:
@@ -34,17 +53,30 @@ def best(receipts: list[TrainReceipt]) -> TrainReceipt:
     return min(receipts, key=lambda receipt: (-receipt.validation_top1, receipt.learning_rate))
 
 
-def accuracy(receipt: TrainReceipt, prepared: PreparedSplit) -> tuple[Accuracy, list[float]]:
-    """Measure one model; returns its accuracy and its top-1 on the images of each class."""
-    model = models.read(receipt.checkpoint)[0].to(models.device())
-    found = logits(model, prepared, models.device())
-    right = hits(found, prepared.labels_B, 1).double()
-    per_class = [float(right[prepared.labels_B == label].mean()) for label in range(len(receipt.classes))]
+def tried(receipts: list[TrainReceipt]) -> list[Tried]:
+    """List a sweep in order of its learning rates."""
+    in_order = sorted(receipts, key=lambda receipt: receipt.learning_rate)
+    return [
+        Tried(learning_rate=one.learning_rate, validation_top1=one.validation_top1, receipt=one.digest)
+        for one in in_order
+    ]
+
+
+def accuracy(receipt: TrainReceipt, found: Predictions, uri: str) -> Accuracy:
+    """Measure one model, with the intervals that resampling the test images gives."""
+    values = np.column_stack([found.right(1), found.right(TOP), calibration_terms(found.right(1), found.probability_B)])
+    means, resampled = values.mean(0), measures.resampled_means(values)
     return Accuracy(
-        top1=float(right.mean()),
-        top5=float(hits(found, prepared.labels_B, 5).double().mean()),
-        images=len(right),
+        top1=float(means[0]),
+        top5=float(means[1]),
+        calibration_error=float(calibration_error(means[2:])),
+        top1_interval=interval(resampled[:, 0]),
+        top5_interval=interval(resampled[:, 1]),
+        calibration_error_interval=interval(calibration_error(resampled[:, 2:])),
+        images=len(found.labels_B),
         architecture=receipt.architecture,
         receipt=receipt.digest,
+        training=storage.join(receipt.folder, "receipt.json"),
+        predictions=uri,
         learning_rate=receipt.learning_rate,
-    ), per_class
+    )

@@ -10,6 +10,7 @@ from components import images
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
 def merge(
     receipt: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
     workdir: str,
     plan: dsl.Input[dsl.Artifact],
     scores: dsl.Input[List[dsl.Artifact]],
@@ -17,6 +18,7 @@ def merge(
     classes_per_image: int,
     max_failed_fraction: float,
     remove: str,
+    retrain_above: float,
 ):
     """Select the exact top K images of every class over the whole pool: the balanced pseudo-labeled set.
 
@@ -27,6 +29,7 @@ def merge(
         classes_per_image: P.
         remove: URI of a text file of keys that may not be selected, or nothing.
         max_failed_fraction: Share of unreadable images above which the run fails.
+        retrain_above: Share of the selection that must have changed for it to replace the run's earlier one.
     """
     from components.merge.merge import MergeConfig
     from components.merge.merge import merge as stage

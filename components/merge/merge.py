@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from components.merge.locate import codes_of, located, read_keys
+from components.merge.renewal import settled
 from components.merge.select import READERS, Candidates, at_random, select
 from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError, TooManyFailures
@@ -55,6 +56,8 @@ class MergeConfig(StageConfig):
     """Share of unreadable images in the pool above which nothing is selected."""
     remove: str = ""
     """URI of a text file, one key a line: images never to select."""
+    retrain_above: float = Field(default=0.0, ge=0, le=1)
+    """Share of the selection that must have changed for it to replace the run's earlier one."""
     min_probability: float = Field(default=0.0, ge=0, lt=1)
     """Softmax probability below which nothing is selected."""
     random_images: int = 0
@@ -64,14 +67,25 @@ class MergeConfig(StageConfig):
 
     def digest(self) -> str:
         """What D̂ depends on: the pool and the teacher, not which pod scored what, nor the plan's labeled side."""
-        plan = load(self.plan, PlanReceipt)
+        return digest(self.stage, load(self.plan, PlanReceipt).pool_digest, *self._parts())
+
+    def family(self) -> str:
+        """What selections of one run share while its pool grows."""
+        return digest(self.stage, load(self.plan, PlanReceipt).name, *self._parts())
+
+    def _parts(self) -> list[object]:
         folders = sorted({load(uri, ScoreReceipt).folder.rpartition("/")[2] for uri in self.scores})
         parameters = {"images_per_class", "classes_per_image", "min_probability", "random_images", "seed"}
         keys = read_keys(self.remove) if self.remove else []
-        return digest(self.stage, plan.pool_digest, folders, self.model_dump(include=parameters), keys)
+        return [folders, self.model_dump(include=parameters), keys]
 
 
 def merge(config: MergeConfig) -> SelectionReceipt:
+    """Return the D̂ that the run goes on with: that of the pool as it is, or the run's earlier one (see renewal.py)."""
+    return settled(selected(config), config.workdir, config.family(), config.retrain_above)
+
+
+def selected(config: MergeConfig) -> SelectionReceipt:
     """Select D̂ from the scores of all units and write where each winner lies.
 
     Raises SemiscaleError for a unit without scores or with another teacher's, TooManyFailures where more than

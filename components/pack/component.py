@@ -8,6 +8,7 @@ from components import images
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
 def pack(
     receipt: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
     workdir: str,
     plan: dsl.Input[dsl.Artifact],
     selection: dsl.Input[dsl.Artifact],

@@ -10,6 +10,7 @@ from components import images
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
 def plan(
     receipt: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
     name: str,
     workdir: str,
     labeled: List[str],
@@ -40,6 +41,9 @@ def plan(
     pods: int,
     max_failed_fraction: float,
     budget_hours: float,
+    retrain_above: float,
+    promotion: str,
+    champion: str,
 ) -> List[int]:
     """List and check every input, write the ledger of shards, decide the pods.
 

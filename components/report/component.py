@@ -21,6 +21,7 @@ def report(
     pretrained: dsl.Input[dsl.Artifact],
     students: dsl.Input[List[dsl.Artifact]],
     evaluation: dsl.Input[dsl.Artifact],
+    promotion: dsl.Input[dsl.Artifact],
     image_column: str,
 ):
     """Write the run's report, one self-contained page, and its numbers as JSON."""

@@ -54,6 +54,11 @@ def probability(log_odds: float) -> str:
     return percent(min(max(exact, sys.float_info.min), 1 - sys.float_info.epsilon))
 
 
+def chance(probability: float) -> str:
+    """Write a p value: 0.034, <0.001."""
+    return "<0.001" if probability < 0.001 else f"{probability:.2g}"
+
+
 def rate(value: float) -> str:
     """Write a learning rate in full: 0.00025."""
     return format(Decimal(repr(value)).normalize(), "f")

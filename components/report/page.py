@@ -36,6 +36,8 @@ def render(run: Run, gallery: Gallery, examples: list[Failure]) -> str:
             slowest=sections.slowest(run),
             classes=sections.class_rows(run),
             model_names=sections.MODELS,
+            confusion=sections.confusion_rows(run),
+            promotion=run.promotion,
             run_file=yaml.safe_dump(run.plan.run, sort_keys=False, allow_unicode=True),
         )
     )
@@ -53,6 +55,7 @@ def _environment() -> Environment:
         formats.number,
         formats.counted,
         formats.percent,
+        formats.chance,
         formats.points,
         formats.compared,
         formats.signed,

@@ -16,6 +16,7 @@ from components.shared.receipts import (
     EvaluationReceipt,
     PackReceipt,
     PlanReceipt,
+    PromotionReceipt,
     ReportReceipt,
     ScoreReceipt,
     SelectionReceipt,
@@ -24,6 +25,8 @@ from components.shared.receipts import (
 )
 from components.shared.shards import Columns
 from components.shared.stage import ReceiptUri, ReceiptUris, StageConfig
+
+MEASURES = {"top1", "top5", "calibration_error", "top1_interval", "top5_interval", "calibration_error_interval"}
 
 
 class ReportConfig(StageConfig):
@@ -49,6 +52,8 @@ class ReportConfig(StageConfig):
     """The receipts of the fine-tuned student at every learning rate."""
     evaluation: ReceiptUri
     """The evaluation's receipt."""
+    promotion: ReceiptUri
+    """The promote stage's receipt."""
     image_column: str = "image"
     """Parquet column of the images that the gallery shows."""
 
@@ -91,6 +96,7 @@ def read(config: ReportConfig) -> Run:
         pretrained=load(config.pretrained, TrainReceipt),
         students=[load(uri, TrainReceipt) for uri in config.students],
         evaluation=load(config.evaluation, EvaluationReceipt),
+        promotion=load(config.promotion, PromotionReceipt),
     )
 
 
@@ -123,7 +129,11 @@ def results(run: Run) -> dict[str, object]:
     selection = run.selection
     models = run.evaluation.models
     return {
-        **{name: models[name].model_dump(include={"top1", "top5"}) for name in run.measured()},
+        **{name: models[name].model_dump(include=MEASURES) for name in run.measured()},
+        "comparisons": {
+            one.against: one.model_dump(exclude={"model", "against"}) for one in run.evaluation.comparisons
+        },
+        "promotion": run.promotion.model_dump(include={"promoted", "why"}),
         "selection": {
             "images": selection.images,
             "unique_images": selection.unique_images,

@@ -8,6 +8,7 @@ from components.shared.receipts import (
     EvaluationReceipt,
     PackReceipt,
     PlanReceipt,
+    PromotionReceipt,
     ScoreReceipt,
     SelectionReceipt,
     TrainReceipt,
@@ -27,6 +28,7 @@ class Run:
     pretrained: TrainReceipt
     students: list[TrainReceipt]
     evaluation: EvaluationReceipt
+    promotion: PromotionReceipt
 
     def measured(self) -> dict[str, TrainReceipt]:
         """Return the four models that were measured; of a sweep, the one that was chosen.

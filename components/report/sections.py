@@ -3,14 +3,13 @@
 Fractions stay fractions and seconds stay seconds here: the template's filters (formats.py) write them.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from components.report.charts import Chart, Points, Series, chart, log_scale, loss_scale, percent_scale
 from components.report.formats import duration, number, rate
 from components.report.run import Run
-from components.shared.receipts import ClassSelection, SelectionReceipt, TrainReceipt
+from components.shared.receipts import ClassSelection, Comparison, Interval, SelectionReceipt, TrainReceipt
 
 MODELS = {
     "teacher": "Teacher",
@@ -40,7 +39,7 @@ SHORT_LISTED = 10
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A line of the result table. `error` is the binomial standard error of the test top-1, a fraction."""
+    """A line of the result table. `interval` covers 95% of the test top-1 under resampled images; fractions."""
 
     style: str
     name: str
@@ -52,22 +51,28 @@ class ModelRow:
     validation_top1: float
     top1: float
     top5: float
-    error: float
+    calibration_error: float
+    interval: Interval
 
 
 @dataclass(frozen=True)
 class Gains:
-    """The student's test top-1 and what it gained, as fractions.
-
-    `error` is the standard error of the difference of two independent models.
-    """
+    """The student's test top-1 and what it gained, as fractions; `compared` has the student beside each other model."""
 
     images: int
     top1: float
     over_baseline: float
-    over_teacher: float
     by_finetuning: float
-    error: float
+    compared: list[tuple[str, Comparison]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the confusion matrix: images, their share of the row's, and whether the class is the right one."""
+
+    images: int
+    share: float
+    right: bool
 
 
 @dataclass(frozen=True)
@@ -102,17 +107,12 @@ class Sweep:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class's test images, its top-1 by each model, and the student's gain over the baseline; fractions."""
+    """One class's test images, its top-1 by each model with the interval, and the student's gain over the baseline."""
 
     name: str
     images: int
-    top1: list[float]
+    top1: list[tuple[float, Interval]]
     gain: float
-
-
-def standard_error(fraction: float, images: int) -> float:
-    """Return the binomial standard error of a fraction measured on so many images."""
-    return math.sqrt(fraction * (1 - fraction) / images)
 
 
 def model_rows(run: Run) -> list[ModelRow]:
@@ -133,25 +133,36 @@ def model_rows(run: Run) -> list[ModelRow]:
             validation_top1=receipt.validation_top1,
             top1=accuracy.top1,
             top5=accuracy.top5,
-            error=standard_error(accuracy.top1, accuracy.images),
+            calibration_error=accuracy.calibration_error,
+            interval=accuracy.top1_interval,
         )
         rows.append(row)
     return rows
 
 
 def gains(run: Run) -> Gains:
-    """Compare the student with the others on the test set."""
+    """Compare the student with the others, and with the champion where there is one, on the test set."""
     models = run.evaluation.models
     student = models["student"]
-    errors = [standard_error(models[name].top1, models[name].images) for name in ("student", "baseline")]
+    compared = [(MODELS[one.against], one) for one in run.evaluation.comparisons]
+    if run.promotion.comparison and run.promotion.comparison.against == "champion":
+        compared.append(("Champion", run.promotion.comparison))
     return Gains(
         images=student.images,
         top1=student.top1,
         over_baseline=student.top1 - models["baseline"].top1,
-        over_teacher=student.top1 - models["teacher"].top1,
         by_finetuning=student.top1 - models["pretrained"].top1,
-        error=math.hypot(*errors),
+        compared=compared,
     )
+
+
+def confusion_rows(run: Run) -> list[tuple[str, list[Cell]]]:
+    """Return the student's confusion matrix, row by row: what the images of a class were taken for."""
+    classes, counts = run.evaluation.confusion.classes, run.evaluation.confusion.counts
+    return [
+        (name, [Cell(images, images / max(sum(row), 1), place == number) for place, images in enumerate(row)])
+        for number, (name, row) in enumerate(zip(classes, counts, strict=True))
+    ]
 
 
 def short_classes(selection: SelectionReceipt) -> list[ClassSelection]:
@@ -209,9 +220,12 @@ def slowest(run: Run) -> str:
 
 def class_rows(run: Run) -> list[ClassRow]:
     """Return the per-class accuracies on the test set, in label order."""
-    columns = [run.evaluation.per_class[name] for name in MODELS]
+    evaluation = run.evaluation
+    columns = [
+        list(zip(evaluation.per_class[name], evaluation.per_class_intervals[name], strict=True)) for name in MODELS
+    ]
     by_class = zip(run.plan.classes, run.plan.test.class_counts, zip(*columns, strict=True), strict=True)
-    return [ClassRow(name, images, list(top1), top1[3] - top1[1]) for name, images, top1 in by_class]
+    return [ClassRow(name, images, list(top1), top1[3][0] - top1[1][0]) for name, images, top1 in by_class]
 
 
 def _bars(seconds: Mapping[str, float]) -> list[Bar]:

@@ -172,11 +172,20 @@ class Ledger(Document):
     removed: int
 
 
+class Renewal(Document):
+    """The share of D̂ that changed since it was last trained on. `kept`: too little, and this is the earlier D̂."""
+
+    changed: float
+    retrain_above: float
+    kept: bool
+
+
 class SelectionReceipt(Receipt):
     """D̂: a Parquet file with one row an (image, class): class, rank, score, shard, index, key, offset, size.
 
     `changed_by_last_tenth` is the share of D̂ that would be other images had the scan stopped before the last tenth of
     the shards, by name: about 0.1 where the pool is the same throughout, more where its end is unlike the rest.
+    `renewal` says how it came to be trained on, where the run had another D̂ before.
     """
 
     selection: str
@@ -190,6 +199,7 @@ class SelectionReceipt(Receipt):
     ledger: Ledger
     failed: dict[str, int]
     bytes_read: int
+    renewal: Renewal | None = None
 
 
 class PackReceipt(Receipt):
@@ -202,23 +212,88 @@ class PackReceipt(Receipt):
     size_bytes: int
 
 
+Interval = tuple[float, float]
+
+
 class Accuracy(Document):
-    """A model on the test set. Fractions in [0, 1]."""
+    """A model on the test set. Fractions in [0, 1]; intervals cover 95% (see measures.py).
+
+    `receipt` is the training's digest, `training` the URI of its receipt, `predictions` that of a Parquet file with one
+    row an image.
+    """
 
     top1: float
     top5: float
+    calibration_error: float
+    top1_interval: Interval
+    top5_interval: Interval
+    calibration_error_interval: Interval
     images: int
     architecture: str
     receipt: str
+    training: str
+    predictions: str
     learning_rate: float
 
 
+class Comparison(Document):
+    """Two models on the same images: `wins` counts those that only `model` gets right, `losses` only `against`.
+
+    `p_value` is McNemar's, exact, two-sided; `p_worse` is the chance of so few wins were the two equally good.
+    """
+
+    model: str
+    against: str
+    wins: int
+    losses: int
+    difference: float
+    interval: Interval
+    p_value: float
+    p_worse: float
+
+
+class Confusion(Document):
+    """How many images of a class (row) were given which class (column)."""
+
+    classes: list[str]
+    counts: list[list[int]]
+
+
+class Tried(Document):
+    """One learning rate of a sweep, and what it was chosen or left by: the validation top-1."""
+
+    learning_rate: float
+    validation_top1: float
+    receipt: str
+
+
 class EvaluationReceipt(Receipt):
-    """The four models on the same test images, and the per-class top-1 of each."""
+    """The four models on the same test images: accuracies, top-1 by class, the student against the others.
+
+    `tried` lists every learning rate of baseline and student, `chosen` those that were measured; `confusion` is the
+    student's.
+    """
 
     models: dict[str, Accuracy]
     per_class: dict[str, list[float]]
+    per_class_intervals: dict[str, list[Interval]]
     chosen: dict[str, float]
+    tried: dict[str, list[Tried]]
+    comparisons: list[Comparison]
+    confusion: Confusion
+
+
+class PromotionReceipt(Receipt):
+    """Whether the student became the champion, and why. `champion` is the URI of the object that names the champion.
+
+    `comparison` is None where there was nothing to compare: the student is the champion, or the classes differ.
+    """
+
+    champion: str
+    model: str
+    promoted: bool
+    why: str
+    comparison: Comparison | None
 
 
 class ReportReceipt(Receipt):

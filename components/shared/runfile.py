@@ -15,6 +15,7 @@ from components.shared.errors import Refused, nearest
 from components.shared.hardware import HARDWARE_KEYS, Hardware
 
 Augmentation = Literal["crop-flip", "shift-flip", "shift"]
+Promotion = Literal["if-not-worse", "never"]
 
 
 def _one_or_many(value: Any) -> Any:
@@ -85,6 +86,21 @@ class Parameters(BaseModel):
         default=0.0,
         ge=0,
         description="Device-hours (GPUs, or pods without) after which the run stops cleanly; 0: no limit.",
+    )
+    retrain_above: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the selection that a grown pool must have changed before students are trained again.",
+    )
+    promotion: Promotion = Field(
+        default="if-not-worse",
+        description="Whether the student becomes the champion: if-not-worse on the same test images, or never.",
+    )
+    champion: str = Field(
+        default="",
+        pattern=r"^([a-z0-9][a-z0-9._-]{0,62})?$",
+        description="Name of the champion to compete with, in the workdir. Empty: the run's name.",
     )
 
 

@@ -21,6 +21,7 @@ from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import as_json, duration, fail, say
 from components.shared.receipts import Receipt
 from components.shared.runfile import describe
+from components.shared.summaries import summary
 
 _RECEIPT = "receipt"
 ReceiptUri = Annotated[str, _RECEIPT]
@@ -135,13 +136,16 @@ def command_line(config_type: type[C], stage: Callable[[C], Receipt]) -> int:
 def in_component(config_type: type[C], stage: Callable[[C], R], arguments: Mapping[str, Any]) -> R:
     """Run a stage inside a kfp component: its arguments are the config's fields, artifacts become their paths.
 
-    Returns the receipt, which also goes to the output artifact `receipt`. Exits with the error's code after one line.
+    Returns the receipt, which also goes to the output artifact `receipt`, and in words to `summary` where there is one.
+    Exits with the error's code after one line.
     """
     given = {name: _plain(arguments[name]) for name in config_type.model_fields if name in arguments}
     receipts: list[R] = []
     if code := guarded(lambda: receipts.append(reporting(config_type(**given), stage))):
         sys.exit(code)
     Path(arguments["receipt"].path).write_text(receipts[0].model_dump_json(indent=1))
+    if "summary" in arguments:
+        Path(arguments["summary"].path).write_text(summary(receipts[0]))
     return receipts[0]
 
 

@@ -18,7 +18,7 @@ from components.shared.stores.store import Entry, Store
 
 __all__ = [
     "Entry", "absolute", "delete", "entries", "folders", "is_remote", "join", "local_path", "open_read", "read",
-    "read_if_there", "stat", "upload", "write",
+    "read_if_there", "replace", "stat", "upload", "write",
 ]  # fmt: skip
 
 
@@ -66,6 +66,14 @@ def open_read(uri: str) -> BinaryIO:
 def write(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
     """Write an object whole. With `if_absent`, return False and leave what another process wrote first."""
     return _store(uri).write(uri, data, if_absent)
+
+
+def replace(uri: str, old: bytes | None, new: bytes) -> bool:
+    """Write an object where it still is `old` (None: absent); return False where another process was first.
+
+    For small objects that several processes change: read, decide, replace, and begin anew where that fails.
+    """
+    return write(uri, new, if_absent=True) if old is None else _store(uri).replace(uri, old, new)
 
 
 def upload(path: Path, uri: str) -> None:

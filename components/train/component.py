@@ -8,6 +8,7 @@ from components import images
 @dsl.component(base_image=images.CUDA, install_kfp_package=False)
 def train(
     receipt: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
     workdir: str,
     recipe: str,
     architecture: str,

@@ -17,6 +17,7 @@ from components.verbs.compile import compile_pipeline
 from components.verbs.demo import demo, write_images
 from components.verbs.kubeflow import Server
 from components.verbs.plan import plan
+from components.verbs.promote import promote, rollback
 from components.verbs.rates import Stated
 from components.verbs.reselect import reselect
 from components.verbs.run import run
@@ -63,6 +64,7 @@ def parser(pipeline: GraphComponent) -> argparse.ArgumentParser:
     add_watch(verbs)
     add_cluster(verbs, pipeline)
     add_reselect(verbs)
+    add_promote(verbs)
     add_compile(verbs, pipeline)
     add_demo(verbs)
     return top
@@ -180,6 +182,27 @@ def add_reselect(verbs: Verbs) -> None:
     selecting.add_argument("--min-probability", type=float, metavar="SHARE", help="select nothing below this score")
     selecting.add_argument("--remove", metavar="LIST", help="URI of a text file, one key a line, never to select")
     selecting.set_defaults(verb=lambda options: reselect(options.run_file, changes_of(options)))
+
+
+def add_promote(verbs: Verbs) -> None:
+    """Add `promote`."""
+    promoting = add(
+        verbs,
+        "promote",
+        "make a run's student the champion, or go back",
+        promote,
+        "my-run.yaml",
+        "my-run.yaml --rollback",
+    )
+    promoting.add_argument("run_file", type=Path, help="of a finished run")
+    one = promoting.add_mutually_exclusive_group()
+    one.add_argument("--force", action="store_true", help="whatever the comparison says")
+    one.add_argument("--rollback", action="store_true", help="withdraw the champion for the one before it")
+    promoting.set_defaults(
+        verb=lambda options: (
+            rollback(options.run_file) if options.rollback else promote(options.run_file, options.force)
+        )
+    )
 
 
 def add_compile(verbs: Verbs, pipeline: GraphComponent) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from components.merge.merge import MergeConfig, merge
+from components.merge.merge import MergeConfig, selected
 from components.shared import runfile, storage
 from components.shared.errors import Refused
 from components.shared.runfile import RunFile
@@ -12,7 +12,7 @@ from components.verbs.run import located, shown
 def reselect(path: Path, changes: dict[str, object]) -> None:
     """Select again for a finished run, and print what changed and where the new selection lies."""
     settings = located(runfile.load(path))
-    receipt = merge(config_of(settings, changes))
+    receipt = selected(config_of(settings, changes))
     print(
         f"{receipt.images:,} images ({receipt.unique_images:,} different), K = {receipt.images_per_class:,}, "
         f"P = {receipt.classes_per_image}; {receipt.ledger.removed:,} removed"

@@ -159,6 +159,7 @@ def show(settings: RunFile) -> None:
         f" P = {picked['classes_per_image']}"
     )
     print(", ".join(f"{count:,} {what}" for what, count in numbers["ledger"].items()))
+    print(f"{'promoted' if numbers['promotion']['promoted'] else 'not promoted'}: {numbers['promotion']['why']}")
     print(f"report: {shown(storage.join(settings.workdir, settings.name, 'report.html'))}")
 
 

@@ -17,7 +17,7 @@ from components.shared.stores.store import CONNECTIONS, Entry, RangeReader, buck
 
 
 class GcsStore:
-    """Objects in GCS. `if_absent` is GCS's precondition that there is no generation yet."""
+    """Objects in GCS. Conditions are GCS's own, on the object's generation, which is 0 where there is none."""
 
     def __init__(self) -> None:
         with _errors("gs://"):
@@ -75,11 +75,20 @@ class GcsStore:
         return RangeReader(self, uri).buffered()
 
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
-        precondition = 0 if if_absent else None
+        return self._write(uri, data, generation=0 if if_absent else None)
+
+    def replace(self, uri: str, old: bytes, new: bytes) -> bool:
+        # The generation is asked for first: what is written in between fails the precondition, whatever was read.
+        entry = self.stat(uri)
+        if entry is None or self.read(uri, 0, None) != old:
+            return False
+        return self._write(uri, new, generation=int(entry.version))
+
+    def _write(self, uri: str, data: bytes, generation: int | None) -> bool:
         try:
             with _errors(uri):
                 blob = self._blob(uri)
-                blob.upload_from_string(data, "application/octet-stream", if_generation_match=precondition)
+                blob.upload_from_string(data, "application/octet-stream", if_generation_match=generation)
         except exceptions.PreconditionFailed:
             return False
         return True

@@ -1,6 +1,7 @@
 """The local disk."""
 
 import errno
+import fcntl
 import os
 import secrets
 import stat as stat_module
@@ -71,6 +72,13 @@ class LocalStore:
                 return False
             return True
 
+    def replace(self, uri: str, old: bytes, new: bytes) -> bool:
+        path = local_path(uri)
+        if not path.parent.is_dir():
+            return False
+        with _locked(path.parent):
+            return path.is_file() and path.read_bytes() == old and self.write(uri, new, if_absent=False)
+
     def upload(self, path: Path, uri: str) -> None:
         target = local_path(uri)
         with path.open("rb") as source, _temporary_beside(target) as (temporary, file):
@@ -124,6 +132,17 @@ def _temporary_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
             yield temporary, file
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which only `replace` asks for; a process that dies gives it back."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _flush(file: BinaryIO) -> None:

@@ -25,7 +25,7 @@ ATTEMPTS = 8  # of each request, and of each body: half a minute of a store that
 
 
 class S3Store:
-    """Objects in S3. `if_absent` is S3's conditional write, `If-None-Match: *`."""
+    """Objects in S3. Conditions are S3's conditional writes: `If-None-Match: *`, and `If-Match` with the ETag."""
 
     def __init__(self) -> None:
         with _errors("s3://"):
@@ -83,13 +83,22 @@ class S3Store:
         return RangeReader(self, uri).buffered()
 
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
-        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
+        return self._write(uri, data, {"IfNoneMatch": "*"} if if_absent else {})
+
+    def replace(self, uri: str, old: bytes, new: bytes) -> bool:
+        # The ETag is asked for first: what is written in between fails the condition, whatever was read.
+        entry = self.stat(uri)
+        if entry is None or self.read(uri, 0, None) != old:
+            return False
+        return self._write(uri, new, {"IfMatch": entry.version})
+
+    def _write(self, uri: str, data: bytes, condition: dict[str, Any]) -> bool:
         try:
             with _errors(uri):
                 self._client.put_object(**_place(uri), Body=data, **condition)
         except ClientError as error:
-            # 412: it exists. 409: another conditional write won while this one was under way (S3's documentation).
-            if if_absent and _status(error) in (409, 412):
+            # 412: it does not hold. 409: another conditional write won while this was on its way (S3's documentation).
+            if condition and _status(error) in (409, 412):
                 return False
             raise
         return True

@@ -1,0 +1,92 @@
+"""The champion: one small object that names the model in use and those before it, switched in one step."""
+
+from collections.abc import Callable
+
+from components.shared import storage
+from components.shared.errors import Refused, SemiscaleError
+from components.shared.receipts import Document
+
+ATTEMPTS = 8  # of processes that promote at the same moment, each wins once
+REMEMBERED = 100  # former champions: 70 kB
+
+
+class Reign(Document):
+    """A model as the champion: its checkpoint, the receipt of its training, the run it came from, since when and why.
+
+    `since` is UTC, ISO 8601. `test` is the digest of the test split that `top1` was measured on.
+    """
+
+    model: str
+    checkpoint: str
+    training: str
+    run: str
+    test: str
+    top1: float
+    since: str
+    why: str
+
+
+class Champion(Document):
+    """The content of the object. `former` has the latest first; `withdrawn` are models that were rolled back."""
+
+    current: Reign
+    former: list[Reign]
+    withdrawn: list[str]
+
+
+def champion_uri(workdir: str, name: str) -> str:
+    """Return where the champion of this name is kept."""
+    return storage.join(workdir, "champions", f"{name}.json")
+
+
+def read(uri: str) -> Champion | None:
+    """Read the champion, or None where there is none yet. Raises Refused where the object is something else."""
+    return _parsed(uri, storage.read_if_there(uri))
+
+
+def switch(uri: str, change: Callable[[Champion | None], Champion | None]) -> Champion | None:
+    """Replace the champion by what `change` makes of it, unless that is None; return what is there then.
+
+    Readers see the old object or the new one. Where another process switches in between, `change` is asked again with
+    what that one wrote.
+    """
+    for _ in range(ATTEMPTS):
+        data = storage.read_if_there(uri)
+        champion = _parsed(uri, data)
+        changed = change(champion)
+        if changed is None:
+            return champion
+        if storage.replace(uri, data, changed.model_dump_json(indent=1).encode()):
+            return changed
+    raise SemiscaleError(f"{uri}: other processes changed it {ATTEMPTS} times in between; promote again")
+
+
+def succeeded(champion: Champion | None, reign: Reign) -> Champion:
+    """Let a model succeed the champion. One that was withdrawn before no longer is."""
+    if champion is None:
+        return Champion(current=reign, former=[], withdrawn=[])
+    former = [champion.current, *champion.former][:REMEMBERED]
+    return Champion(current=reign, former=former, withdrawn=_without(champion.withdrawn, reign.model))
+
+
+def rolled_back(uri: str, champion: Champion | None) -> Champion:
+    """Withdraw the champion for the one before it. Raises Refused where there is none."""
+    if champion is None:
+        raise Refused(f"{uri}: no champion yet; promote a run first")
+    if not champion.former:
+        raise Refused(f"{uri}: the champion, {champion.current.model} of run {champion.current.run!r}, is the first")
+    withdrawn = [champion.current.model, *_without(champion.withdrawn, champion.current.model)]
+    return Champion(current=champion.former[0], former=champion.former[1:], withdrawn=withdrawn[:REMEMBERED])
+
+
+def _without(models: list[str], model: str) -> list[str]:
+    return [one for one in models if one != model]
+
+
+def _parsed(uri: str, data: bytes | None) -> Champion | None:
+    if data is None:
+        return None
+    try:
+        return Champion.model_validate_json(data)
+    except ValueError:
+        raise Refused(f"{uri}: not a champion's object; was it written by another version?") from None

@@ -1,0 +1,35 @@
+"""The contract of the promote stage."""
+
+from kfp import dsl
+
+from components import images
+
+
+@dsl.component(base_image=images.CUDA, install_kfp_package=False)
+def promote(
+    receipt: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
+    workdir: str,
+    plan: dsl.Input[dsl.Artifact],
+    evaluation: dsl.Input[dsl.Artifact],
+    promotion: str,
+    champion: str,
+    image_column: str,
+    label_column: str,
+):
+    """Make the student the champion if it is not worse on the same test images.
+
+    Args:
+        workdir: URI of the folder that everything bulky goes under.
+        plan: The plan's receipt: it names the test split and the run.
+        evaluation: The evaluation's receipt: it names the student.
+        promotion: if-not-worse, or never: the comparison alone.
+        champion: Name of the champion; empty: the run's.
+        image_column: Parquet column of the images.
+        label_column: Parquet column, or key of a .json member, of the labels.
+    """
+    from components.promote.promote import PromoteConfig
+    from components.promote.promote import promote as stage
+    from components.shared.stage import in_component
+
+    in_component(PromoteConfig, stage, locals())

@@ -1,0 +1,120 @@
+"""What a model says of every image of a labeled split, kept, so that a later comparison need not run it again."""
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from components.shared import measures, storage
+from components.shared.measures import Bools, Labels
+from components.shared.receipts import Split, TrainReceipt
+from components.shared.shards import Columns
+from components.shared.stage import digest
+
+if TYPE_CHECKING:
+    from components.shared.predict import PreparedSplit
+
+TOP = 5  # classes kept of each image, best first
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One model on the images of a split, in the split's order: the TOP best classes and the first one's probability.
+
+    Kept as a Parquet file: about 40 bytes an image.
+    """
+
+    keys: list[str]
+    labels_B: Labels
+    top_BR: Labels
+    probability_B: NDArray[np.float32]
+
+    def right(self, top: int = 1) -> Bools:
+        """Say for every image whether its label is among the `top` best classes."""
+        return measures.right(self.top_BR, self.labels_B, top)
+
+    def to_bytes(self) -> bytes:
+        """Return the Parquet file."""
+        ranks = self.top_BR.shape[1]
+        columns = {
+            "key": pa.array(self.keys, pa.string()),
+            "label": self.labels_B,
+            "top": pa.FixedSizeListArray.from_arrays(pa.array(self.top_BR.ravel()), ranks),
+            "probability": self.probability_B,
+        }
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns), buffer, compression="zstd")
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Predictions":
+        """Read the Parquet file."""
+        table = pq.read_table(io.BytesIO(data)).combine_chunks()
+        top = table["top"].combine_chunks()
+        return cls(
+            keys=table["key"].to_pylist(),
+            labels_B=table["label"].to_numpy(),
+            top_BR=top.flatten().to_numpy().reshape(-1, top.type.list_size),
+            probability_B=table["probability"].to_numpy(),
+        )
+
+
+class Exam:
+    """A labeled split that models are measured on. Only a model that was never measured on it costs a forward pass."""
+
+    def __init__(self, workdir: str, split: Split, columns: Columns) -> None:
+        self._workdir, self._split, self._columns = workdir, split, columns
+        self._held: PreparedSplit | None = None
+
+    def uri(self, model: TrainReceipt) -> str:
+        """Return where a model's predictions are kept."""
+        name = digest(model.digest, self._split.digest, self._columns.image)
+        return storage.join(self._workdir, "stages", "evaluate", "predictions", f"{name}.parquet")
+
+    def predictions(self, model: TrainReceipt) -> Predictions:
+        """Return a model's predictions: those that are kept, or fresh ones, which are then kept."""
+        uri = self.uri(model)
+        kept = storage.read_if_there(uri)
+        if kept is not None:
+            return Predictions.from_bytes(kept)
+        fresh = self._predicted(model)
+        storage.write(uri, fresh.to_bytes())
+        return fresh
+
+    @cached_property
+    def _index(self) -> pa.Table:
+        table = pq.read_table(io.BytesIO(storage.read(self._split.index)))
+        return table.sort_by([("shard", "ascending"), ("index", "ascending")])
+
+    def _predicted(self, receipt: TrainReceipt) -> Predictions:
+        # torch takes seconds to import; predictions that are kept are found without.
+        import torch
+
+        from components.shared import models
+        from components.shared.predict import logits
+
+        models.use_threads()
+        device = models.device()
+        model = models.read(receipt.checkpoint)[0].to(device)
+        probability_BC = torch.softmax(logits(model, self._prepared(receipt), device), 1)
+        best = probability_BC.topk(min(TOP, probability_BC.shape[1]))
+        return Predictions(
+            keys=self._index["key"].to_pylist(),
+            labels_B=self._index["label"].to_numpy(),
+            top_BR=best.indices.numpy().astype(np.int32),
+            probability_B=best.values[:, 0].numpy(),
+        )
+
+    def _prepared(self, receipt: TrainReceipt) -> "PreparedSplit":
+        """Return the images as this model sees them; those of the last model are held for the next."""
+        from components.shared.predict import PreparedSplit
+
+        if self._held is None or self._held.preprocessing != receipt.preprocessing:
+            self._held = None  # before the next is read: one at a time is held
+            self._held = PreparedSplit(self._split, self._columns, receipt.preprocessing)
+        return self._held

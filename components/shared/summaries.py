@@ -1,0 +1,145 @@
+"""What a stage did, in a few lines of Markdown and in named numbers: what the Kubeflow UI shows beside the stage."""
+
+from collections.abc import Iterable, Sequence
+from functools import singledispatch
+
+from components.shared.receipts import (
+    EvaluationReceipt,
+    PackReceipt,
+    PlanReceipt,
+    PromotionReceipt,
+    Receipt,
+    SelectionReceipt,
+    TrainReceipt,
+)
+
+LISTED = 20  # lines of a table or a list
+
+
+def plain(text: str) -> str:
+    """Return text that stays text in Markdown and in HTML: class names and file names are not ours."""
+    return "".join(one if one.isalnum() or one in " .,:;/-" else f"&#{ord(one)};" for one in text)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table of cells that are safe."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+@singledispatch
+def summary(receipt: Receipt) -> str:
+    """Say what a stage did."""
+    raise TypeError(f"no summary of a {type(receipt).__name__}")
+
+
+@summary.register
+def _plan(receipt: PlanReceipt) -> str:
+    sets = {"labeled": receipt.train, "validation": receipt.validation, "test": receipt.test}
+    counts = table(["set", "images"], [[name, f"{split.samples:,}"] for name, split in sets.items()])
+    pool = f"Unlabeled: {receipt.shards:,} shards, {receipt.size_bytes:,} bytes, for {receipt.pods} pods.\n"
+    failed = [f"- not used: {count:,} × {plain(reason)}" for reason, count in receipt.failed.items()]
+    said = [f"- {plain(note)}" for note in receipt.notes]
+    return f"{len(receipt.classes):,} classes\n\n{counts}\n{pool}\n" + "\n".join([*said, *failed]) + "\n"
+
+
+@summary.register
+def _train(receipt: TrainReceipt) -> str:
+    facts = {
+        "recipe": plain(receipt.recipe),
+        "architecture": f"{plain(receipt.architecture)}, {receipt.parameters:,} parameters",
+        "images processed": f"{receipt.images_processed:,}, of {receipt.samples:,} different ones",
+        "learning rate": f"{receipt.learning_rate:g} for 256 images",
+        "validation top-1": f"**{receipt.validation_top1:.2%}**",
+        "speed": f"{receipt.images_per_s:,.0f} images/s",
+    }
+    validated = [point for point in receipt.curve if point.validation_top1 is not None]
+    curve = [
+        [
+            f"{point.images_processed:,}",
+            f"{point.learning_rate:.3g}",
+            f"{point.loss:.4f}",
+            f"{point.validation_top1:.2%}",
+        ]
+        for point in validated
+    ]
+    head = ["images processed", "learning rate", "loss", "validation top-1"]
+    return f"{table(['', ''], facts.items())}\n{table(head, curve)}"
+
+
+@summary.register
+def _selection(receipt: SelectionReceipt) -> str:
+    ledger = receipt.ledger
+    short = [one for one in receipt.per_class if one.found < one.wanted]
+    lines = [
+        f"**{receipt.images:,}** images selected, {receipt.unique_images:,} different, for {len(receipt.per_class):,} "
+        f"classes; K = {receipt.images_per_class:,}, P = {receipt.classes_per_image}",
+        f"{ledger.listed:,} listed = {ledger.scored:,} scored + {ledger.failed:,} failed + {ledger.removed:,} removed",
+    ]
+    if receipt.renewal:
+        renewed = "too little: the earlier selection is kept" if receipt.renewal.kept else "trained anew"
+        lines.append(
+            f"{receipt.renewal.changed:.2%} changed since it was last trained on; `retrain_above` is "
+            f"{receipt.renewal.retrain_above:.2%}: **{renewed}**"
+        )
+    text = "\n\n".join(lines) + "\n"
+    if not short:
+        return text
+    rows = [[plain(one.name), f"{one.found:,}", f"{one.wanted:,}"] for one in short[:LISTED]]
+    return f"{text}\n{len(short):,} classes are short:\n\n{table(['class', 'found', 'wanted'], rows)}"
+
+
+@summary.register
+def _packed(receipt: PackReceipt) -> str:
+    return f"{receipt.samples:,} images in {receipt.tars:,} shuffled tars, {receipt.size_bytes:,} bytes\n"
+
+
+@summary.register
+def _evaluation(receipt: EvaluationReceipt) -> str:
+    models = [
+        [
+            name,
+            f"**{one.top1:.2%}**",
+            f"{one.top1_interval[0]:.2%} to {one.top1_interval[1]:.2%}",
+            f"{one.top5:.2%}",
+            f"{one.calibration_error:.4f}",
+            f"{one.learning_rate:g}",
+        ]
+        for name, one in receipt.models.items()
+    ]
+    pairs = [
+        [
+            f"student − {one.against}",
+            f"{100 * one.difference:+.2f}",
+            f"{100 * one.interval[0]:+.2f} to {100 * one.interval[1]:+.2f}",
+            f"{one.wins:,} / {one.losses:,}",
+            f"{one.p_value:.3g}",
+        ]
+        for one in receipt.comparisons
+    ]
+    images = receipt.models["student"].images
+    return (
+        f"On the same {images:,} test images, which chose nothing; intervals cover 95%.\n\n"
+        + table(["model", "top-1", "interval", "top-5", "calibration error", "learning rate"], models)
+        + "\n"
+        + table(["difference", "points of top-1", "interval", "images won / lost", "p (McNemar)"], pairs)
+    )
+
+
+@summary.register
+def _promotion(receipt: PromotionReceipt) -> str:
+    decided = "**The student is the champion now**" if receipt.promoted else "**The champion stays**"
+    return f"{decided}: {plain(receipt.why)}\n\n`{plain(receipt.champion)}`\n"
+
+
+def scalars(receipt: EvaluationReceipt) -> dict[str, float]:
+    """Return an evaluation's numbers by the names that a comparison of runs shows them under; percent, points."""
+    measured = {}
+    for name, one in receipt.models.items():
+        measured[f"{name} top-1 (%)"] = round(100 * one.top1, 3)
+        measured[f"{name} top-5 (%)"] = round(100 * one.top5, 3)
+        measured[f"{name} calibration error"] = round(one.calibration_error, 5)
+    gain = next(one for one in receipt.comparisons if one.against == "baseline")
+    measured["gain over the baseline (points)"] = round(100 * gain.difference, 3)
+    measured["gain over the baseline, p (McNemar)"] = round(gain.p_value, 6)
+    return measured

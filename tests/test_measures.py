@@ -1,0 +1,130 @@
+"""Measures equal their definitions, written out slowly or taken from scikit-learn and scipy."""
+
+import numpy as np
+import pytest
+from scipy.stats import binom, binomtest
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+
+from components.shared import measures
+from components.shared.measures import Labels
+
+IMAGES, CLASSES = 400, 7
+
+
+def drawn(seed: int) -> tuple[Labels, "np.ndarray[tuple[int, int], np.dtype[np.float32]]"]:
+    """Return labels_B and softmax probabilities_BC that favour the label."""
+    random = np.random.default_rng(seed)
+    labels_B = random.integers(0, CLASSES, IMAGES).astype(np.int32)
+    logits_BC = random.normal(size=(IMAGES, CLASSES)) + 2 * np.eye(CLASSES)[labels_B]
+    probability_BC = np.exp(logits_BC) / np.exp(logits_BC).sum(1, keepdims=True)
+    return labels_B, probability_BC.astype(np.float32)
+
+
+def top(probability_BC: "np.ndarray[tuple[int, int], np.dtype[np.float32]]") -> Labels:
+    return np.argsort(-probability_BC, axis=1)[:, :5].astype(np.int32)
+
+
+@pytest.mark.parametrize("ranks", [1, 5])
+def test_accuracy(ranks: int) -> None:
+    labels_B, probability_BC = drawn(0)
+    share = measures.right(top(probability_BC), labels_B, ranks).mean()
+    assert share == pytest.approx(top_k_accuracy_score(labels_B, probability_BC, k=ranks))
+
+
+def test_calibration_error() -> None:
+    labels_B, probability_BC = drawn(1)
+    best_B, probability_B = probability_BC.argmax(1), probability_BC.max(1)
+    right_B = best_B == labels_B
+    expected = 0.0
+    for number in range(measures.BINS):
+        low, high = number / measures.BINS, (number + 1) / measures.BINS
+        inside = [image for image in range(IMAGES) if low < probability_B[image] <= high]
+        if inside:
+            share = sum(right_B[image] for image in inside) / len(inside)
+            mean = sum(float(probability_B[image]) for image in inside) / len(inside)
+            expected += len(inside) / IMAGES * abs(share - mean)
+    terms = measures.calibration_terms(right_B, probability_B)
+    assert measures.calibration_error(terms.mean(0)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("probability", "column"), [(0.0, 0), (0.0666, 0), (0.0667, 1), (0.5, 7), (1.0, 14)])
+def test_the_edges_of_the_bins(probability: float, column: int) -> None:
+    terms = measures.calibration_terms(np.array([True]), np.array([probability], np.float32))
+    assert np.flatnonzero(terms[0]).tolist() == ([column] if probability < 1 else [])
+
+
+def test_resampling_equals_drawing_image_by_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(2).random((50, 3))
+    random = np.random.default_rng(5)
+    expected = [values[random.integers(0, 50, 50)].mean(0) for _ in range(measures.RESAMPLES)]
+    assert measures.resampled_means(values, seed=5) == pytest.approx(np.array(expected))
+    monkeypatch.setattr(measures, "HELD", 1000)  # twenty draws at a time
+    assert measures.resampled_means(values, seed=5) == pytest.approx(np.array(expected))
+
+
+def test_the_interval_of_a_share_is_the_binomial_one() -> None:
+    right_B = np.arange(2000) < 1500
+    low, high = measures.interval(measures.resampled_means(right_B[:, None].astype(float))[:, 0])
+    assert (low, high) == pytest.approx(binom(2000, 0.75).ppf([0.025, 0.975]) / 2000, abs=0.002)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    random = np.random.default_rng(3)
+    covered = 0
+    for _ in range(200):
+        right_B = random.random(300) < 0.8
+        low, high = measures.interval(measures.resampled_means(right_B[:, None].astype(float))[:, 0])
+        covered += low <= 0.8 <= high
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_shares_by_class() -> None:
+    labels_B, probability_BC = drawn(4)
+    right_B = probability_BC.argmax(1) == labels_B
+    shares, intervals = measures.by_class(right_B, labels_B, CLASSES)
+    for label, (share, (low, high)) in enumerate(zip(shares, intervals, strict=True)):
+        assert share == pytest.approx(right_B[labels_B == label].mean())
+        assert low <= share <= high
+        assert high - low > 0.05
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (0, 3), (7, 2), (40, 61), (3, 3), (900, 1011)])
+def test_mcnemar_is_the_exact_binomial_test(wins: int, losses: int) -> None:
+    ties = 50
+    model_B = np.array([True] * (wins + ties) + [False] * losses)
+    other_B = np.array([False] * wins + [True] * (ties + losses))
+    found = measures.compare("student", model_B, "champion", other_B)
+    assert (found.wins, found.losses) == (wins, losses)
+    assert found.difference == pytest.approx((wins - losses) / len(model_B))
+    assert found.interval[0] <= found.difference <= found.interval[1]
+    if wins + losses:
+        assert found.p_value == pytest.approx(binomtest(wins, wins + losses).pvalue)
+        assert found.p_worse == pytest.approx(binomtest(wins, wins + losses, alternative="less").pvalue)
+    else:
+        assert (found.p_value, found.p_worse) == (1, 1)
+
+
+def test_a_paired_difference_is_surer_than_two_intervals() -> None:
+    random = np.random.default_rng(6)
+    other_B = random.random(1000) < 0.7
+    model_B = other_B | (random.random(1000) < 0.05)
+    paired = measures.compare("student", model_B, "champion", other_B)
+    alone = measures.interval(measures.resampled_means(model_B[:, None].astype(float))[:, 0])
+    assert paired.interval[0] > 0
+    assert paired.interval[1] - paired.interval[0] < (alone[1] - alone[0]) / 2
+
+
+def test_confusion() -> None:
+    labels_B, probability_BC = drawn(7)
+    best_B = top(probability_BC)[:, 0]
+    found = measures.confusion(labels_B, best_B, [f"class {number}" for number in range(CLASSES)])
+    assert found.counts == confusion_matrix(labels_B, best_B, labels=range(CLASSES)).tolist()
+
+
+def test_of_many_classes_the_most_confused_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "MOST_CLASSES", 3)
+    labels_B = np.array([0, 0, 1, 1, 2, 3, 4], np.int32)
+    best_B = np.array([0, 0, 3, 3, 2, 1, 4], np.int32)
+    found = measures.confusion(labels_B, best_B, list("abcde"))
+    assert found.classes == ["b", "d", measures.OTHERS]
+    assert found.counts == [[0, 2, 0], [1, 0, 0], [0, 0, 4]]
