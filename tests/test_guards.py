@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 import pipeline
 from components.shared.runfile import Parameters
@@ -57,6 +58,27 @@ def test_every_parameter_is_described_to_the_ui_in_the_run_files_words() -> None
     documented = pipeline.semiscale.pipeline_func.__doc__ or ""
     for name, field in Parameters.model_fields.items():
         assert f"        {name}: {field.description}\n" in documented, name
+
+
+def test_the_ui_describes_every_input_and_output() -> None:
+    compiled = yaml.safe_load(COMPILED.read_text().partition("\n---")[0])
+    form = compiled["root"]["inputDefinitions"]["parameters"]
+    described = {name: " ".join(one["description"].split()) for name, one in form.items()}
+    assert described == {name: field.description for name, field in RunFile.model_fields.items()}
+    for name, component in compiled["components"].items():
+        if "executorLabel" not in component or name == "comp-plan":  # the plan's parameters are the form's
+            continue
+        groups = [component["inputDefinitions"], component["outputDefinitions"]]
+        given = {key: one for group in groups for kind in group.values() for key, one in kind.items()}
+        assert [key for key, one in given.items() if not one.get("description")] == [], name
+
+
+def test_a_scheduled_run_lists_the_buckets_anew() -> None:
+    """kfp keys its cache by parameters, which are the same every night."""
+    compiled = yaml.safe_load(COMPILED.read_text().partition("\n---")[0])
+    tasks = compiled["root"]["dag"]["tasks"]
+    assert not tasks["plan"]["cachingOptions"].get("enableCache")
+    assert not tasks["promote"]["cachingOptions"].get("enableCache"), "the champion is no parameter"
 
 
 def test_the_papers_defaults() -> None:

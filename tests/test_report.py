@@ -176,8 +176,8 @@ def evaluated(student: float = 0.715, pretrained: float = 0.725) -> EvaluationRe
         name: Accuracy(
             top1=one, top5=round(one + 0.2, 4), calibration_error=0.05, top1_interval=(one - 0.02, one + 0.02),
             top5_interval=(round(one + 0.19, 4), round(one + 0.21, 4)), calibration_error_interval=(0.04, 0.06),
-            images=TEST_IMAGES, architecture="resnet18", receipt=receipts[name],
-            training="", predictions="", learning_rate=0.1,
+            images=TEST_IMAGES, architecture="resnet18", receipt=receipts[name], training="", predictions="",
+            learning_rate=0.1,
         )
         for name, one in top1.items()
     }  # fmt: skip
@@ -435,6 +435,15 @@ def test_a_report_is_always_made_anew(tmp_path: Path) -> None:
     first = page_of(write_report(tmp_path, receipts))
     second = page_of(write_report(tmp_path, {**receipts, "evaluation": [evaluated(0.735)]}))
     assert first != second
+
+
+def test_receipts_of_an_earlier_round_do_not_stay(tmp_path: Path) -> None:
+    receipts = write_run(tmp_path)
+    kept = Path(write_report(tmp_path, receipts).folder) / "receipts"
+    before = {path.name for path in kept.iterdir()}
+    write_report(tmp_path, {**receipts, "scores": receipts["scores"][:1]})
+    assert before - {path.name for path in kept.iterdir()} == {"scores-001.json"}
+    assert {"plan.json", "promotion.json", "students-001.json"} < before
 
 
 def test_nothing_failed_needs_no_unit_receipts(tmp_path: Path) -> None:

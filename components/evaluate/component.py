@@ -25,11 +25,20 @@ def evaluate(
     """Choose baseline and student on validation, and measure the four models on the test set, once.
 
     Args:
+        workdir: URI of the folder that everything bulky goes under.
         plan: The plan's receipt: it names the test split.
         teacher: The teacher's receipt.
         baselines: The receipts of the baseline at every learning rate.
         pretrained: The receipt of the student before fine-tuning.
         students: The receipts of the fine-tuned student at every learning rate.
+        image_column: Parquet column of the images.
+        label_column: Parquet column, or key of a .json member, of the labels.
+
+    Returns:
+        receipt: What was done, as JSON: what the next stages read.
+        metrics: Accuracies in percent, calibration errors, the gain over the baseline.
+        confusion: What the student takes the images of each class for.
+        summary: What was done, in words.
     """
     from components.evaluate.evaluate import EvaluateConfig
     from components.evaluate.evaluate import evaluate as stage

@@ -23,6 +23,7 @@ def merge(
     """Select the exact top K images of every class over the whole pool: the balanced pseudo-labeled set.
 
     Args:
+        workdir: URI of the folder that everything bulky goes under.
         plan: The plan's receipt: every unit in its ledger must have scores.
         scores: The receipts of all scoring pods.
         images_per_class: K.
@@ -30,6 +31,10 @@ def merge(
         remove: URI of a text file of keys that may not be selected, or nothing.
         max_failed_fraction: Share of unreadable images above which the run fails.
         retrain_above: Share of the selection that must have changed for it to replace the run's earlier one.
+
+    Returns:
+        receipt: What was done, as JSON: what the next stages read.
+        summary: What was done, in words.
     """
     from components.merge.merge import MergeConfig
     from components.merge.merge import merge as stage

@@ -18,9 +18,15 @@ def pack(
     """Copy the selected images into shuffled WebDataset tars.
 
     Args:
+        workdir: URI of the folder that everything bulky goes under.
         plan: The plan's receipt: it names the shards to copy from.
         selection: The merge's receipt.
+        image_column: Parquet column of the images.
         seed: Of the order.
+
+    Returns:
+        receipt: What was done, as JSON: what the next stages read.
+        summary: What was done, in words.
     """
     from components.pack.pack import PackConfig
     from components.pack.pack import pack as stage

@@ -27,6 +27,10 @@ def promote(
         champion: Name of the champion; empty: the run's.
         image_column: Parquet column of the images.
         label_column: Parquet column, or key of a .json member, of the labels.
+
+    Returns:
+        receipt: What was done, as JSON: what the next stages read.
+        summary: What was done, in words.
     """
     from components.promote.promote import PromoteConfig
     from components.promote.promote import promote as stage

@@ -24,7 +24,26 @@ def report(
     promotion: dsl.Input[dsl.Artifact],
     image_column: str,
 ):
-    """Write the run's report, one self-contained page, and its numbers as JSON."""
+    """Write the run's report, one self-contained page, and its numbers as JSON.
+
+    Args:
+        workdir: URI of the folder that everything bulky goes under.
+        plan: The plan's receipt.
+        teacher: The teacher's receipt.
+        baselines: The receipts of the baseline at every learning rate.
+        scores: The receipts of all scoring pods.
+        selection: The merge's receipt.
+        packed: The pack stage's receipt.
+        pretrained: The receipt of the student before fine-tuning.
+        students: The receipts of the fine-tuned student at every learning rate.
+        evaluation: The evaluation's receipt.
+        promotion: The promote stage's receipt.
+        image_column: Parquet column of the images that the gallery shows.
+
+    Returns:
+        receipt: What was done, as JSON: what the next stages read.
+        page: The report.
+    """
     from pathlib import Path
 
     from components.report.report import ReportConfig

@@ -112,16 +112,24 @@ def refuse_holes(selection: SelectionReceipt) -> None:
 
 
 def keep(run: Run, folder: str) -> None:
-    """Write the run's receipts under its name, so that a stage can be run again by hand on what this run made."""
+    """Write the run's receipts under its name, so that a stage can be run again by hand on what this run made.
+
+    Those of an earlier round that this one has no counterpart of, such as those of more pods, are deleted.
+    """
+    names: set[str] = set()
     for part in fields(run):
         value = getattr(run, part.name)
         named = (
-            {f"{part.name}-{number:03}": one for number, one in enumerate(value)}
+            {f"{part.name}-{number:03}.json": one for number, one in enumerate(value)}
             if isinstance(value, list)
-            else {part.name: value}
+            else {f"{part.name}.json": value}
         )
+        names.update(named)
         for name, receipt in named.items():
-            storage.write(storage.join(folder, f"{name}.json"), receipt.model_dump_json(indent=1).encode())
+            storage.write(storage.join(folder, name), receipt.model_dump_json(indent=1).encode())
+    for entry in list(storage.entries(folder)):
+        if entry.uri.rpartition("/")[2] not in names:
+            storage.delete(entry.uri)
 
 
 def results(run: Run) -> dict[str, object]:

@@ -18,10 +18,15 @@ def score(
     """Run the teacher over this pod's share of the unlabeled pool and keep every image's best classes.
 
     Args:
+        workdir: URI of the folder that everything bulky goes under.
         plan: The plan's receipt: it names the ledger of the pool.
         teacher: The teacher's receipt.
         pod: Which of the pods this is.
         images_per_class: K: how the score files are laid out for the merge; any other K can still be selected.
+        image_column: Parquet column of the images.
+
+    Returns:
+        receipt: What was done, as JSON: what the next stages read.
     """
     from components.score.score import ScoreConfig
     from components.score.score import score as stage

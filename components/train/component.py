@@ -29,13 +29,26 @@ def train(
     """Train one model by a recipe of the paper (section 4.1) and leave its checkpoint.
 
     Args:
+        workdir: URI of the folder that everything bulky goes under.
         recipe: teacher, baseline, pretrain or finetune.
+        architecture: The network, by name.
         plan: The plan's receipt: the classes, the training and the validation split.
         learning_rate: For a minibatch of 256 images; scaled linearly to batch_size.
+        batch_size: Global minibatch.
+        weight_decay: Of all parameters.
+        resolution: Height and width that the model sees, in pixels.
+        augmentation: How training images are cut.
+        image_column: Parquet column of the images.
+        label_column: Parquet column, or key of a .json member, of the labels.
+        seed: Of initial weights, data order and augmentation.
         images_processed: Images to process, forward and backward (the paper's #iter).
         epochs: Passes over the planned training split, in addition.
         packed: The packed selection's receipt, for pretrain.
         start: The receipt of the model to start from, for finetune.
+
+    Returns:
+        receipt: What was done, as JSON: what the next stages read.
+        summary: What was done, in words.
     """
     from components.shared.stage import in_component
     from components.train.train import TrainConfig

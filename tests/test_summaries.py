@@ -1,0 +1,54 @@
+"""What the Kubeflow UI shows beside a stage: numbers a person looks for, and foreign names as text."""
+
+from pathlib import Path
+
+import pytest
+
+from components.shared.receipts import PackReceipt, Receipt, Renewal
+from components.shared.summaries import plain, scalars, summary
+from tests.test_report import HANDLER, SCRIPT, decided, evaluated, planned, selected, trained
+
+KEPT = {"renewal": Renewal(changed=0.031, retrain_above=0.2, kept=True)}
+PACKED = PackReceipt(
+    stage="pack",
+    digest="k",
+    folder="pack",
+    seconds=1,
+    shards="",
+    tars=2,
+    samples=1500,
+    class_counts=[],
+    size_bytes=4000,
+)
+CASES: list[tuple[Receipt, list[str]]] = [
+    (planned(Path("here")), ["4 classes", "| labeled | 900 |", "| test | 1,200 |", "- not used: 1 × no label"]),
+    (
+        trained("finetune", 0.0025, 5, 30_000, 0.72),
+        ["| validation top-1 | **72.00%** |", "| 30,000 | 2.5e-06 | 0.3249"],
+    ),
+    (selected(Path("here")), ["**29** images selected", "32 listed = 30 scored + 2 failed", "2 classes are short"]),
+    (selected(Path("here")).model_copy(update=KEPT), ["3.10% changed", "is 20.00%: **too little"]),
+    (PACKED, ["1,500 images in 2 shuffled tars"]),
+    (evaluated(), ["| student | **71.50%** | 69.50% to 73.50% | 91.50% | 0.0500 |", "| student − baseline | +3.25 |"]),
+    (decided(promoted=False), ["**The champion stays**: not worse than the champion"]),
+]
+
+
+@pytest.mark.parametrize(("receipt", "said"), CASES, ids=lambda case: getattr(case, "stage", ""))
+def test_what_a_summary_says(receipt: Receipt, said: list[str]) -> None:
+    text = summary(receipt)
+    assert [one for one in said if one not in text] == []
+    assert SCRIPT not in text
+
+
+def test_a_foreign_name_is_no_markup() -> None:
+    assert plain("Müller's 3.5 mm, ok") == "Müller&#39;s 3.5 mm, ok"
+    for hostile in (SCRIPT, HANDLER, "a|b", "[x](javascript:1)", "`code`", "line\nbreak", "*b*_i_"):
+        assert not set(plain(hostile)) & set("<>\"'|[]()`*_\n=")
+
+
+def test_the_numbers_that_runs_are_compared_by() -> None:
+    found = scalars(evaluated())
+    assert found["student top-1 (%)"] == 71.5
+    assert found["gain over the baseline (points)"] == 3.25
+    assert set(map(type, found.values())) == {float}
