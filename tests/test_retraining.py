@@ -245,16 +245,21 @@ def test_a_selection_that_was_deleted_is_not_kept(tmp_path: Path) -> None:
     assert settled(second, str(tmp_path), "f", 0.5) == second
 
 
-def test_what_changed_counts_rows_that_came_or_went(tmp_path: Path) -> None:
-    def rows(images: range) -> pa.Table:
-        return pq.read_table(selection(tmp_path, images).selection, columns=["class", "shard", "index"])
+def test_what_changed_counts_rows_that_came_or_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(earlier: range, fresh: range) -> float:
+        return share_changed(selection(tmp_path, earlier).selection, selection(tmp_path, fresh).selection)
 
-    earlier = rows(range(100))
-    assert share_changed(earlier, rows(range(100))) == 0
-    assert share_changed(earlier, rows(range(50))) == pytest.approx(0.5)
-    assert share_changed(earlier, rows(range(200))) == pytest.approx(0.5)
-    assert share_changed(earlier, rows(range(100, 200))) == 1
-    moved = earlier.set_column(
-        0, "class", pa.array([(one + 1) % 3 for one in earlier["class"].to_pylist()], pa.uint16())
-    )
-    assert share_changed(earlier, moved) == 1
+    monkeypatch.setattr("components.merge.renewal.BATCH", 16)
+    assert share(range(100), range(100)) == 0
+    assert share(range(100), range(50)) == pytest.approx(0.5)
+    assert share(range(100), range(200)) == pytest.approx(0.5)
+    assert share(range(100), range(90, 190)) == pytest.approx(0.9)
+    assert share(range(100), range(100, 200)) == 1
+
+
+def test_an_image_in_another_class_is_another_row(tmp_path: Path) -> None:
+    earlier = selection(tmp_path, range(30)).selection
+    table = pq.read_table(earlier)
+    label = pa.array([(one + 1) % 3 for one in table["class"].to_pylist()], pa.uint16())
+    pq.write_table(table.set_column(0, "class", label), tmp_path / "moved.parquet")
+    assert share_changed(earlier, str(tmp_path / "moved.parquet")) == 1

@@ -5,7 +5,7 @@ of the earlier round is handed on: all that follows was done for it, is found fi
 comparison is with the D̂ that was last handed on, so that small changes add up and are acted upon in the end.
 """
 
-import io
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from components.shared import storage
 from components.shared.progress import say
 from components.shared.receipts import Renewal, SelectionReceipt
+
+BATCH = 1 << 20  # rows read at a time
+
+Unsigned = NDArray[np.unsignedinteger[Any]]
 
 
 def settled(fresh: SelectionReceipt, workdir: str, family: str, retrain_above: float) -> SelectionReceipt:
@@ -28,7 +32,7 @@ def settled(fresh: SelectionReceipt, workdir: str, family: str, retrain_above: f
     if earlier is None or earlier.digest == fresh.digest:
         storage.write(uri, fresh.model_dump_json(indent=1).encode())
         return fresh
-    changed = share_changed(rows_of(earlier.selection), rows_of(fresh.selection))
+    changed = share_changed(earlier.selection, fresh.selection)
     kept = changed <= retrain_above
     found = f"{changed:.2%} of the selection changed, retrain_above is {retrain_above:.2%}"
     say("merge", f"{found}: {'the earlier one is kept, there is nothing to train' if kept else 'training anew'}")
@@ -52,27 +56,33 @@ def _earlier(uri: str) -> SelectionReceipt | None:
     return receipt if storage.stat(receipt.selection) else None
 
 
-def rows_of(uri: str) -> pa.Table:
-    """Read what identifies a row of D̂: its class, and the image by its shard and its place there."""
-    return pq.read_table(io.BytesIO(storage.read(uri)), columns=["class", "shard", "index"], read_dictionary=["shard"])
-
-
-def share_changed(earlier: pa.Table, fresh: pa.Table) -> float:
+def share_changed(earlier: str, fresh: str) -> float:
     """Return the share of D̂'s rows that came or went, whichever is more, of the larger of the two: in [0, 1].
 
-    Time: a sort of the rows. Memory: 60 bytes a row.
+    A row is a class and an image, known by its shard and its place there. Costs 0.4 CPU-seconds and 100 MB a million
+    rows of each.
     """
-    earlier_codes, fresh_codes = codes([earlier, fresh])
-    same = len(np.intersect1d(earlier_codes, fresh_codes, assume_unique=True))
-    return 1 - same / max(len(earlier), len(fresh))
+    numbers: dict[str, int] = {}
+    tables = [_rows(uri, numbers) for uri in (earlier, fresh)]
+    classes = 1 + max(int(label.max()) for label, _, _ in tables)
+    before, now = (_codes(label, number, index, classes) for label, number, index in tables)
+    same = len(np.intersect1d(before, now, assume_unique=True))
+    return 1 - same / max(len(before), len(now))
 
 
-def codes(tables: list[pa.Table]) -> list[NDArray[np.uint64]]:
-    """Return a number for each row, equal where class, shard and index are."""
-    shards = pa.chunked_array([chunk.cast(pa.string()) for table in tables for chunk in table["shard"].chunks])
-    encoded = shards.dictionary_encode().combine_chunks()
-    number = np.concatenate([chunk.indices.to_numpy() for chunk in getattr(encoded, "chunks", [encoded])])
-    label = np.concatenate([table["class"].to_numpy() for table in tables]).astype(np.uint64)
-    index = np.concatenate([table["index"].to_numpy() for table in tables]).astype(np.uint64)
-    place = label * np.uint64(number.max() + 1) + number.astype(np.uint64)  # classes x shards: far below 2^32
-    return np.split((place << np.uint64(32)) | index, [len(tables[0])])
+def _rows(uri: str, numbers: dict[str, int]) -> list[Unsigned]:
+    """Read class, number of the shard and index of every row; shards are numbered as they come up."""
+    parts = []
+    with storage.open_read(uri) as file:
+        for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=["class", "shard", "index"]):
+            shard = batch["shard"].cast(pa.string()).dictionary_encode()
+            known = [numbers.setdefault(name, len(numbers)) for name in shard.dictionary.to_pylist()]
+            number = np.array(known, np.uint32)[shard.indices.to_numpy()]
+            parts.append((batch["class"].to_numpy(), number, batch["index"].to_numpy().astype(np.uint32)))
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _codes(label: Unsigned, number: Unsigned, index: Unsigned, classes: int) -> Unsigned:
+    """Return a number for each row; classes x shards is below 2^32, and so is an index."""
+    place = number.astype(np.uint64) * np.uint64(classes) + label
+    return (place << np.uint64(32)) | index
