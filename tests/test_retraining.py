@@ -216,7 +216,7 @@ def selection(folder: Path, images: range) -> SelectionReceipt:
         {
             "stage": "merge", "digest": uri.stem, "folder": str(folder), "seconds": 1, "selection": str(uri),
             "teacher": "t", "images": len(images), "unique_images": len(images), "images_per_class": 40,
-            "classes_per_image": 1, "per_class": [], "failed": {}, "bytes_read": 1,
+            "classes_per_image": 1, "per_class": [], "failed": {}, "bytes_read": 1, "changed_by_last_tenth": 0.1,
             "ledger": Ledger(listed=images.stop, scored=images.stop, failed=0, removed=0),
         }
     )  # fmt: skip
