@@ -11,6 +11,7 @@ import yaml
 import pipeline
 from components.shared.runfile import Parameters
 from components.shared.stage import StageConfig
+from components.verbs.compile import COMPILED
 
 STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "promote", "report")
 OUTPUTS = {"receipt", "page", "summary", "metrics", "confusion"}
@@ -64,7 +65,7 @@ def test_the_ui_describes_every_input_and_output() -> None:
     compiled = yaml.safe_load(COMPILED.read_text().partition("\n---")[0])
     form = compiled["root"]["inputDefinitions"]["parameters"]
     described = {name: " ".join(one["description"].split()) for name, one in form.items()}
-    assert described == {name: field.description for name, field in RunFile.model_fields.items()}
+    assert described == {name: field.description for name, field in Parameters.model_fields.items()}
     for name, component in compiled["components"].items():
         if "executorLabel" not in component or name == "comp-plan":  # the plan's parameters are the form's
             continue
