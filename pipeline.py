@@ -39,6 +39,10 @@ def semiscale(
     remove: str = "",
     teacher_architecture: str = "resnext101_32x48d",
     student_architecture: str = "resnet50",
+    teacher_checkpoint: str = "",
+    teacher_classes: str = "",
+    teacher_start_weights: str = "",
+    student_start_weights: str = "",
     teacher_images_processed: int = 115_000_000,
     pretrain_images_processed: int = 1_000_000_000,
     finetune_epochs: int = 30,
@@ -76,6 +80,10 @@ def semiscale(
         remove: URI of a text file, one key a line: images never to select (opt-outs).
         teacher_architecture: The teacher (section 4.1).
         student_architecture: Student and baseline (section 4.1).
+        teacher_checkpoint: URI of a ready-made teacher, checked and used as it is; #sha256=… after it pins its bytes.
+        teacher_classes: URI of a text file: what a ready-made teacher's outputs 0, 1, … mean.
+        teacher_start_weights: URI of weights the teacher starts from; a head of another size is replaced.
+        student_start_weights: URI of weights student and baseline start from; a head of another size is replaced.
         teacher_images_processed: Length of the teacher's training: 90 epochs of ImageNet; not in the paper.
         pretrain_images_processed: The paper's #iter: images the student sees in pre-training (section 4.1).
         finetune_epochs: Length of the fine-tuning (section 4.1).
@@ -111,6 +119,10 @@ def semiscale(
         remove=remove,
         teacher_architecture=teacher_architecture,
         student_architecture=student_architecture,
+        teacher_checkpoint=teacher_checkpoint,
+        teacher_classes=teacher_classes,
+        teacher_start_weights=teacher_start_weights,
+        student_start_weights=student_start_weights,
         teacher_images_processed=teacher_images_processed,
         pretrain_images_processed=pretrain_images_processed,
         finetune_epochs=finetune_epochs,
@@ -150,6 +162,9 @@ def semiscale(
             architecture=teacher_architecture,
             images_processed=teacher_images_processed,
             learning_rate=teacher_learning_rate,
+            start_weights=teacher_start_weights,
+            checkpoint=teacher_checkpoint,
+            checkpoint_classes=teacher_classes,
             **training,
         )
     ).set_display_name("1 Train the teacher on D")
@@ -183,6 +198,7 @@ def semiscale(
             images_processed=pretrain_images_processed,
             learning_rate=pretrain_learning_rate,
             packed=packed.outputs["receipt"],
+            start_weights=student_start_weights,
             **training,
         )
     ).set_display_name("3 Pre-train the student on D̂")
@@ -209,6 +225,7 @@ def semiscale(
                 images_processed=pretrain_images_processed,
                 epochs=finetune_epochs,
                 learning_rate=learning_rate,
+                start_weights=student_start_weights,
                 **training,
             )
         ).set_display_name("Train the baseline on D")

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from components.plan import ledger
 from components.plan.labeled import LabeledSet, examine, hold_out, write_split
-from components.shared import architectures, storage
+from components.shared import architectures, checkpoints, storage
 from components.shared.errors import Refused
 from components.shared.progress import say
-from components.shared.receipts import PlanReceipt
+from components.shared.receipts import PlanReceipt, Preprocessing
 from components.shared.runfile import Parameters
 from components.shared.shards import Columns, Unit
 from components.shared.stage import StageConfig, digest, once
@@ -32,8 +32,7 @@ def plan(config: PlanConfig) -> PlanReceipt:
 
     Raises Refused for every kind of bad input (the README lists them); nothing has been trained by then.
     """
-    for key in ("teacher_architecture", "student_architecture"):
-        architectures.find(getattr(config, key), key)
+    refuse_models(config)
     if config.remove and storage.stat(config.remove) is None:
         raise Refused(f"remove: {config.remove}: no such file; expected one key a line")
     refuse_other_run(config)
@@ -43,11 +42,39 @@ def plan(config: PlanConfig) -> PlanReceipt:
     sets = {name: canonical(found, classes) for name, found in sets.items()}
     for found in sets.values():
         refuse_other_classes(found, classes)
+    refuse_teacher(config, classes)
     if "validation" not in sets:
         sets["labeled"], sets["validation"] = hold_out(sets["labeled"], config.validation_fraction, config.seed)
     units = ledger.draw_up(config.unlabeled, config.workdir, Columns(config.image_column, ""))
     storage.write(run_uri(config), json.dumps(config.model_dump(exclude=MAY_CHANGE), indent=1).encode())
     return write(config, classes, sets, units)
+
+
+def refuse_models(config: PlanConfig) -> None:
+    """Raise Refused for an architecture that does not see images, and for weights that cannot be read as asked."""
+    for key in ("teacher_architecture", "student_architecture"):
+        architectures.find_for_images(getattr(config, key), key)
+    for key in ("teacher_checkpoint", "teacher_start_weights", "student_start_weights"):
+        if uri := getattr(config, key):
+            checkpoints.version(uri, key)
+    if config.teacher_checkpoint and config.teacher_start_weights:
+        raise Refused("teacher_start_weights: a ready-made teacher is not trained; leave it out, or teacher_checkpoint")
+    if config.teacher_classes and not config.teacher_checkpoint:
+        raise Refused("teacher_classes: says what a ready-made teacher's outputs mean; name it in teacher_checkpoint")
+
+
+def refuse_teacher(config: PlanConfig, classes: list[str]) -> None:
+    """Raise Refused where a ready-made teacher is known to be of other classes or pixels than this run."""
+    if config.teacher_checkpoint:
+        wanted = checkpoints.Description(
+            architecture=config.teacher_architecture,
+            classes=classes,
+            preprocessing=Preprocessing(resolution=config.resolution, augmentation=config.augmentation),
+            recipe="teacher",
+            digest="",
+        )
+        uri = checkpoints.pinned(config.teacher_checkpoint, "teacher_checkpoint").uri
+        checkpoints.refuse_unlike(uri, config.teacher_classes, wanted)
 
 
 def run_uri(config: PlanConfig) -> str:
@@ -87,24 +114,9 @@ def labeled_sets(config: PlanConfig, columns: Columns) -> dict[str, LabeledSet]:
 def class_names(config: PlanConfig, labeled: LabeledSet) -> list[str]:
     """Return the class names in label order: the run file's list, else the labels found, sorted, numbers by value."""
     if config.classes:
-        data = storage.read_if_there(config.classes)
-        if data is None:
-            raise Refused(f"classes: {config.classes}: no such file; expected one class name a line")
-        return listed_names(config.classes, data)
+        return checkpoints.class_names(config.classes, "classes")
     labels = {row.label for row in labeled.rows}
     return sorted(labels, key=lambda label: (int(label), label)) if all(map(is_number, labels)) else sorted(labels)
-
-
-def listed_names(uri: str, data: bytes) -> list[str]:
-    """Read a list of class names, one a line. Raises Refused where it is not text or a name stands twice."""
-    try:
-        names = [line.strip() for line in data.decode("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise Refused(f"classes: {uri}: not UTF-8; expected one class name a line") from None
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise Refused(f"classes: {uri}: {twice[0]!r} is listed more than once; a class is named on one line")
-    return names
 
 
 def is_number(label: str) -> bool:

@@ -34,9 +34,9 @@ class BudgetSpent(SemiscaleError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return a hint such as `; did you mean 'resnet50'?`, or the valid names where none is near."""
+    """Return a hint such as `; did you mean 'resnet50'?`, or the first twenty valid names where none is near."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return "; did you mean " + " or ".join(repr(n) for n in near) + "?"
-    return "; valid: " + ", ".join(names)
+    return "; valid: " + ", ".join(names if len(names) <= 20 else [*names[:20], "…"])

@@ -1,97 +1,26 @@
-"""The networks: built by name, run on images, saved and read as safetensors beside a JSON description.
+"""The models: built by name, run on images, saved and read as safetensors beside a JSON description.
 
-Only this module and the training loop know torch's module system; everything else sees images in and logits out.
+With networks.py and weights.py the only modules, and the training loop, that know torch's module system; everything
+else sees images in and logits out.
 """
 
-import json
 import os
 import tempfile
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from components.shared import architectures, storage
-from components.shared.architectures import Architecture
+from components.shared import storage
+from components.shared.checkpoints import Description, described
 from components.shared.errors import Refused
+from components.shared.networks import build
 from components.shared.preprocess import Batch
-from components.shared.receipts import Document, Preprocessing
+from components.shared.receipts import Preprocessing
 
-
-class Description(Document):
-    """What a checkpoint's tensors mean: the JSON beside them."""
-
-    architecture: str
-    classes: list[str]
-    preprocessing: Preprocessing
-    recipe: str
-    digest: str
-
-
-class SmallResNet(nn.Module):
-    """He et al. 2016, section 4.2: three stages of basic blocks at full, half and quarter resolution."""
-
-    def __init__(self, architecture: Architecture, classes: int) -> None:
-        super().__init__()
-        channels = [16 * architecture.width * 2**stage for stage in range(3)]
-        stages = []
-        entering = channels[0]
-        for stage, leaving in enumerate(channels):
-            for block in range(architecture.blocks[stage]):
-                stages.append(_Block(entering, leaving, 2 if stage and not block else 1))
-                entering = leaving
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, channels[0], 3, padding=1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)
-        )
-        self.stages = nn.Sequential(*stages)
-        self.fc = nn.Linear(channels[-1], classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return cast(Tensor, self.fc(self.stages(self.stem(images_BCHW)).mean((2, 3))))
-
-
-class _Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut, a 1x1 convolution where the size changes (He et al. 2016, figure 2)."""
-
-    def __init__(self, entering: int, leaving: int, stride: int) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(entering, leaving, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(leaving),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(leaving, leaving, 3, padding=1, bias=False),
-            nn.BatchNorm2d(leaving),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or entering != leaving:
-            self.shortcut = nn.Sequential(nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving))
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return torch.relu(self.residual(images_BCHW) + self.shortcut(images_BCHW))
-
-
-def build(name: str, classes: int) -> nn.Module:
-    """Build a network with fresh weights from torch's global generator. Raises Refused for an unknown name."""
-    architecture = architectures.find(name)
-    if architecture.stem == "small":
-        return SmallResNet(architecture, classes)
-    # torchvision costs eight CPU-seconds to import, on top of torch's five: only for those who need it.
-    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-
-    network: nn.Module = ResNet(
-        Bottleneck if architecture.bottleneck else BasicBlock,
-        list(architecture.blocks),
-        num_classes=classes,
-        groups=architecture.groups,
-        width_per_group=architecture.group_width,
-    )
-    return network
+__all__ = ["Description", "build", "device", "normalised", "read", "save", "use_threads"]
 
 
 def device() -> torch.device:
@@ -127,12 +56,11 @@ def save(model: nn.Module, description: Description, folder: str) -> str:
 
 def read(uri: str) -> tuple[nn.Module, Description]:
     """Read a model and its description. Raises Refused where the tensors are not the described network's."""
-    described = storage.read_if_there(uri.removesuffix(".safetensors") + ".json")
+    description = described(uri)
     tensors = storage.read_if_there(uri)
-    if described is None or tensors is None:
+    if description is None or tensors is None:
         raise Refused(f"{uri}: no checkpoint here; expected .safetensors with a .json beside it")
-    description = Description.model_validate(json.loads(described))
-    model = build(description.architecture, len(description.classes))
+    model = build(description.architecture, len(description.classes), description.preprocessing.resolution)
     try:
         model.load_state_dict(load_tensors(tensors))
     except RuntimeError as error:

@@ -88,11 +88,16 @@ class Point(Document):
 
 
 class TrainReceipt(Receipt):
-    """A trained model. `learning_rate` is the peak, for 256 images, as in the paper's notation."""
+    """A trained model. `learning_rate` is the peak, for 256 images, as in the paper's notation.
+
+    `source` names the weights it started from, "" where those were fresh; of a ready-made teacher, which has processed
+    no images, the checkpoint that it is.
+    """
 
     recipe: str
     architecture: str
     checkpoint: str
+    source: str = ""
     parameters: int
     classes: list[str]
     preprocessing: Preprocessing

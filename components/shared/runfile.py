@@ -54,6 +54,19 @@ class Parameters(BaseModel):
     )
     teacher_architecture: str = Field(default="resnext101_32x48d", description="The teacher (section 4.1).")
     student_architecture: str = Field(default="resnet50", description="Student and baseline (section 4.1).")
+    teacher_checkpoint: str = Field(
+        default="",
+        description="URI of a ready-made teacher, checked and used as it is; #sha256=… after it pins its bytes.",
+    )
+    teacher_classes: str = Field(
+        default="", description="URI of a text file: what a ready-made teacher's outputs 0, 1, … mean."
+    )
+    teacher_start_weights: str = Field(
+        default="", description="URI of weights the teacher starts from; a head of another size is replaced."
+    )
+    student_start_weights: str = Field(
+        default="", description="URI of weights student and baseline start from; a head of another size is replaced."
+    )
     teacher_images_processed: Positive = Field(
         default=115_000_000, description="Length of the teacher's training: 90 epochs of ImageNet; not in the paper."
     )

@@ -25,6 +25,9 @@ def train(
     epochs: int = 0,
     packed: dsl.Input[dsl.Artifact] = None,
     start: dsl.Input[dsl.Artifact] = None,
+    start_weights: str = "",
+    checkpoint: str = "",
+    checkpoint_classes: str = "",
 ):
     """Train one model by a recipe of the paper (section 4.1) and leave its checkpoint.
 
@@ -45,6 +48,9 @@ def train(
         epochs: Passes over the planned training split, in addition.
         packed: The packed selection's receipt, for pretrain.
         start: The receipt of the model to start from, for finetune.
+        start_weights: URI of weights to start from; a head of another size is replaced.
+        checkpoint: URI of a ready-made teacher, which is checked and used as it is.
+        checkpoint_classes: URI of a text file: what the ready-made teacher's outputs mean.
 
     Returns:
         receipt: What was done, as JSON: what the next stages read.

@@ -2,8 +2,9 @@
 
 from typing import ClassVar
 
+from components.shared import checkpoints
 from components.shared.runfile import Augmentation
-from components.shared.stage import ReceiptUri, StageConfig
+from components.shared.stage import ReceiptUri, StageConfig, digest
 from components.train.recipes import RecipeName
 
 
@@ -23,6 +24,12 @@ class TrainConfig(StageConfig):
     """The packed selection's receipt, for pretrain."""
     start: ReceiptUri = ""
     """The receipt of the model to start from, for finetune."""
+    start_weights: str = ""
+    """URI of weights to start from, .safetensors, .pth or .pt; a head of another size is replaced."""
+    checkpoint: str = ""
+    """URI of a ready-made teacher, which is checked and used as it is: nothing is trained."""
+    checkpoint_classes: str = ""
+    """URI of a text file, one class name a line: what the ready-made teacher's outputs 0, 1, … mean."""
     images_processed: int = 0
     """Images to process, forward and backward (the paper's #iter)."""
     epochs: int = 0
@@ -47,3 +54,10 @@ class TrainConfig(StageConfig):
     def task(self) -> str:
         """Recipe and learning rate: a run trains several models."""
         return f"train-{self.recipe}-{self.learning_rate:g}"
+
+    def digest(self) -> str:
+        """Weights from elsewhere count by their version: other bytes at the same URI are other work."""
+        files = {name: uri for name in ("start_weights", "checkpoint") if (uri := getattr(self, name))}
+        versions = [checkpoints.version(uri, name) for name, uri in files.items()]
+        lists = [checkpoints.class_names(uri, "checkpoint_classes") for uri in [self.checkpoint_classes] if uri]
+        return digest(super().digest(), versions, lists) if versions else super().digest()

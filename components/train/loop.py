@@ -13,12 +13,13 @@ from components.shared.errors import Refused, SemiscaleError
 from components.shared.predict import PreparedSplit, hits, logits
 from components.shared.preprocess import Batch
 from components.shared.progress import Progress, say
-from components.shared.receipts import PackReceipt, PlanReceipt, Point, Preprocessing, TrainReceipt, load
+from components.shared.receipts import PackReceipt, PlanReceipt, Point, Preprocessing, load
 from components.shared.shards import Columns, Shard
 from components.shared.splits import LabeledShard, read_split
 from components.train.config import TrainConfig
 from components.train.data import TrainingData
 from components.train.recipes import RECIPES, learning_rate
+from components.train.start import starting_model
 
 MOMENTUM = 0.9  # He et al. 2016; the paper says synchronous SGD
 CURVE_POINTS = 100
@@ -34,7 +35,8 @@ def run(config: TrainConfig, folder: str) -> dict[str, object]:
     data = TrainingData(_shards(config, plan), columns, preprocessing, config.seed)
     validation = PreparedSplit(plan.validation, columns, preprocessing)
     total = config.images_processed + config.epochs * plan.train.samples
-    model = _model(config, plan)
+    model, source = starting_model(config, plan)
+    model.to(models.device())
     started = time.monotonic()
     curve = _Loop(config, model, validation, total).run(data)
     seconds = time.monotonic() - started
@@ -49,6 +51,7 @@ def run(config: TrainConfig, folder: str) -> dict[str, object]:
         "recipe": config.recipe,
         "architecture": config.architecture,
         "checkpoint": models.save(model, description, folder),
+        "source": source,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "classes": plan.classes,
         "preprocessing": preprocessing,
@@ -69,22 +72,6 @@ def _shards(config: TrainConfig, plan: PlanReceipt) -> list[LabeledShard]:
     packed = load(config.packed, PackReceipt)
     listed = json.loads(storage.read(packed.shards))
     return [LabeledShard(Shard.model_validate(item["shard"]), dict(enumerate(item["labels"]))) for item in listed]
-
-
-def _model(config: TrainConfig, plan: PlanReceipt) -> nn.Module:
-    torch.manual_seed(config.seed)
-    model = models.build(config.architecture, len(plan.classes))
-    if config.recipe == "finetune":
-        if not config.start:
-            raise Refused("train: recipe finetune needs --start, the receipt of the pre-training")
-        start = load(config.start, TrainReceipt)
-        model, described = models.read(start.checkpoint)
-        if described.architecture != config.architecture or described.classes != plan.classes:
-            raise Refused(
-                f"{start.checkpoint}: a {described.architecture} of {len(described.classes)} classes; "
-                f"expected {config.architecture} of the plan's {len(plan.classes)}"
-            )
-    return model.to(models.device())
 
 
 class _Loop:

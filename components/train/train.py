@@ -8,15 +8,19 @@ from components.train.config import TrainConfig
 
 
 def train(config: TrainConfig) -> TrainReceipt:
-    """Train one model for `images_processed` images plus `epochs` passes over the planned training split.
+    """Train one model for `images_processed` images plus `epochs` passes over the planned training split, or take a
+    ready-made teacher.
 
     Both may be given: the baseline is trained as long as the student's pre-training and fine-tuning together. Raises
     SemiscaleError where the loss stops being a number. More than one node are a TrainJob's, which this follows.
     """
 
     def work(folder: str) -> dict[str, object]:
-        from components.train.loop import run  # torch takes seconds to import; finished work is found without it
-
+        # torch takes seconds to import; finished work is found without it
+        if config.checkpoint:
+            from components.train.ready_made import run
+        else:
+            from components.train.loop import run
         return run(config, folder)
 
     if launch := trainjob.asked():

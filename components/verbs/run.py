@@ -24,7 +24,9 @@ from components.verbs.compile import COMPILED
 from components.verbs.containers import docker_runner
 
 PROCESSES = 2  # what kfp.local starts at a time inside a loop
-PLACES = ("workdir", "labeled", "unlabeled", "validation", "test", "classes", "remove")  # keys that hold URIs
+SETS = ("labeled", "unlabeled", "validation", "test")
+FILES = ("classes", "remove", "teacher_checkpoint", "teacher_classes", "teacher_start_weights", "student_start_weights")
+PLACES = ("workdir", *SETS, *FILES)  # keys that hold URIs
 OURS = re.compile(r'^\s*([a-z]+ · |\{"time": )')  # a stage's line, as text or as JSON
 ERROR = re.compile(r"^\s*([A-Za-z_.]*(?:Error|Exception)\b.*)")  # the last line of a traceback
 REASON = re.compile(r"^\s*(refused|failed): (.*)")

@@ -1,0 +1,210 @@
+"""The networks: built by architecture, their heads found, and what they cannot see refused.
+
+A state dict of ours, of torchvision's and of the authors' released models names the same tensors of the same network.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from components.shared import architectures
+from components.shared.architectures import TIMM, Architecture
+from components.shared.errors import Refused
+
+
+class SmallResNet(nn.Module):
+    """He et al. 2016, section 4.2: three stages of basic blocks at full, half and quarter resolution."""
+
+    def __init__(self, architecture: Architecture, classes: int) -> None:
+        super().__init__()
+        channels = [16 * architecture.width * 2**stage for stage in range(3)]
+        stages = []
+        entering = channels[0]
+        for stage, leaving in enumerate(channels):
+            for block in range(architecture.blocks[stage]):
+                stages.append(_Block(entering, leaving, 2 if stage and not block else 1))
+                entering = leaving
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels[0], 3, padding=1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)
+        )
+        self.stages = nn.Sequential(*stages)
+        self.fc = nn.Linear(channels[-1], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return cast(Tensor, self.fc(self.stages(self.stem(images_BCHW)).mean((2, 3))))
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut, a 1x1 convolution where the size changes (He et al. 2016, figure 2)."""
+
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(entering, leaving, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(leaving),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(leaving, leaving, 3, padding=1, bias=False),
+            nn.BatchNorm2d(leaving),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or entering != leaving:
+            self.shortcut = nn.Sequential(nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return torch.relu(self.residual(images_BCHW) + self.shortcut(images_BCHW))
+
+
+def build(name: str, classes: int, resolution: int = 224) -> nn.Module:
+    """Build a network with fresh weights from torch's global generator: images_BCHW, or clips_BCTHW, to logits_BC.
+
+    Raises Refused for an unknown name, and for a network of torchvision or timm that cannot see that resolution.
+    """
+    architecture = architectures.find(name)
+    network = _BUILDERS[architecture.family](architecture, classes, resolution)
+    if architecture.family in ("torchvision", "timm"):
+        _refuse_unfit(network, name, classes, resolution)
+    return network
+
+
+def head_tensors(name: str, classes: int, resolution: int = 224) -> set[str]:
+    """Return the names of the parameters that belong to the classes: those whose shape depends on their number.
+
+    It costs two networks without storage, a second for the largest.
+    """
+    shapes, others = (_shapes(name, number, resolution) for number in (classes, classes + 1))
+    return {tensor for tensor, shape in shapes.items() if others[tensor] != shape}
+
+
+def float_head(model: nn.Module, heads: set[str]) -> nn.Module:
+    """Let the layers that own these tensors run in fp32 under autocast; changes the model and returns it.
+
+    Scores are ranked by the logits: in bf16 a class's best images would tie (section 3.2 ranks them all).
+    """
+    for layer in {tensor.rpartition(".")[0] for tensor in heads}:
+        model.set_submodule(layer, _InFloat(model.get_submodule(layer)))
+    return model
+
+
+class _InFloat(nn.Module):
+    """A layer outside autocast."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return cast(Tensor, self.layer(features.float()))
+
+
+def _residual(architecture: Architecture, classes: int, _: int) -> nn.Module:
+    # torchvision costs eight CPU-seconds to import, on top of torch's five: here and below only for those who need it.
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+    return cast(
+        nn.Module,
+        ResNet(
+            Bottleneck if architecture.bottleneck else BasicBlock,
+            list(architecture.blocks),
+            num_classes=classes,
+            groups=architecture.groups,
+            width_per_group=architecture.group_width,
+        ),
+    )
+
+
+def _small(architecture: Architecture, classes: int, _: int) -> nn.Module:
+    return SmallResNet(architecture, classes)
+
+
+def _r2plus1d(architecture: Architecture, classes: int, _: int) -> nn.Module:
+    """Build R(2+1)D (Tran et al. 2018), the length of the clip free.
+
+    A 3x3x3 convolution is cut into 1x3x3 and 3x1x1 with as many channels between as keep its number of parameters
+    (their section 3.5), for each of a block's two convolutions, as the authors' code does (facebookresearch/VMZ); this
+    gives the paper's table 7: 33M parameters and 21B multiply-adds. torchvision takes the first one's number for both
+    (31.5M). Normalisation divides by the deviation + 1e-3, Caffe2's constant, as those released weights expect.
+    """
+    from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dStem, VideoResNet
+
+    class Convolution(Conv2Plus1D):  # type: ignore[misc]  # torchvision has no types
+        def __init__(self, entering: int, leaving: int, _: int, stride: int = 1, padding: int = 1) -> None:
+            between = 27 * entering * leaving // (9 * entering + 3 * leaving)
+            super().__init__(entering, leaving, between, stride, padding)
+
+    network = VideoResNet(BasicBlock, [Convolution] * 4, list(architecture.blocks), R2Plus1dStem, classes)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = 1e-3
+    return cast(nn.Module, network)
+
+
+def _torchvision(architecture: Architecture, classes: int, resolution: int) -> nn.Module:
+    from torchvision.models import get_model
+
+    options: dict[str, object] = {}
+    if architecture.name in ("googlenet", "inception_v3"):  # without their second heads, which only training used
+        options = {"aux_logits": False, "init_weights": True}
+    if architecture.name.startswith("vit_"):
+        options = {"image_size": resolution}
+    try:
+        return cast(nn.Module, get_model(architecture.name, num_classes=classes, **options))
+    except ValueError as error:
+        raise _unfit(architecture.name, resolution, error) from None
+
+
+def _timm(architecture: Architecture, classes: int, _: int) -> nn.Module:
+    import timm
+
+    return timm.create_model(architecture.name.removeprefix(TIMM), num_classes=classes)
+
+
+_BUILDERS: dict[str, Callable[[Architecture, int, int], nn.Module]] = {
+    "resnet": _residual,
+    "small": _small,
+    "r2plus1d": _r2plus1d,
+    "torchvision": _torchvision,
+    "timm": _timm,
+}
+
+
+def _refuse_unfit(network: nn.Module, name: str, classes: int, resolution: int) -> None:
+    """Raise Refused where two images of this resolution do not give two rows of logits; computes shapes, no values."""
+    without_storage = {
+        key: torch.empty_like(tensor, device="meta")
+        for key, tensor in [*network.named_parameters(), *network.named_buffers()]
+    }
+    images_BCHW = torch.empty(2, 3, resolution, resolution, device="meta")
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits_BC = functional_call(network, without_storage, (images_BCHW,))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _unfit(name, resolution, error) from None
+    network.train(training)
+    if not isinstance(logits_BC, Tensor) or logits_BC.shape != (2, classes):
+        raise Refused(f"{name}: gives no logits of {classes} classes; name a classifier of images")
+
+
+def _unfit(name: str, resolution: int, error: Exception) -> Refused:
+    reason = str(error).strip().partition("\n")[0]
+    return Refused(f"{name}: cannot see images of {resolution} x {resolution} pixels ({reason}); change resolution")
+
+
+def _shapes(name: str, classes: int, resolution: int) -> dict[str, torch.Size]:
+    architecture = architectures.find(name)
+    builder = _BUILDERS[architecture.family]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                network = builder(architecture, classes, resolution)
+        except NotImplementedError:  # a constructor that looks at values, as RegNet's does
+            network = builder(architecture, classes, resolution)
+    return {key: tensor.shape for key, tensor in network.named_parameters()}

@@ -1,0 +1,123 @@
+"""Weights from elsewhere: read without running what they contain, fitted into a network or refused.
+
+A `.pth` file is a pickle, which can run any program; it is read with torch's `weights_only`, which refuses everything
+but tensors and plain containers.
+"""
+
+import hashlib
+import io
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from components.shared import networks, storage
+from components.shared.checkpoints import FOREIGN_SUFFIXES, Pinned
+from components.shared.errors import Refused
+
+WRAPPERS = ("state_dict", "model")  # keys that training scripts (timm's, torchvision's) put a state dict under
+_OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")  # `norm.1` is `norm1` since torch 0.4
+_SECOND_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # of GoogLeNet and Inception, which only training used
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict in torchvision's names, where it came from, and the SHA-256 of the file."""
+
+    uri: str
+    sha256: str
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def source(self) -> str:
+        """The file, pinned: what a receipt says and what a run file takes."""
+        return f"{self.uri}#sha256={self.sha256}"
+
+
+def read(pinned: Pinned) -> Weights:
+    """Read a state dict. The bytes that are hashed are those that are loaded: they are in memory twice while this runs.
+
+    Raises Refused where the file is missing, has another digest, or holds more than tensors.
+    """
+    data = storage.read_if_there(pinned.uri)
+    if data is None:
+        raise Refused(f"{pinned.uri}: no checkpoint here")
+    sha256 = hashlib.sha256(data).hexdigest()
+    if not sha256.startswith(pinned.sha256):
+        raise Refused(f"{pinned.uri}: its SHA-256 is {sha256}, and {pinned.sha256} was expected; it is another file")
+    unpickled = pinned.uri.endswith(FOREIGN_SUFFIXES)
+    tensors = _unpickled(pinned.uri, data) if unpickled else _safetensors(pinned.uri, data)
+    return Weights(pinned.uri, sha256, {_in_torchvisions_names(name): tensor for name, tensor in tensors.items()})
+
+
+def fit(model: nn.Module, architecture: str, weights: Weights) -> None:
+    """Put weights into a network, all of them. Raises Refused where one is missing, unknown or of another shape."""
+    _load(model, architecture, weights, without=set())
+
+
+def transfer(model: nn.Module, architecture: str, weights: Weights, resolution: int) -> bool:
+    """Put weights into a network, all but a head that is missing or of another size; say whether the head was left.
+
+    Raises Refused where anything but the head does not fit.
+    """
+    own = model.state_dict()
+    heads = networks.head_tensors(architecture, 2, resolution)
+    left = any(name not in weights.tensors or weights.tensors[name].shape != own[name].shape for name in heads)
+    _load(model, architecture, weights, without=heads if left else set())
+    return left
+
+
+def _load(model: nn.Module, architecture: str, weights: Weights, without: set[str]) -> None:
+    given = {
+        name: tensor
+        for name, tensor in weights.tensors.items()
+        if name not in without and not name.startswith(_SECOND_HEADS)
+    }
+    own = model.state_dict()
+    # Counters of batches, which files from before torch 0.4.1 lack and which nothing reads at a fixed momentum.
+    needed = {name for name in own if name not in without and not name.endswith("num_batches_tracked")}
+    for name in sorted(needed - given.keys() | given.keys() - own.keys()):
+        lack = "has no" if name in needed else "has an unknown"
+        raise Refused(f"{weights.uri}: not a {architecture}: it {lack} {name}")
+    for name, tensor in given.items():
+        if tensor.shape != own[name].shape:
+            raise Refused(
+                f"{weights.uri}: not a {architecture} of as many classes: its {name} is {_shape(tensor)}, "
+                f"expected {_shape(own[name])}"
+            )
+    model.load_state_dict(given, strict=False)
+
+
+def _unpickled(uri: str, data: bytes) -> dict[str, Tensor]:
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "it is damaged"
+        raise Refused(f"{uri}: not read, {reason}; expected what torch.save(model.state_dict(), path) writes") from None
+    for key in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(one, Tensor) for one in content.values()) or not content:
+        raise Refused(f"{uri}: not a state dict; expected what torch.save(model.state_dict(), path) writes")
+    return content
+
+
+def _safetensors(uri: str, data: bytes) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_safetensors(data)
+    except SafetensorError as error:
+        raise Refused(f"{uri}: not a safetensors file: {error}") from None
+    return tensors
+
+
+def _in_torchvisions_names(name: str) -> str:
+    return _OLD_DENSENET.sub(r"\1\2", str(name).removeprefix("module."))  # DataParallel's prefix
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a number"

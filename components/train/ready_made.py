@@ -1,0 +1,100 @@
+"""A ready-made teacher: checked before it is used, and kept as a checkpoint of ours, so that no later stage reads a
+foreign file."""
+
+import io
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+from torch import nn
+from torch.nn import functional as F
+
+from components.shared import checkpoints, models, storage, weights
+from components.shared.errors import Refused
+from components.shared.predict import PreparedSplit, hits, logits
+from components.shared.progress import say
+from components.shared.receipts import PlanReceipt, Point, Preprocessing, Split, load
+from components.shared.shards import Columns
+from components.shared.stage import digest
+from components.train.config import TrainConfig
+
+SLICE = 1000  # labeled images that a teacher is tried on
+STANDARD_ERRORS = 3.0
+
+
+def run(config: TrainConfig, folder: str) -> dict[str, object]:
+    """Check a ready-made model, save it as a checkpoint in `folder`, and return the fields of the receipt.
+
+    Raises Refused where its digest, its architecture, its classes, its preprocessing or its accuracy is not what the
+    run needs. The receipt's digest is of the file's bytes and of what they are taken for, so that a run with other
+    trainings, or more labels, finds the scores of the same teacher.
+    """
+    models.use_threads()
+    plan = load(config.plan, PlanReceipt)
+    pinned = checkpoints.pinned(config.checkpoint, "checkpoint")
+    read = weights.read(pinned)
+    preprocessing = Preprocessing(resolution=config.resolution, augmentation=config.augmentation)
+    description = checkpoints.Description(
+        architecture=config.architecture,
+        classes=plan.classes,
+        preprocessing=preprocessing,
+        recipe=config.recipe,
+        digest=digest(read.sha256, config.architecture, plan.classes, preprocessing.model_dump()),
+    )
+    checkpoints.refuse_unlike(pinned.uri, config.checkpoint_classes, description)
+    model = models.build(config.architecture, len(plan.classes), config.resolution)
+    weights.fit(model, config.architecture, read)
+    point = _tried(config, model, preprocessing, _slice(plan.validation, folder))
+    return {
+        "digest": description.digest,
+        "recipe": config.recipe,
+        "architecture": config.architecture,
+        "checkpoint": models.save(model.cpu(), description, folder),
+        "source": read.source,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "classes": plan.classes,
+        "preprocessing": preprocessing,
+        "images_processed": 0,
+        "samples": 0,
+        "learning_rate": 0.0,
+        "validation_top1": point.validation_top1,
+        "curve": [point],
+        "images_per_s": 0.0,
+    }
+
+
+def least_top1(labels: list[int]) -> float:
+    """Return the accuracy that a teacher must exceed: three standard errors above answering the commonest class."""
+    chance = max(np.bincount(labels)) / len(labels)
+    return float(chance + STANDARD_ERRORS * math.sqrt(chance * (1 - chance) / len(labels)))
+
+
+def _tried(config: TrainConfig, model: nn.Module, preprocessing: Preprocessing, on: Split) -> Point:
+    prepared = PreparedSplit(on, Columns(config.image_column, config.label_column), preprocessing)
+    found = logits(model.to(models.device()), prepared, models.device())
+    top1 = float(hits(found, prepared.labels_B, 1).double().mean())
+    least = least_top1(prepared.labels_B.tolist())
+    said = f"top-1 {top1:.2%} on {on.samples:,} validation images"
+    if not top1 > least:  # nor where the logits are no numbers
+        raise Refused(
+            f"{config.checkpoint}: {said}, and a teacher of these classes must exceed {least:.2%}, clearly more than "
+            "chance; are its classes in the run's order, and its preprocessing the run's?"
+        )
+    say("train", f"{config.checkpoint}: {said}; used as it is")
+    loss = float(F.cross_entropy(found, prepared.labels_B))
+    return Point(images_processed=0, learning_rate=0.0, loss=loss, validation_top1=top1)
+
+
+def _slice(split: Split, folder: str) -> Split:
+    """Return at most SLICE random samples of a split, the same ones every time, listed in `folder`."""
+    if split.samples <= SLICE:
+        return split
+    table = pq.read_table(io.BytesIO(storage.read(split.index)))
+    chosen = np.sort(np.random.default_rng(0).choice(len(table), SLICE, replace=False))
+    part = table.take(chosen)
+    buffer = io.BytesIO()
+    pq.write_table(part, buffer)
+    uri = storage.join(folder, "tried-on.parquet")
+    storage.write(uri, buffer.getvalue())
+    counts = np.bincount(part["label"].to_numpy(), minlength=len(split.class_counts))
+    return split.model_copy(update={"index": uri, "samples": SLICE, "class_counts": counts.tolist()})
