@@ -155,7 +155,7 @@ def _torchvision(architecture: Architecture, classes: int, resolution: int) -> n
         options = {"image_size": resolution}
     try:
         return cast(nn.Module, get_model(architecture.name, num_classes=classes, **options))
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:
         raise _unfit(architecture.name, resolution, error) from None
 
 

@@ -25,13 +25,18 @@ def fixed_cut(image: Pixels, preprocessing: Preprocessing) -> Pixels:
     Returns uint8 resolution x resolution x 3.
     """
     size = preprocessing.resolution
-    photographs = preprocessing.augmentation == "crop-flip"
-    short = round(size * _RESIZE_RATIO) if photographs else size
+    short = short_side(preprocessing)
     height, width = image.shape[:2]
     scale = short / min(height, width)
     resized = _resize(image, max(round(width * scale), size), max(round(height * scale), size))
     top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
     return resized[top : top + size, left : left + size]
+
+
+def short_side(preprocessing: Preprocessing) -> int:
+    """Return what the short side is resized to before the centre is cut, in pixels."""
+    photographs = preprocessing.augmentation == "crop-flip"
+    return round(preprocessing.resolution * _RESIZE_RATIO) if photographs else preprocessing.resolution
 
 
 def margin(preprocessing: Preprocessing) -> int:

@@ -15,6 +15,7 @@ from components.verbs.build import build_images
 from components.verbs.cancel import cancel
 from components.verbs.compile import compile_pipeline
 from components.verbs.demo import demo, write_images
+from components.verbs.export import MODELS, export
 from components.verbs.kubeflow import Server
 from components.verbs.plan import plan
 from components.verbs.promote import promote, rollback
@@ -65,6 +66,7 @@ def parser(pipeline: GraphComponent) -> argparse.ArgumentParser:
     add_cluster(verbs, pipeline)
     add_reselect(verbs)
     add_promote(verbs)
+    add_export(verbs)
     add_compile(verbs, pipeline)
     add_demo(verbs)
     return top
@@ -182,6 +184,22 @@ def add_reselect(verbs: Verbs) -> None:
     selecting.add_argument("--min-probability", type=float, metavar="SHARE", help="select nothing below this score")
     selecting.add_argument("--remove", metavar="LIST", help="URI of a text file, one key a line, never to select")
     selecting.set_defaults(verb=lambda options: reselect(options.run_file, changes_of(options)))
+
+
+def add_export(verbs: Verbs) -> None:
+    """Add `export`."""
+    exporting = add(
+        verbs,
+        "export",
+        "write a model as an ONNX or torch.export file",
+        export,
+        "my-run.yaml --format onnx --to s3://bucket/serving",
+    )
+    exporting.add_argument("source", help="a finished run's file, a training's receipt (.json) or a .safetensors")
+    exporting.add_argument("--format", choices=["onnx", "torch"], default="onnx")
+    exporting.add_argument("--model", choices=list(MODELS), default="student", help="which one of the run file's run")
+    exporting.add_argument("--to", default="", metavar="FOLDER", help="URI; default: in the run, or by the checkpoint")
+    exporting.set_defaults(verb=lambda options: export(options.source, options.format, options.model, options.to))
 
 
 def add_promote(verbs: Verbs) -> None:

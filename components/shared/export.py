@@ -1,0 +1,158 @@
+"""A model as one file that runs without this program: ONNX, or torch.export's archive.
+
+The file takes pixels as they are decoded: dividing, normalising and the order of the axes are inside, so that they
+cannot be done differently. What comes before, the resizing, is described in the file and in a JSON document beside it.
+"""
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from components.shared import models, storage
+from components.shared.checkpoints import Description
+from components.shared.errors import Refused, SemiscaleError
+from components.shared.preprocess import Batch, short_side
+from components.shared.receipts import Document, Preprocessing
+
+Format = Literal["onnx", "torch"]
+FILES: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 20
+ONNX_FILE_BYTES = 2_000_000_000  # what protobuf can hold; the tensors of a larger model lie in model.onnx.data
+TOLERANCE = 1e-3  # of the largest logit: two runtimes add up in another order
+
+
+class Exported(Document):
+    """What an exported file takes, gives and was checked for. In the file itself under the key `semiscale`."""
+
+    file: str
+    format: Format
+    architecture: str
+    classes: list[str]
+    input: str
+    output: str
+    before: str
+    preprocessing: Preprocessing
+    checkpoint: str
+    opset: int | None
+    verified_images: int = 0
+    verified_difference: float | None = None
+
+
+def export(uri: str, kind: Format, images_BHWC: Batch, folder: str) -> Exported:
+    """Export a checkpoint of ours, check the file against the model on some images, and store it in a folder.
+
+    The batch's size is free in the file, the resolution is the model's. Raises SemiscaleError, and stores nothing,
+    where the file gives other logits; Refused where the packages that a format needs are missing.
+    """
+    if kind == "onnx":
+        _refuse_without_onnx()
+    model, description = models.read(uri)
+    described = _described(uri, description, kind)
+    with tempfile.TemporaryDirectory() as here, torch.no_grad():
+        path = Path(here) / FILES[kind]
+        pixels_BHWC = torch.from_numpy(np.ascontiguousarray(images_BHWC))
+        write, run = (_write_onnx, _run_onnx) if kind == "onnx" else (_write_torch, _run_torch)
+        write(_FromPixels(model, description.preprocessing).eval(), pixels_BHWC, described, path)
+        expected_BC = model(models.normalised(images_BHWC, description.preprocessing, torch.device("cpu")))
+        difference = _difference(uri, expected_BC, images_BHWC, run(path))
+        verified = described.model_copy(
+            update={"verified_images": len(images_BHWC), "verified_difference": float(f"{difference:.3g}")}
+        )
+        for file in sorted(Path(here).iterdir()):
+            storage.upload(file, storage.join(folder, file.name))
+    storage.write(storage.join(folder, f"{FILES[kind]}.json"), verified.model_dump_json(indent=1).encode())
+    return verified
+
+
+class _FromPixels(nn.Module):
+    """A model behind its own normalisation: uint8 images_BHWC to logits_BC."""
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.model = model
+        self.mean = nn.Buffer(torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+
+    def forward(self, images_BHWC: Tensor) -> Tensor:
+        images_BCHW = (images_BHWC.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        return cast(Tensor, self.model(images_BCHW))
+
+
+Run = Callable[[Batch], NDArray[np.float32]]
+
+
+def _described(uri: str, description: Description, kind: Format) -> Exported:
+    size, short = description.preprocessing.resolution, short_side(description.preprocessing)
+    return Exported(
+        file=FILES[kind],
+        format=kind,
+        architecture=description.architecture,
+        classes=description.classes,
+        input=f"images: uint8, batch x {size} x {size} x 3, RGB, 0 to 255; the batch of any size",
+        output="logits: float32, batch x classes, in the order of `classes`; their softmax are the probabilities",
+        before=f"resize the short side to {short} pixels, bilinear and antialiased; cut the central {size} x {size}. "
+        "Dividing by 255, `mean` and `std` are part of the file",
+        preprocessing=description.preprocessing,
+        checkpoint=uri,
+        opset=OPSET if kind == "onnx" else None,
+    )
+
+
+def _write_torch(model: nn.Module, images_BHWC: Tensor, described: Exported, path: Path) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (images_BHWC,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path, extra_files={"semiscale": described.model_dump_json()})
+
+
+def _run_torch(path: Path) -> Run:
+    program = torch.export.load(path).module()
+    return lambda images_BHWC: program(torch.from_numpy(images_BHWC)).numpy()
+
+
+def _write_onnx(model: nn.Module, images_BHWC: Tensor, described: Exported, path: Path) -> None:
+    program = torch.onnx.export(
+        model,
+        (images_BHWC,),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        input_names=["images"],
+        output_names=["logits"],
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props["semiscale"] = described.model_dump_json()
+    size_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    program.save(path, external_data=size_bytes > ONNX_FILE_BYTES)
+
+
+def _run_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images_BHWC: session.run(["logits"], {"images": images_BHWC})[0]
+
+
+def _difference(uri: str, expected_BC: Tensor, images_BHWC: Batch, run: Run) -> float:
+    """Return how far the file's logits are from the model's, on all images and on the first alone."""
+    expected = expected_BC.numpy()
+    batches = [(images_BHWC, expected), (images_BHWC[:1], expected[:1])]
+    difference = max(float(np.abs(run(images) - logits_BC).max()) for images, logits_BC in batches)
+    allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not difference <= allowed:
+        raise SemiscaleError(f"{uri}: the exported file's logits differ by {difference:.3g}, allowed are {allowed:.3g}")
+    return difference
+
+
+def _refuse_without_onnx() -> None:
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Refused(f"export: ONNX needs {', '.join(missing)}, not installed here: pip install {' '.join(missing)}")

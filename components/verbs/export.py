@@ -1,0 +1,80 @@
+"""Export: a finished model as one file for other programs, checked against the model before it is stored."""
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from components.shared import checkpoints, runfile, storage
+from components.shared.decode import decode
+from components.shared.errors import Refused
+from components.shared.preprocess import Batch, fixed_cut
+from components.shared.receipts import EvaluationReceipt, PlanReceipt, Preprocessing, TrainReceipt, load
+from components.shared.runfile import RunFile
+from components.shared.shards import Columns
+from components.shared.splits import read_split
+from components.verbs.run import located, shown
+
+if TYPE_CHECKING:
+    from components.shared.export import Format
+
+IMAGES = 8  # that a file is checked on
+MODELS = {"teacher": "teacher", "baseline": "baselines-", "pretrained": "pretrained", "student": "students-"}
+
+
+def export(source: str, kind: "Format", model: str, folder: str) -> None:
+    """Export a model to ONNX or to torch.export's format: pixels in, logits out, the normalisation inside.
+
+    The file is checked against the model: on validation images where a run file is given, else on noise.
+    """
+    from components.shared.export import export as write  # torch takes seconds to import
+
+    if source.endswith((".yaml", ".yml")):
+        settings = located(runfile.load(Path(source)))
+        uri = checkpoint_of(settings, model)
+        folder = folder or storage.join(settings.workdir, settings.name, "export", model)
+        images_BHWC, said = validation_images(settings, uri), "validation images"
+    else:
+        uri = load(source, TrainReceipt).checkpoint if source.endswith(".json") else source
+        folder = folder or uri.rpartition("/")[0]
+        images_BHWC, said = noise(uri), "images of noise"
+    exported = write(uri, kind, images_BHWC, folder)
+    print(f"{exported.architecture}, {len(exported.classes):,} classes: {exported.input}")
+    print(f"before: {exported.before}")
+    print(f"checked on {exported.verified_images} {said}: logits differ by {exported.verified_difference:.1e} at most")
+    print(f"exported: {shown(storage.join(folder, exported.file))}")
+
+
+def checkpoint_of(settings: RunFile, model: str) -> str:
+    """Return the checkpoint of the model that a run measured. Raises Refused where the run has not finished."""
+    folder = storage.join(settings.workdir, settings.name, "receipts")
+    measured = load(storage.join(folder, "evaluation.json"), EvaluationReceipt).models[model].receipt
+    for entry in storage.entries(folder):
+        if entry.uri.rpartition("/")[2].startswith(MODELS[model]):
+            receipt = load(entry.uri, TrainReceipt)
+            if receipt.digest == measured:
+                return receipt.checkpoint
+    raise Refused(f"{folder}: no receipt of the {model} that was measured, {measured}; run the pipeline again")
+
+
+def validation_images(settings: RunFile, uri: str) -> Batch:
+    """Return the first images of a run's validation split as a model sees them: uint8 images_BHWC."""
+    plan = load(storage.join(settings.workdir, settings.name, "receipts", "plan.json"), PlanReceipt)
+    columns = Columns(settings.image_column, settings.label_column)
+    samples = (sample for shard in read_split(plan.validation) for sample, _ in shard.read(columns))
+    preprocessing = _preprocessing(uri)
+    return np.stack([fixed_cut(decode(sample.image), preprocessing) for sample in islice(samples, IMAGES)])
+
+
+def noise(uri: str) -> Batch:
+    """Return pixels drawn at random: uint8 images_BHWC of a checkpoint's resolution."""
+    size = _preprocessing(uri).resolution
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
+
+
+def _preprocessing(uri: str) -> Preprocessing:
+    description = checkpoints.described(uri)
+    if description is None:
+        raise Refused(f"{uri}: no checkpoint of ours: .safetensors with a .json beside it, or a training's receipt")
+    return description.preprocessing
