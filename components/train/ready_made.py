@@ -64,9 +64,14 @@ def run(config: TrainConfig, folder: str) -> dict[str, object]:
 
 
 def least_top1(labels: list[int]) -> float:
-    """Return the accuracy that a teacher must exceed: three standard errors above answering the commonest class."""
-    chance = max(np.bincount(labels)) / len(labels)
-    return float(chance + STANDARD_ERRORS * math.sqrt(chance * (1 - chance) / len(labels)))
+    """Return the accuracy that a teacher must exceed: three standard errors above answering the commonest class.
+
+    Of a set too small for that, such as three images of three classes, it must get every image right.
+    """
+    images = len(labels)
+    chance = max(np.bincount(labels)) / images
+    clearly = chance + STANDARD_ERRORS * math.sqrt(chance * (1 - chance) / images)
+    return float(min(clearly, 1 - 1 / images))
 
 
 def _tried(config: TrainConfig, model: nn.Module, preprocessing: Preprocessing, on: Split) -> Point:
