@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from components.shared import storage
+from components.shared import models, storage
+from components.shared.receipts import TrainReceipt, load
 from tests import pictures
+from tests.stages import Stages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,6 +49,23 @@ def test_the_whole_pipeline_twice(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
     assert found.pop("promotion") == {"promoted": False, "why": "the student is the champion already"}
     assert found == results
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_with_a_ready_made_teacher(tmp_path: Path) -> None:
+    """A foreign file of a teacher that another run trained: nothing is trained in its place."""
+    trained, _ = models.read(Stages(tmp_path / "other").teacher.checkpoint)
+    torch.save(trained.state_dict(), tmp_path / "teacher.pth")
+    content = pictures.write_run(tmp_path, teacher_checkpoint="teacher.pth", student_start_weights="teacher.pth")
+    done = run(tmp_path, content)
+    assert done.returncode == 0, done.stdout + done.stderr
+    receipts = tmp_path / "work" / "trial" / "receipts"
+    teacher = load(str(receipts / "teacher.json"), TrainReceipt)
+    assert (teacher.images_processed, teacher.source.partition("#")[0]) == (0, str(tmp_path / "teacher.pth"))
+    sources = [load(str(receipts / f"{name}.json"), TrainReceipt).source for name in ("pretrained", "baselines-000")]
+    assert sources == [teacher.source] * 2
+    results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
+    assert results["teacher"]["top1"] > 0.8
 
 
 @pytest.mark.parametrize(

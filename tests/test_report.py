@@ -403,6 +403,16 @@ def test_the_page_says_that_nothing_was_trained(tmp_path: Path) -> None:
     assert "The champion stays" in text
 
 
+def test_a_ready_made_teacher_has_no_curve(tmp_path: Path, written: ReportReceipt) -> None:
+    ready_made = {"images_processed": 0, "samples": 0, "learning_rate": 0.0, "curve": [], "source": "gs://b/a.pth"}
+    receipts = write_run(tmp_path)
+    receipts["teacher"] = [receipts["teacher"][0].model_copy(update=ready_made)]
+    page = page_of(write_report(tmp_path, receipts))
+    assert "teacher ends at" in page_of(written).lower()
+    assert "teacher ends at" not in page.lower()
+    assert "baseline" in page
+
+
 def test_a_choice_at_the_edge_of_a_sweep_is_said(written: ReportReceipt) -> None:
     page = page_of(written)
     assert page.count("that was tried: a") == 1  # the baseline's 0.1 of 0.05, 0.1, 0.2 is not at an edge

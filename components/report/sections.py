@@ -176,7 +176,8 @@ def panels(run: Run) -> list[Panel]:
     measured = run.measured()
     # The student goes on where its pre-training ended.
     offsets = {name: run.pretrained.images_processed if name == "student" else 0 for name in measured}
-    together = [(MODELS[name], name, receipt, offsets[name]) for name, receipt in measured.items()]
+    # A ready-made teacher has no curve.
+    together = [(MODELS[name], name, receipt, offsets[name]) for name, receipt in measured.items() if receipt.curve]
     chosen = measured["student"].digest
     # The chosen one comes last, so that it is drawn over the others.
     in_order = sorted(run.students, key=lambda one: (one.digest == chosen, one.learning_rate))

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from components.score.feed import Feed, Prepared
 from components.score.parts import Part
-from components.shared import models
+from components.shared import models, networks
 from components.shared.progress import Progress
 from components.shared.receipts import Clocks, Failure, ShardCount, TrainReceipt
 from components.shared.shards import Columns, Sample, Shard
@@ -50,6 +51,7 @@ class Scan:
         self._kept, self._share, self._progress = kept, share, Progress("score", 0)
         self._device = models.device()
         self._preprocessing = teacher.preprocessing
+        self._architecture, self._classes = teacher.architecture, len(teacher.classes)
         self._model = models.read(teacher.checkpoint)[0].to(self._device).eval()
         batch_size = BATCH_ON_GPU if self._device.type == "cuda" else BATCH_ON_CPU
         self._feed = Feed(teacher.preprocessing, columns, batch_size)
@@ -78,25 +80,22 @@ class Scan:
 
     def _on_gpu(self) -> nn.Module:
         """Return the model in bf16 and channels_last, compiled, its head in fp32."""
-        model = _HeadInFloat(self._model.to(memory_format=torch.channels_last))
+        heads = networks.head_tensors(self._architecture, self._classes, self._preprocessing.resolution)
+        model = _InHalf(self._model.to(memory_format=torch.channels_last), heads)
         compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]
         return compiled
 
 
-class _HeadInFloat(nn.Module):
-    """A residual network whose trunk runs in bf16 and whose last layer runs in fp32."""
+class _InHalf(nn.Module):
+    """A network that runs in bf16, but for its head, which ranks the images."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, heads: set[str]) -> None:
         super().__init__()
-        self.head = model.fc
-        model.fc = nn.Identity()
-        self.trunk = model
+        self.model = networks.float_head(model, heads)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16):
-            features = self.trunk(images_BCHW.contiguous(memory_format=torch.channels_last))
-        logits_BC: Tensor = self.head(features.float())  # type: ignore[operator]
-        return logits_BC
+            return cast(Tensor, self.model(images_BCHW.contiguous(memory_format=torch.channels_last)))
 
 
 def _part(shard: Shard, found: list[tuple[Prepared, Tensor, Tensor]], clocks: Clocks, kept: int) -> Part:

@@ -6,7 +6,6 @@ but tensors and plain containers.
 
 import hashlib
 import io
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from components.shared.checkpoints import FOREIGN_SUFFIXES, Pinned
 from components.shared.errors import Refused
 
 WRAPPERS = ("state_dict", "model")  # keys that training scripts (timm's, torchvision's) put a state dict under
+_EXPECTED = "what torch.save(model.state_dict(), path) writes"
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")  # `norm.1` is `norm1` since torch 0.4
 _SECOND_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # of GoogLeNet and Inception, which only training used
 
@@ -98,14 +98,13 @@ def _unpickled(uri: str, data: bytes) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):  # what torch finds odd it reads all the same, or refuses
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - bytes of any kind may break the reader in any way
-        reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "it is damaged"
-        raise Refused(f"{uri}: not read, {reason}; expected what torch.save(model.state_dict(), path) writes") from None
+    except Exception:  # noqa: BLE001 - bytes of any kind may break the reader in any way
+        raise Refused(f"{uri}: damaged, or more than tensors, which is not read; expected {_EXPECTED}") from None
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(one, Tensor) for one in content.values()) or not content:
-        raise Refused(f"{uri}: not a state dict; expected what torch.save(model.state_dict(), path) writes")
+        raise Refused(f"{uri}: not a state dict; expected {_EXPECTED}")
     return content
 
 
