@@ -100,6 +100,22 @@ def test_an_exported_file_describes_itself(tmp_path: Path, kind: Format) -> None
     )
 
 
+@pytest.mark.slow
+def test_what_one_file_cannot_hold_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "ONNX_FILE_BYTES", 0)
+    uri, model = checkpoint(tmp_path)
+    images_BHWC = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    exporting.export(uri, "onnx", images_BHWC, str(tmp_path / "out"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "model.onnx",
+        "model.onnx.data",
+        "model.onnx.json",
+    }
+    with torch.inference_mode():
+        expected_BC = model(models.normalised(images_BHWC, PREPROCESSING, torch.device("cpu"))).numpy()
+    np.testing.assert_allclose(logits(tmp_path / "out" / "model.onnx", images_BHWC), expected_BC, rtol=1e-3, atol=1e-4)
+
+
 def test_a_file_that_gives_other_logits_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, _ = checkpoint(tmp_path / "model")
     black = np.zeros((2, 32, 32, 3), np.uint8)

@@ -146,7 +146,7 @@ def _difference(uri: str, expected_BC: Tensor, images_BHWC: Batch, run: Run) -> 
     expected = expected_BC.numpy()
     batches = [(images_BHWC, expected), (images_BHWC[:1], expected[:1])]
     difference = max(float(np.abs(run(images) - logits_BC).max()) for images, logits_BC in batches)
-    allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    allowed = TOLERANCE * float(np.abs(expected).max())
     if not difference <= allowed:
         raise SemiscaleError(f"{uri}: the exported file's logits differ by {difference:.3g}, allowed are {allowed:.3g}")
     return difference
