@@ -45,7 +45,7 @@ class Cluster:
             self.changed.notify_all()
         return self.jobs[metadata["name"]]
 
-    def created(self, count: int = 1, timeout_s: float = 30) -> str:
+    def created(self, count: int = 1, timeout_s: float = 120) -> str:
         """Wait until so many TrainJobs were created in all; returns the last one's name."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.requests.count(f"POST {JOBS}") >= count, timeout_s)

@@ -139,10 +139,10 @@ def test_a_training_is_followed_to_its_receipt(
         assert not running.done()
     leave_receipt(config)
     cluster.end(name, "Complete")
-    assert running.result(60).digest == config.digest()
+    assert running.result(120).digest == config.digest()
     assert "node 0: 480 of 960 images · 50%" in capsys.readouterr().out
     assert cluster.jobs == {}, "it is deleted when it is complete"
-    assert start().result(60).digest == config.digest()
+    assert start().result(120).digest == config.digest()
     assert cluster.requests.count(f"POST {JOBS}") == 1, "finished work asks the cluster for nothing"
 
 
@@ -163,7 +163,7 @@ def test_a_nodes_failure_is_the_stages_own(
     cluster.add_pod(name, 1, f"train · 10 images\n{line}\n" + "torchrun says a page\n" * 9 * (line != "Killed"), 1, 5)
     cluster.end(name, "Failed", "Job failed")
     with pytest.raises(kind) as error:
-        running.result(60)
+        running.result(120)
     assert type(error.value) is kind
     assert str(error.value).startswith(message)
     assert "node-0-1, exit code 1" in str(error.value)
@@ -174,7 +174,7 @@ def test_a_failure_without_pods_says_what_kubeflow_says(cluster: Cluster, start:
     running = start()
     cluster.end(cluster.created(), "Failed", "no such runtime")
     with pytest.raises(SemiscaleError, match="failed: no such runtime"):
-        running.result(60)
+        running.result(120)
 
 
 def test_a_failed_trainjob_of_an_earlier_try_is_replaced(cluster: Cluster, config: TrainConfig, start: Any) -> None:
@@ -185,34 +185,34 @@ def test_a_failed_trainjob_of_an_earlier_try_is_replaced(cluster: Cluster, confi
     assert cluster.created() == name
     leave_receipt(config)
     cluster.end(name, "Complete")
-    running.result(60)
+    running.result(120)
 
 
 def test_complete_without_a_receipt_is_a_failure(cluster: Cluster, start: Any) -> None:
     running = start()
     cluster.end(cluster.created(), "Complete")
     with pytest.raises(SemiscaleError, match=r"receipt.json is not there"):
-        running.result(60)
+        running.result(120)
 
 
 def test_a_deleted_trainjob_is_a_failure(cluster: Cluster, start: Any) -> None:
     running = start()
     del cluster.jobs[cluster.created()]
     with pytest.raises(SemiscaleError, match="was deleted while it ran"):
-        running.result(60)
+        running.result(120)
 
 
 def test_a_refusal_of_the_cluster_is_one_line(cluster: Cluster, start: Any) -> None:
     cluster.refusing, cluster.refusal = 1, 403
     with pytest.raises(Refused, match=r"cannot get the TrainJob: .*\(403\); see manifests/base"):
-        start().result(60)
+        start().result(120)
 
 
 def test_sigterm_deletes_the_trainjob(cluster: Cluster, config: TrainConfig) -> None:
     with subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         cluster.created()
         process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert stderr.startswith("failed: told to stop")
     assert cluster.jobs == {}
@@ -230,6 +230,6 @@ def test_a_pod_that_comes_back_finds_its_trainjob_running(cluster: Cluster, conf
         assert again.stdout
         assert "found, it goes on" in again.stdout.readline()
         finish()
-        again.communicate(timeout=60)
+        again.communicate(timeout=120)
     assert again.returncode == 0
     assert cluster.requests.count(f"POST {JOBS}") == 1
