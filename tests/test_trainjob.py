@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,17 @@ def leave_receipt(config: TrainConfig) -> None:
         images_per_s=1.0,
     )
     storage.write(storage.join(config.folder(), "receipt.json"), receipt.model_dump_json().encode())
+
+
+@contextmanager
+def started(config: TrainConfig) -> Iterator["subprocess.Popen[str]"]:
+    """The stage in a process of its own, which ends with the test."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command(config), text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def command(config: TrainConfig) -> list[str]:
@@ -209,7 +221,7 @@ def test_a_refusal_of_the_cluster_is_one_line(cluster: Cluster, start: Any) -> N
 
 
 def test_sigterm_deletes_the_trainjob(cluster: Cluster, config: TrainConfig) -> None:
-    with subprocess.Popen(command(config), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(config) as process:
         cluster.created()
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=120)
@@ -223,10 +235,10 @@ def test_a_pod_that_comes_back_finds_its_trainjob_running(cluster: Cluster, conf
         leave_receipt(config)
         cluster.end(name, "Complete")
 
-    with subprocess.Popen(command(config), stdout=subprocess.DEVNULL) as process:
+    with started(config) as process:
         name = cluster.created()
         process.kill()
-    with subprocess.Popen(command(config), stdout=subprocess.PIPE, text=True) as again:
+    with started(config) as again:
         assert again.stdout
         assert "found, it goes on" in again.stdout.readline()
         finish()
