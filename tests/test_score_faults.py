@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from components.score import claims, score
-from components.score.claims import Claims
+from components.score import score
 from components.score.config import ScoreConfig
+from components.shared import claims
+from components.shared.claims import Claims
 from components.shared.errors import SemiscaleError
 from tests import pictures
 from tests.stages import Stages

@@ -18,10 +18,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from components.score import parts
-from components.score.claims import Claims
 from components.score.config import ScoreConfig
 from components.score.parts import Part
 from components.shared import scores, storage
+from components.shared.claims import Claims
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import say
 from components.shared.receipts import Clocks, PlanReceipt, ScoreReceipt, TrainReceipt, UnitReceipt, load
