@@ -1,7 +1,7 @@
 """Semiscale: the paper's four stages as one Kubeflow pipeline (Yalniz et al. 2019, Figure 1).
 
-    plan ─ teacher ─┬─ score × pods ─ merge ─ pack ─ pretrain ─ finetune × rates ─┬─ evaluate ─ promote ─ report
-                    └─ baseline × rates ──────────────────────────────────────────┘
+    plan ─ teacher ─┬─ score × pods ─ merge ─ pack × pods ─ pretrain ─ finetune × rates ─┬─ evaluate ─ promote ─ report
+                    └─ baseline × rates ─────────────────────────────────────────────────┘
 
 `python pipeline.py --help` lists the verbs.
 """
@@ -37,6 +37,7 @@ def semiscale(
     images_per_class: int = 16_000,
     classes_per_image: int = 10,
     remove: str = "",
+    packed_tar_bytes: int = 268_435_456,
     teacher_architecture: str = "resnext101_32x48d",
     student_architecture: str = "resnet50",
     teacher_checkpoint: str = "",
@@ -78,6 +79,7 @@ def semiscale(
         images_per_class: K: images selected per class (section 4.1).
         classes_per_image: P: classes an image may be ranked in (section 4.1).
         remove: URI of a text file, one key a line: images never to select (opt-outs).
+        packed_tar_bytes: Size of D̂'s tars, about: eight to the 2 GiB that a training shuffles at a time.
         teacher_architecture: The teacher (section 4.1).
         student_architecture: Student and baseline (section 4.1).
         teacher_checkpoint: URI of a ready-made teacher, checked and used as it is; #sha256=… after it pins its bytes.
@@ -96,7 +98,7 @@ def semiscale(
         resolution: Height and width the models see, in pixels.
         augmentation: crop-flip: random resized crop and mirror; shift-flip, shift: random shift, for tiny images.
         seed: Of initial weights, data order and augmentation.
-        pods: Containers that share the scan of the unlabeled images.
+        pods: Containers that share the scan of the unlabeled images, and the packing.
         max_failed_fraction: Share of unreadable samples in a set above which the run fails.
         budget_hours: Device-hours (GPUs, or pods without) after which the run stops cleanly; 0: no limit.
         retrain_above: Share of the selection that a grown pool must have changed before students are trained again.
@@ -117,6 +119,7 @@ def semiscale(
         images_per_class=images_per_class,
         classes_per_image=classes_per_image,
         remove=remove,
+        packed_tar_bytes=packed_tar_bytes,
         teacher_architecture=teacher_architecture,
         student_architecture=student_architecture,
         teacher_checkpoint=teacher_checkpoint,
@@ -188,7 +191,11 @@ def semiscale(
             retrain_above=retrain_above,
         )
     ).set_display_name("2 Merge: top K per class")
-    packed = on_cpus(pack(selection=selected.outputs["receipt"], seed=seed, **place)).set_display_name("2 Pack D̂")
+    packing = {"selection": selected.outputs["receipt"], "packed_tar_bytes": packed_tar_bytes, "seed": seed, **place}
+    with dsl.ParallelFor(planned.outputs["Output"]) as pod:
+        pods = on_cpus(pack(pod=pod, **packing)).set_display_name("2 Pack D̂")
+    # One more, which finds all tars there, hands them on as one.
+    packed = on_cpus(pack(pod=0, **packing)).after(pods).set_display_name("2 D̂, packed")
 
     # (3) Train the student on D̂, long.
     pretrained = on_training_gpus(

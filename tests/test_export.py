@@ -9,7 +9,6 @@ import torch
 import yaml
 from torch import nn
 
-from components.report.report import ReportConfig, report
 from components.shared import export as exporting
 from components.shared import models
 from components.shared.decode import decode
@@ -131,20 +130,7 @@ def test_the_student_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFix
     run_file.write_text(yaml.safe_dump(stages.content))
     assert main(NO_PIPELINE, ["export", str(run_file)]) == 2
     assert "run the stage that writes it first" in capsys.readouterr().err
-    report(
-        ReportConfig(
-            workdir=stages.workdir,
-            plan=stages.uri(stages.plan),
-            teacher=stages.uri(stages.teacher),
-            baselines=[stages.uri(receipt) for receipt in stages.baselines],
-            scores=[stages.uri(receipt) for receipt in stages.scores],
-            selection=stages.uri(stages.selection),
-            packed=stages.uri(stages.packed),
-            pretrained=stages.uri(stages.pretrained),
-            students=[stages.uri(receipt) for receipt in stages.students],
-            evaluation=stages.uri(stages.evaluation),
-        )
-    )
+    assert stages.report
     assert main(NO_PIPELINE, ["export", str(run_file), "--format", "torch"]) == 0
     assert "checked on 8 validation images" in capsys.readouterr().out
     path = tmp_path / "work" / "trial" / "export" / "student" / "model.pt2"

@@ -12,16 +12,20 @@ def pack(
     workdir: str,
     plan: dsl.Input[dsl.Artifact],
     selection: dsl.Input[dsl.Artifact],
+    pod: int,
     image_column: str,
+    packed_tar_bytes: int,
     seed: int,
 ):
-    """Copy the selected images into shuffled WebDataset tars.
+    """Copy the selected images into shuffled WebDataset tars, together with the other pods.
 
     Args:
         workdir: URI of the folder that everything bulky goes under.
         plan: The plan's receipt: it names the shards to copy from.
         selection: The merge's receipt.
+        pod: Which of the pods this is.
         image_column: Parquet column of the images.
+        packed_tar_bytes: Size of a tar, about.
         seed: Of the order.
 
     Returns:

@@ -1,31 +1,42 @@
-"""Pack: copy D̂ into shuffled WebDataset tars, because a student cannot read images at random from the whole pool."""
+"""Pack: copy D̂ into shuffled WebDataset tars, because a student cannot read images at random from the whole pool.
+
+Any number of pods share the tars by claims. A pod makes a tar whole: it reads the tar's images by their byte ranges
+from as many source shards, and writes them once. Images inside Parquet files have no byte range of their own; before
+the tars, the pods share those source files and copy what is selected out of each (excerpts.py).
+
+What it costs for the paper's D̂, 16 million images of 110 kB out of a billion: benchmarks/README.md.
+"""
 
 import io
 import json
 import tarfile
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import Field
 
-from components.shared import shards as sharding
+from components.pack import excerpts, layout, ranges
+from components.pack import rows as selected
+from components.pack.excerpts import Excerpt
+from components.pack.ranges import Place
 from components.shared import storage
-from components.shared.errors import SemiscaleError
-from components.shared.progress import Progress
+from components.shared.claims import Claims
+from components.shared.progress import Progress, say
 from components.shared.receipts import PackReceipt, PlanReceipt, SelectionReceipt, load
 from components.shared.shards import Columns, Shard, Unit
 from components.shared.stage import ReceiptUri, StageConfig, digest, once
 
-SAMPLES_PER_TAR = 10_000
-READERS = 32  # requests in flight: hides an object store's latency
+POLL_S = 2.0  # how often a pod with nothing to do looks whether the others are alive
+BEFORE_LISTING = 16  # pieces of work before a pod looks anew what the others have finished
 
 
 class PackConfig(StageConfig):
-    """Which selection to pack, and the seed of its order."""
+    """One pod's share of the packing."""
 
     stage: ClassVar[str] = "pack"
 
@@ -33,102 +44,128 @@ class PackConfig(StageConfig):
     """The plan's receipt: it names the shards to copy from."""
     selection: ReceiptUri
     """The merge's receipt."""
+    pod: int = 0
+    """Which of the pods this is, from 0."""
     image_column: str = "image"
     """Parquet column of the images."""
+    packed_tar_bytes: int = Field(default=256 << 20, ge=1)
+    """Size of a tar, about."""
     seed: int = 0
     """Of the order."""
 
     def digest(self) -> str:
-        """The packed set depends on the selection and the order alone."""
-        return digest(self.stage, load(self.selection, SelectionReceipt).digest, self.image_column, self.seed)
+        """The packed set depends on the selection, the tars' size and the order alone, not on the pods."""
+        selection = load(self.selection, SelectionReceipt).digest
+        return digest(self.stage, selection, self.image_column, self.packed_tar_bytes, self.seed)
 
 
 def pack(config: PackConfig) -> PackReceipt:
     """Write every row of D̂ as one sample, `.cls` beside the image, in an order drawn from the seed.
 
-    An image in two classes is stored twice, at two random places (section 3.2: "allowing the image to be replicated").
-    Reads the selected images' bytes only, except from Parquet files, of which it reads the row groups that hold them.
-    Memory: one tar of SAMPLES_PER_TAR images.
+    Equal selections and seeds give equal bytes, whatever the pods. Returns when all tars are there, whoever wrote them.
+    Memory: three tars, and about 100 bytes a row of D̂. Raises SemiscaleError where an image is not what was scored.
     """
-    return once(config, PackReceipt, lambda folder: _work(config, folder))
+    return once(config, PackReceipt, lambda folder: _Pod(config, folder).work())
 
 
-def _work(config: PackConfig, folder: str) -> dict[str, object]:
-    plan = load(config.plan, PlanReceipt)
-    selection = pq.read_table(io.BytesIO(storage.read(load(config.selection, SelectionReceipt).selection)))
-    order = np.random.default_rng(config.seed).permutation(len(selection))
-    progress = Progress("pack", len(selection))
-    source = _Source(plan, Columns(config.image_column, ""))
-    listed: list[dict[str, Any]] = []
-    for number, start in enumerate(range(0, len(order), SAMPLES_PER_TAR)):
-        rows = selection.take(pa.array(order[start : start + SAMPLES_PER_TAR])).to_pylist()
-        uri = storage.join(folder, f"packed-{number:06}.tar")
-        data = tar_of(source.samples(rows, progress), start)
-        storage.write(uri, data)
-        shard = Shard(uri=uri, name=f"packed-{number:06}.tar", kind="tar", size_bytes=len(data), version="")
-        listed.append({"shard": shard.model_dump(), "labels": [row["class"] for row in rows]})
-    shards = storage.join(folder, "shards.json")
-    storage.write(shards, json.dumps(listed).encode())
-    counts = Counter(label for tar in listed for label in tar["labels"])
-    return {
-        "shards": shards,
-        "tars": len(listed),
-        "samples": len(selection),
-        "class_counts": [counts[number] for number in range(len(plan.classes))],
-        "size_bytes": sum(tar["shard"]["size_bytes"] for tar in listed),
-    }
+class _Pod:
+    """What one pod does."""
 
+    def __init__(self, config: PackConfig, folder: str) -> None:
+        self._config, self._folder = config, folder
+        self._plan = load(config.plan, PlanReceipt)
+        rows = selected.read(load(config.selection, SelectionReceipt).selection)
+        self._layout = layout.draw_up(rows, config.packed_tar_bytes, config.seed)
+        self._rows, found = excerpts.draw_up(rows, folder)
+        self._excerpts = {excerpt.uri: excerpt for excerpt in found}
+        self._tars = {storage.join(folder, f"packed-{tar:06}.tar"): tar for tar in self._layout.tars}
+        self._claims = Claims(folder)
+        self._progress = Progress("pack", len(rows))
 
-class _Source:
-    """Reads selected images: by byte range from tars and loose files, by shard from Parquet files."""
-
-    def __init__(self, plan: PlanReceipt, columns: Columns) -> None:
-        units = [Unit.model_validate(unit) for unit in json.loads(storage.read(plan.units))]
-        self._shards = {shard.name: shard for unit in units for shard in unit.shards}
-        self._columns = columns
-
-    def samples(self, rows: list[dict[str, Any]], progress: Progress) -> Iterator[tuple[dict[str, Any], bytes]]:
-        """Yield each row with its image's bytes. Raises SemiscaleError where an image is not what was scored."""
-        inside = self._inside_parquet(rows)
-        with ThreadPoolExecutor(READERS) as pool:
-            for row, image in zip(rows, pool.map(lambda row: self._image(row, inside), rows), strict=True):
-                if len(image) != row["size_bytes"]:
-                    raise SemiscaleError(f"{row['uri']} {row['key']}: changed since it was scored; run the plan again")
-                progress.add(1)
-                yield row, image
-
-    def _image(self, row: dict[str, Any], inside: dict[tuple[str, int], bytes]) -> bytes:
-        if row["offset"] < 0:
-            return inside.get((row["shard"], row["index"]), b"")
-        return sharding.read_bytes(row["uri"], row["offset"], row["size_bytes"])
-
-    def _inside_parquet(self, rows: list[dict[str, Any]]) -> dict[tuple[str, int], bytes]:
-        wanted: dict[str, set[int]] = {}
-        for row in rows:
-            if row["offset"] < 0:
-                wanted.setdefault(row["shard"], set()).add(row["index"])
+    def work(self) -> dict[str, object]:
+        """Write what is not there yet, until all of it is; returns the receipt's fields."""
+        if self._excerpts and self._missing(list(self._tars)):
+            shards = shards_by_name(self._plan)
+            self._share(list(self._excerpts), lambda uri: self._copy_out(self._excerpts[uri], shards))
+        self._share(list(self._tars), self._pack)
+        sizes = self._sizes()
+        listed = storage.join(self._folder, "shards.json")
+        storage.write(listed, self._listed(sizes))
+        for excerpt in self._excerpts:
+            storage.delete(excerpt)
         return {
-            (name, sample.index): sample.image
-            for name, indexes in wanted.items()
-            for sample in sharding.read(self._shards[name], self._columns)
-            if sample.index in indexes
+            "shards": listed,
+            "tars": len(self._tars),
+            "samples": len(self._rows),
+            "class_counts": np.bincount(self._rows.label, minlength=len(self._plan.classes)).tolist(),
+            "size_bytes": sum(sizes[uri] for uri in self._tars),
         }
 
+    def _share(self, uris: list[str], write: Callable[[str], None]) -> None:
+        """Write objects that are neither there nor claimed, each pod from its own place in the list, until all are.
 
-def tar_of(samples: Iterator[tuple[dict[str, Any], bytes]], start: int) -> bytes:
+        What other pods hold is waited for: should one of them die, its work is taken over.
+        """
+        start = self._config.pod * len(uris) // self._plan.pods % len(uris)
+        mine_first = [*uris[start:], *uris[:start]]
+        while missing := self._missing(mine_first):
+            written = (uri for uri in missing if self._claimed(uri, write))
+            if not list(islice(written, BEFORE_LISTING)):
+                say("pack", f"objects that other pods hold: {len(missing)}")
+                time.sleep(POLL_S)
+
+    def _claimed(self, uri: str, write: Callable[[str], None]) -> bool:
+        with self._claims.claimed(PurePosixPath(uri).stem) as mine:
+            # Whoever held it until now may have written it since we looked.
+            if mine and storage.stat(uri) is None:
+                write(uri)
+        return mine
+
+    def _missing(self, uris: list[str]) -> list[str]:
+        there = self._sizes()
+        return [uri for uri in uris if uri not in there]
+
+    def _sizes(self) -> dict[str, int]:
+        """Size up what is there: one request a thousand objects."""
+        return {entry.uri: entry.size_bytes for entry in storage.entries(self._folder)}
+
+    def _copy_out(self, excerpt: Excerpt, shards: dict[str, Shard]) -> None:
+        columns = Columns(self._config.image_column, "")
+        storage.write(excerpt.uri, excerpts.copy(excerpt, shards[excerpt.shard], columns))
+        say("pack", f"{excerpt.shard}: {len(excerpt.indexes):,} images copied out")
+
+    def _pack(self, uri: str) -> None:
+        tar = self._tars[uri]
+        chosen, rows = self._layout.rows_of(tar), self._rows
+        uris = rows.uris.take(pa.array(rows.uri[chosen])).to_pylist()
+        places = [Place(*place) for place in zip(uris, rows.offset[chosen], rows.size_bytes[chosen], strict=True)]
+        images = ranges.read(places)
+        storage.write(uri, tar_of(images, rows.label[chosen].tolist(), self._layout.edges[tar]))
+        self._progress.add(len(images), PurePosixPath(uri).name)
+
+    def _listed(self, sizes: dict[str, int]) -> bytes:
+        """List the tars as a labeled set's shards, with the labels of their samples."""
+        return b"[" + b",\n".join(self._listed_one(uri, tar, sizes[uri]) for uri, tar in self._tars.items()) + b"]"
+
+    def _listed_one(self, uri: str, tar: int, size_bytes: int) -> bytes:
+        shard = Shard(uri=uri, name=PurePosixPath(uri).name, kind="tar", size_bytes=size_bytes, version="")
+        labels = self._rows.label[self._layout.rows_of(tar)].tolist()
+        return json.dumps({"shard": shard.model_dump(), "labels": labels}).encode()
+
+
+def shards_by_name(plan: PlanReceipt) -> dict[str, Shard]:
+    """Read the shards of the pool. Memory: about 1 kB a shard."""
+    units = [Unit.model_validate(unit) for unit in json.loads(storage.read(plan.units))]
+    return {shard.name: shard for unit in units for shard in unit.shards}
+
+
+def tar_of(images: list[bytes], labels: list[int], start: int) -> bytes:
     """Return a tar of samples, numbered from `start`; equal samples give equal bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, (row, image) in enumerate(samples, start=start):
-            for suffix, data in (("cls", str(row["class"]).encode()), (image_suffix(image), image)):
+        for number, (image, label) in enumerate(zip(images, labels, strict=True), start=start):
+            for suffix, data in (("cls", str(label).encode()), (ranges.suffix(image), image)):
                 member = tarfile.TarInfo(f"{number:09}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
-
-
-def image_suffix(image: bytes) -> str:
-    """Name an image's format by its first bytes."""
-    if image.startswith(b"\x89PNG"):
-        return "png"
-    return "webp" if image[8:12] == b"WEBP" else "jpg"

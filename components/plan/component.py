@@ -24,6 +24,7 @@ def plan(
     images_per_class: int,
     classes_per_image: int,
     remove: str,
+    packed_tar_bytes: int,
     teacher_architecture: str,
     student_architecture: str,
     teacher_checkpoint: str,

@@ -59,7 +59,7 @@ class Gallery:
 def gallery(plan: PlanReceipt, selection: SelectionReceipt, columns: Columns) -> Gallery:
     """Read and shrink the gallery's images. An image that is gone or changed is shown as such.
 
-    Costs one small read an image from tars and loose files, and a pass over the shard from a Parquet file.
+    Costs one small read an image from tars and loose files, and its row group from a Parquet file.
     """
     classes = spread(len(selection.per_class), MAX_CLASSES)
     ranks = powers_of_ten(selection.images_per_class)
@@ -160,14 +160,8 @@ def _inside_parquet(
 
 
 def _picked(shard: Shard, indexes: set[int], columns: Columns) -> dict[int, bytes]:
-    """Read a shard up to the last of these samples. In a shard that is gone or changed, none are found."""
-    found: dict[int, bytes] = {}
+    """Read some images of a Parquet file. In one that is gone or changed, none are found."""
     entry = storage.stat(shard.uri)
     if entry is None or entry.version != shard.version:
-        return found
-    for sample in sharding.read(shard, columns):
-        if sample.index in indexes:
-            found[sample.index] = sample.image
-        if len(found) == len(indexes):
-            break
-    return found
+        return {}
+    return {sample.index: sample.image for sample in sharding.pick(shard, indexes, columns)}

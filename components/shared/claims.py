@@ -10,9 +10,10 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from components.shared import storage
+from components.shared.errors import SemiscaleError
 
 LEASE_S = 120.0  # a pod that has been silent for so long is taken for dead; clocks may differ by half of it
 RENEW_EVERY_S = LEASE_S / 6
@@ -63,7 +64,9 @@ class Claims:
 
     def _renew(self, uri: str, over: threading.Event) -> None:
         while not over.wait(RENEW_EVERY_S):
-            self._write(uri, until=time.time() + LEASE_S)
+            # A claim that is not renewed costs another pod's work at most; what fails the work itself will say so.
+            with suppress(OSError, SemiscaleError):
+                self._write(uri, until=time.time() + LEASE_S)
 
     def _write(self, uri: str, until: float) -> None:
         storage.write(uri, self._content(until))

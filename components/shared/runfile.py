@@ -52,6 +52,9 @@ class Parameters(BaseModel):
     remove: str = Field(
         default="", description="URI of a text file, one key a line: images never to select (opt-outs)."
     )
+    packed_tar_bytes: Positive = Field(
+        default=256 << 20, description="Size of D̂'s tars, about: eight to the 2 GiB that a training shuffles at a time."
+    )
     teacher_architecture: str = Field(default="resnext101_32x48d", description="The teacher (section 4.1).")
     student_architecture: str = Field(default="resnet50", description="Student and baseline (section 4.1).")
     teacher_checkpoint: str = Field(
@@ -91,7 +94,12 @@ class Parameters(BaseModel):
         description="crop-flip: random resized crop and mirror; shift-flip, shift: random shift, for tiny images.",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Of initial weights, data order and augmentation.")
-    pods: int = Field(default=8, ge=1, le=256, description="Containers that share the scan of the unlabeled images.")
+    pods: int = Field(
+        default=8,
+        ge=1,
+        le=256,
+        description="Containers that share the scan of the unlabeled images, and the packing.",
+    )
     max_failed_fraction: float = Field(
         default=0.01, ge=0, le=1, description="Share of unreadable samples in a set above which the run fails."
     )

@@ -75,13 +75,17 @@ def sample_codes(shard: int, indexes: NDArray[np.int64]) -> U64:
 def ties(codes: U64, shard_names: Sequence[str]) -> U64:
     """Hash every sample's identity, (shard name, index): 64 well-mixed bits, the same wherever the shard lies."""
     seeds = np.array([_name_hash(name) for name in shard_names], np.uint64)
-    mixed = seeds[(codes >> np.uint64(32)).astype(np.int64)] + (codes & np.uint64(0xFFFFFFFF)) * np.uint64(
+    spread = seeds[(codes >> np.uint64(32)).astype(np.int64)] + (codes & np.uint64(0xFFFFFFFF)) * np.uint64(
         0x9E3779B97F4A7C15
     )
-    # The finaliser of splitmix64 (Steele, Lea & Flood 2014).
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(mixed ^ (mixed >> np.uint64(31)), np.uint64)
+    return mixed(spread)
+
+
+def mixed(values: U64) -> U64:
+    """Mix 64 bits well: the finaliser of splitmix64 (Steele, Lea & Flood 2014), one to one."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(values ^ (values >> np.uint64(31)), np.uint64)
 
 
 def _name_hash(name: str) -> int:

@@ -8,7 +8,7 @@ import fnmatch
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import PurePosixPath
@@ -122,6 +122,25 @@ def read(shard: Shard, columns: Columns) -> Iterator[Sample]:
     if shard.kind == "parquet":
         return _read_parquet(shard, columns)
     return _read_files(shard)
+
+
+def pick(shard: Shard, indexes: Collection[int], columns: Columns) -> Iterator[Sample]:
+    """Yield some samples of a Parquet file, in order; of its row groups, only those that hold one are read.
+
+    Memory: one row group. Raises what `read` raises.
+    """
+    wanted = set(indexes)
+    with _open(shard) as file:
+        table = _open_parquet(file, shard)
+        _refuse_columns(table.schema_arrow, columns, shard)
+        end = 0
+        for group in range(table.num_row_groups):
+            start, end = end, end + table.metadata.row_group(group).num_rows
+            if wanted.isdisjoint(range(start, end)):
+                continue
+            for index, row in enumerate(_rows(table, columns, shard, [group]), start):
+                if index in wanted:
+                    yield _parquet_sample(index, row, shard, columns)
 
 
 def read_bytes(uri: str, offset: int, size_bytes: int) -> bytes:
@@ -328,10 +347,13 @@ def _holds_images(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _rows(table: pq.ParquetFile, columns: Columns, shard: Shard) -> Iterator[dict[str, Any]]:
+def _rows(
+    table: pq.ParquetFile, columns: Columns, shard: Shard, groups: list[int] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of some row groups, or of all."""
     wanted = [name for name in table.schema_arrow.names if name in (columns.image, columns.label, "key")]
     try:
-        for batch in table.iter_batches(ROWS_PER_READ, columns=wanted):
+        for batch in table.iter_batches(ROWS_PER_READ, row_groups=groups, columns=wanted):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SemiscaleError(f"{shard.uri}: damaged Parquet file: {_first_line(error)}; write it again") from None

@@ -1,9 +1,7 @@
-"""From scores to the packed set: the balance of the ledger, the places of the winners, the bytes copied."""
+"""From scores to the selection: the balance of the ledger, the places of the winners."""
 
 import io
-import json
 import shutil
-import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,7 +10,6 @@ import pytest
 from components.shared import shards as sharding
 from components.shared import storage
 from components.shared.errors import SemiscaleError, TooManyFailures
-from components.shared.receipts import PackReceipt
 from tests import pictures
 from tests.stages import Stages
 
@@ -100,51 +97,3 @@ def test_too_many_failures_in_the_pool_are_refused(tmp_path: Path) -> None:
     pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
     with pytest.raises(TooManyFailures, match=r"unlabeled: 5 of 125 images failed, .*bad.tar 0: not an image"):
         stages.merge()
-
-
-def members(receipt: PackReceipt) -> list[tuple[str, bytes]]:
-    """All members of all packed tars."""
-    found = []
-    for item in json.loads(storage.read(receipt.shards)):
-        with tarfile.open(item["shard"]["uri"]) as tar:
-            found += [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
-    return found
-
-
-def test_the_packed_set_is_the_selection_shuffled(tmp_path: Path) -> None:
-    stages = Stages(tmp_path)
-    packed = members(stages.packed)
-    selected = [
-        (row["class"], sharding.read_bytes(row["uri"], row["offset"], row["size_bytes"]))
-        for row in pq.read_table(stages.selection.selection).to_pylist()
-    ]
-    labels = [int(data) for name, data in packed if name.endswith(".cls")]
-    images = [data for name, data in packed if name.endswith(".png")]
-    assert sorted(zip(labels, images, strict=True)) == sorted(selected)
-    assert labels != sorted(labels)
-    assert stages.packed.class_counts == [12, 12, 12]
-
-
-def test_the_seed_decides_the_order(tmp_path: Path) -> None:
-    stages = Stages(tmp_path)
-    assert members(stages.pack(1)) != members(stages.pack(2))
-    again = Stages(tmp_path / "again")
-    assert members(stages.pack(1)) == members(again.pack(1))
-
-
-def test_images_of_parquet_pools_are_copied_too(tmp_path: Path) -> None:
-    stages = Stages(tmp_path)
-    pool = pictures.write_parquet(tmp_path / "pool.parquet", 20, seed=700)
-    stages = Stages(tmp_path / "again", unlabeled=[str(pool)])
-    images = pq.read_table(pool)["image"].to_pylist()
-    assert {data for name, data in members(stages.packed) if name.endswith(".png")} <= set(images)
-    assert stages.packed.samples == 36
-
-
-def test_a_source_that_changed_is_refused(tmp_path: Path) -> None:
-    stages = Stages(tmp_path)
-    assert stages.selection.images == 36
-    for path in (tmp_path / "data" / "pool").iterdir():
-        path.write_bytes(b"short")
-    with pytest.raises(SemiscaleError, match="changed since it was scored"):
-        stages.pack(3)

@@ -1,0 +1,242 @@
+"""D̂ copied into tars: the definition, that nothing but the selection and the seed changes a byte, what is read."""
+
+import json
+import tarfile
+from collections import defaultdict
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from components.pack import layout, ranges
+from components.pack.pack import PackConfig, pack
+from components.pack.ranges import Place
+from components.pack.rows import I64, Rows
+from components.shared import shards as sharding
+from components.shared import storage
+from components.shared.errors import SemiscaleError
+from components.shared.receipts import PackReceipt
+from components.shared.shards import Columns
+from tests import pictures, selections
+
+TAR_BYTES = 2000  # of images of 200 bytes or so: tars of ten
+
+
+def packed(root: Path, receipts: tuple[str, str], workdir: str = "work", **changes: object) -> PackReceipt:
+    """Pack a selection."""
+    plan, selection = receipts
+    settings = {"plan": plan, "selection": selection, "workdir": str(root / workdir), "packed_tar_bytes": TAR_BYTES}
+    return pack(PackConfig.model_validate({**settings, **changes}))
+
+
+def tars_of(receipt: PackReceipt) -> dict[str, bytes]:
+    """The bytes of every tar, by name."""
+    listed = [item["shard"] for item in json.loads(storage.read(receipt.shards))]
+    return {shard["name"]: storage.read(shard["uri"]) for shard in listed}
+
+
+def samples_of(receipt: PackReceipt) -> list[list[tuple[int, bytes]]]:
+    """(class, image) of every sample, tar by tar."""
+    found = []
+    for item in json.loads(storage.read(receipt.shards)):
+        with tarfile.open(item["shard"]["uri"]) as tar:
+            data = [tar.extractfile(member).read() for member in tar]  # type: ignore[union-attr]
+        found.append([(int(label), image) for label, image in zip(data[::2], data[1::2], strict=True)])
+        assert [label for label, _ in found[-1]] == item["labels"]
+        assert Path(item["shard"]["uri"]).stat().st_size == item["shard"]["size_bytes"]
+    return found
+
+
+def pool_of(root: Path, kind: str) -> str:
+    """The same 240 images in tars, in Parquet files of several row groups, or as loose files."""
+    images = {f"{number:05}.png": pictures.picture(number % 4 - 1, 1000 + number) for number in range(240)}
+    parts = [dict(list(images.items())[start : start + 40]) for start in range(0, 240, 40)]
+    folder = root / kind
+    folder.mkdir()
+    for number, part in enumerate(parts):
+        if kind == "tar":
+            pictures.write_tar(folder / f"{number}.tar", part)
+        elif kind == "parquet":
+            table = pa.table({"key": [name[:5] for name in part], "image": list(part.values())})
+            pq.write_table(table, folder / f"{number}.parquet", row_group_size=7)
+        else:
+            for name, image in part.items():
+                (folder / name).write_bytes(image)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "files"])
+def test_the_packed_set_is_the_selection_shuffled(tmp_path: Path, kind: str) -> None:
+    receipts = selections.write(tmp_path, pool_of(tmp_path, kind), per_class=60)
+    receipt = packed(tmp_path, receipts)
+    samples = [sample for tar in samples_of(receipt) for sample in tar]
+    rows = pq.read_table(tmp_path / "selection.parquet").to_pylist()
+    selected = [
+        (row["class"], pictures.picture(number % 4 - 1, 1000 + number))
+        for row in rows
+        for number in [int(Path(row["key"]).stem)]
+    ]
+    assert sorted(samples) == sorted(selected)
+    assert samples != sorted(samples)
+    assert receipt.class_counts == [60, 60, 60]
+    assert receipt.samples == 180
+    assert len(tars_of(receipt)) == receipt.tars > 10
+    assert sum(map(len, tars_of(receipt).values())) == receipt.size_bytes
+    assert not list((tmp_path / "work").rglob("excerpts/*")), "what was copied out of Parquet files is removed"
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_pods_and_their_order_change_no_byte(tmp_path: Path, kind: str) -> None:
+    pool = pool_of(tmp_path, kind)
+    found = []
+    for pods, pod in ((1, 0), (2, 1), (7, 5)):
+        root = tmp_path / f"{pods}"
+        root.mkdir()
+        found.append(tars_of(packed(root, selections.write(root, pool, per_class=60, pods=pods), pod=pod)))
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_seed_decides_the_order(tmp_path: Path) -> None:
+    receipts = selections.write(tmp_path, pool_of(tmp_path, "tar"), per_class=60)
+    one, other = (list(chain(*samples_of(packed(tmp_path, receipts, seed=seed)))) for seed in (1, 2))
+    assert one != other
+    assert sorted(one) == sorted(other)
+
+
+def test_tars_that_are_there_are_not_written_again(tmp_path: Path) -> None:
+    receipts = selections.write(tmp_path, pool_of(tmp_path, "tar"), per_class=60)
+    first = packed(tmp_path, receipts)
+    (Path(first.folder) / "receipt.json").unlink()
+    victim, *kept = sorted(Path(first.folder).glob("*.tar"))
+    expected, times = victim.read_bytes(), [path.stat().st_mtime_ns for path in kept]
+    victim.unlink()
+    again = packed(tmp_path, receipts)
+    assert again.model_copy(update={"seconds": first.seconds}) == first
+    assert victim.read_bytes() == expected
+    assert [path.stat().st_mtime_ns for path in kept] == times
+
+
+@pytest.mark.parametrize("content", [b"short", b"x" * 200_000], ids=["shorter", "no image"])
+def test_a_source_that_changed_is_refused(tmp_path: Path, content: bytes) -> None:
+    receipts = selections.write(tmp_path, pool_of(tmp_path, "tar"), per_class=60)
+    for path in (tmp_path / "tar").iterdir():
+        path.write_bytes(content)
+    with pytest.raises(SemiscaleError, match=r"\.tar, byte .*: changed since it was scored; run the plan again"):
+        packed(tmp_path, receipts)
+
+
+def test_a_parquet_source_that_changed_is_refused(tmp_path: Path) -> None:
+    receipts = selections.write(tmp_path, pool_of(tmp_path, "parquet"), per_class=60)
+    pictures.write_parquet(tmp_path / "parquet" / "3.parquet", 5, seed=1)
+    with pytest.raises(SemiscaleError, match=r"3\.parquet: changed since it was listed"):
+        packed(tmp_path, receipts)
+
+
+def test_of_a_parquet_file_only_the_row_groups_with_a_selected_image_are_read(tmp_path: Path) -> None:
+    pool = Path(pool_of(tmp_path, "parquet"))
+    [shard] = sharding.find([str(pool / "0.parquet")])
+    wanted = [3, 15, 16, 39]  # of row groups 0, 2, 2 and 5
+    everything = list(sharding.read(shard, Columns("image", "")))
+    assert list(sharding.pick(shard, wanted, Columns("image", ""))) == [everything[index] for index in wanted]
+    path = pool / "0.parquet"
+    data = bytearray(path.read_bytes())
+    unread = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    data[unread.data_page_offset : unread.data_page_offset + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    [damaged] = sharding.find([str(path)])
+    assert [sample.index for sample in sharding.pick(damaged, wanted, Columns("image", ""))] == wanted
+    with pytest.raises(SemiscaleError, match="damaged Parquet file"):
+        list(sharding.pick(damaged, [8], Columns("image", "")))
+
+
+def rows_of(images: int, classes: int, seed: int = 0) -> Rows:
+    """A selection of images in one to `classes` classes each, as the merge orders it, spread over 20 shards."""
+    rng = np.random.default_rng(seed)
+    chosen = [(label, image) for label in range(classes) for image in np.flatnonzero(rng.random(images) < 0.6)]
+    label, image = np.array(chosen).T
+    return Rows(
+        label=label.astype(np.uint16),
+        shard=(image % 20).astype(np.int32),
+        index=image // 20,
+        uri=(image % 20).astype(np.int32),
+        offset=image // 20 * 200,
+        size_bytes=np.full(len(image), 100),
+        shards=[f"shard-{number}.tar" for number in range(20)],
+        uris=pa.array([f"/pool/shard-{number}.tar" for number in range(20)]),
+    )
+
+
+def sequence(rows: Rows, order: I64) -> list[tuple[int, str, int]]:
+    """Name rows by what they are, not by where they stand in the selection."""
+    return [(int(rows.label[row]), rows.shards[rows.shard[row]], int(rows.index[row])) for row in order]
+
+
+@pytest.mark.parametrize("tars", [1, 2, 3, 4, 5, 40])
+def test_copies_of_an_image_lie_far_apart(tars: int) -> None:
+    rows = rows_of(images=2000, classes=4)
+    drawn = layout.draw_up(rows, tar_bytes=-(-100 * len(rows) // tars), seed=3)
+    assert len(drawn.edges) == tars + 1
+    assert sorted(drawn.order.tolist()) == list(range(len(rows)))
+    where = defaultdict(list)
+    for place, (_, shard, index) in enumerate(sequence(rows, drawn.order)):
+        where[shard, index].append(place)
+    assert {len(places) for places in where.values()} == {1, 2, 3, 4}
+    for places in where.values():
+        copies = len(places)
+        in_tars = np.searchsorted(drawn.edges, places, side="right")
+        if copies <= tars:
+            assert len(set(in_tars)) == copies, "never two in one tar"
+        # A copies-th of a tar, give or take chance; further with more tars.
+        assert np.diff(places).min(initial=len(rows)) > 0.8 * len(rows) / tars / copies
+
+
+def test_tars_are_about_equally_large() -> None:
+    rows = rows_of(images=10_000, classes=4)
+    drawn = layout.draw_up(rows, tar_bytes=100 * len(rows) // 20, seed=0)
+    sizes = np.diff(drawn.edges)
+    assert abs(sizes / sizes.mean() - 1).max() < 0.15
+
+
+def test_where_a_row_goes_depends_on_what_it_is_alone() -> None:
+    """Not on its place in the selection, on the numbering of the shards, or on where they lie."""
+    rows = rows_of(images=500, classes=3)
+    lots = np.random.default_rng(5)
+    shuffled, renumbered = lots.permutation(len(rows)), lots.permutation(20)
+    other = Rows(
+        label=rows.label[shuffled],
+        shard=np.argsort(renumbered)[rows.shard[shuffled]].astype(np.int32),
+        index=rows.index[shuffled],
+        uri=rows.uri[shuffled],
+        offset=rows.offset[shuffled],
+        size_bytes=rows.size_bytes[shuffled],
+        shards=[rows.shards[number] for number in renumbered],
+        uris=pa.array([f"elsewhere-{number}" for number in range(20)]),
+    )
+    one, two = (layout.draw_up(some, tar_bytes=9000, seed=7) for some in (rows, other))
+    assert one.edges == two.edges
+    assert sequence(rows, one.order) == sequence(other, two.order)
+
+
+def test_neighbours_are_read_together_and_what_is_far_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    image = b"\xff\xd8\xff" + bytes(range(100))
+    apart = ranges.NEAR_BYTES
+    places = [Place(str(path), offset, len(image)) for offset in (0, 500, 500 + len(image) + apart, 3 * apart, 500)]
+    data = bytearray(4 * apart)
+    for place in places:
+        data[place.offset : place.end] = image
+    path.write_bytes(data)
+    found = ranges.ranges(places)
+    assert [one.images for one in found] == [[0, 1, 4, 2], [3]]
+    assert [(one.start, one.end) for one in found] == [(0, places[2].end), (places[3].offset, places[3].end)]
+    assert ranges.read(places) == [image] * 5
+
+
+def test_a_dense_shard_is_read_in_several_requests() -> None:
+    size = 1 << 20
+    found = ranges.ranges([Place("a", number * size, size) for number in range(20)])
+    assert [one.end - one.start for one in found] == [ranges.MAX_RANGE_BYTES] * 2 + [4 * size]
+    assert [number for one in found for number in one.images] == list(range(20))
