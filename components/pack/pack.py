@@ -111,7 +111,7 @@ class _Pod:
         while missing := self._missing(mine_first):
             written = (uri for uri in missing if self._claimed(uri, write))
             if not list(islice(written, BEFORE_LISTING)):
-                say("pack", f"objects that other pods hold: {len(missing)}")
+                say("pack", f"with other pods: {len(missing)} of {len(uris)}")
                 time.sleep(POLL_S)
 
     def _claimed(self, uri: str, write: Callable[[str], None]) -> bool:

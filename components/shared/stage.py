@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-from components.shared import storage, tasks
+from components.shared import lifeline, storage, tasks
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import as_json, duration, fail, say
 from components.shared.receipts import Receipt
@@ -139,6 +139,7 @@ def in_component(config_type: type[C], stage: Callable[[C], R], arguments: Mappi
     Returns the receipt, which also goes to the output artifact `receipt`, and in words to `summary` where there is one.
     Exits with the error's code after one line.
     """
+    lifeline.follow()
     given = {name: _plain(arguments[name]) for name in config_type.model_fields if name in arguments}
     receipts: list[R] = []
     if code := guarded(lambda: receipts.append(reporting(config_type(**given), stage))):

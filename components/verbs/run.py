@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from kfp import components, local
 
-from components.shared import runfile, storage, tasks
+from components.shared import lifeline, runfile, storage, tasks
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.runfile import RunFile
 from components.verbs.compile import COMPILED
@@ -77,7 +77,7 @@ def execute(settings: RunFile, log: Path, docker: bool = False) -> None:
         local.init(runner, pipeline_root=f"{root}/tasks", workspace_root=f"{root}/workspace")
         pipeline = components.load_component_from_text(compiled)
         try:
-            with left_as_found():
+            with left_as_found(), lifeline.held(Path(root, "lifeline")):
                 pipeline(**settings.parameters())
         except RuntimeError as error:
             kind, reason = screen.reason or ("failed", f"{screen.error or plain(str(error))} (see {log})")
@@ -89,6 +89,8 @@ def left_as_found() -> Iterator[None]:
     """Undo what kfp.local's two threads leave behind: an indenting `print`, and log handlers of a run that is over."""
     printing, logger = builtins.print, logging.getLogger()
     handlers = list(logger.handlers)
+    # Two of its threads may leave none; a message that comes then would go to standard error.
+    logger.addHandler(logging.NullHandler())
     try:
         yield
     finally:

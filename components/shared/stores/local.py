@@ -130,6 +130,10 @@ def _temporary_beside(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     try:
         with temporary.open("xb") as file:
             yield temporary, file
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say which
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

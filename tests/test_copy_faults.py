@@ -1,0 +1,189 @@
+"""Merging and packing processes that are killed, and disks that are full: the bytes are those of an undisturbed run."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from components.merge.merge import MergeConfig, merge
+from components.pack.pack import PackConfig, pack
+from components.shared.receipts import Receipt
+from components.shared.stage import StageConfig
+from tests import pictures, selections
+from tests.stages import Stages
+
+
+def start(config: StageConfig, largest_bytes: int = -1) -> subprocess.Popen[str]:
+    """Start a stage as a process of its own, which can write no larger file."""
+    fields = config.model_dump(exclude_defaults=True)
+    options = [
+        f"--{name.replace('_', '-')}={json.dumps(value) if isinstance(value, list) else value}"
+        for name, value in fields.items()
+    ]
+    command = [sys.executable, "-m", f"components.{config.stage}", *options]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_bytes, largest_bytes))
+
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ), preexec_fn=limit
+    )
+
+
+def products(workdir: Path) -> dict[str, bytes]:
+    """What a stage left, by its place in the workdir: receipts, which tell the time, and claims apart."""
+    return {
+        str(path.relative_to(workdir)): path.read_bytes().replace(str(workdir).encode(), b"")
+        for path in sorted(workdir.rglob("*"))
+        if path.is_file() and path.name != "receipt.json" and "claims" not in path.parts
+    }
+
+
+def whole(workdir: Path) -> int:
+    """Count what is finished, by its name."""
+    return sum(not path.name.startswith(".") for path in workdir.rglob("*.*"))
+
+
+def pack_config(root: Path, workdir: Path, pod: int = 0) -> PackConfig:
+    """The packing of a selection: 80 small tars out of Parquet files and tars, with excerpts on the way."""
+    if not (root / "selection.json").exists():
+        pictures.write_pool(root / "pool", 4, 100)
+        for number in range(4):
+            pictures.write_parquet(root / "pool" / f"{number}.parquet", 33, seed=5000 + 100 * number)
+        selections.write(root, str(root / "pool"), per_class=250)
+    plan, selection = str(root / "plan.json"), str(root / "selection.json")
+    return PackConfig(workdir=str(workdir), plan=plan, selection=selection, pod=pod, packed_tar_bytes=2000)
+
+
+def merge_config(stages: Stages, workdir: Path) -> MergeConfig:
+    """The merging of a scored pool, in a workdir of its own."""
+    scores = [stages.uri(receipt) for receipt in stages.scores]
+    return MergeConfig(
+        workdir=str(workdir), plan=stages.uri(stages.plan), scores=scores, images_per_class=300,
+        classes_per_image=2, max_failed_fraction=0.0,
+    )  # fmt: skip
+
+
+def void_claims(workdir: Path) -> None:
+    """The dead pods' leases, two minutes long, are over."""
+    for claim in workdir.rglob("claims/**/0*"):
+        if claim.is_file():
+            claim.write_text(json.dumps({"holder": "dead", "until": 0}))
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_packing_pods_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    pack(pack_config(tmp_path, undisturbed))
+    moments = random.Random(kills)
+    for _ in range(kills):
+        before = whole(disturbed)
+        pods = [start(pack_config(tmp_path, disturbed, pod)) for pod in (0, 1)]
+        while whole(disturbed) <= before and any(pod.poll() is None for pod in pods):
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.05)
+        for pod in pods:
+            pod.send_signal(signal.SIGKILL)
+            pod.communicate()
+        void_claims(disturbed)
+    assert not list(disturbed.rglob("receipt.json")) or kills > 3, "the pods were killed at their work"
+    pack(pack_config(tmp_path, disturbed))
+    found = {name: data for name, data in products(disturbed).items() if "/.writing-" not in name}
+    assert found == products(undisturbed)
+    assert len(found) > 70
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    """A scored pool."""
+    root = tmp_path_factory.mktemp("scored")
+    stages = Stages(root, unlabeled=[str(pictures.write_pool(root / "large", 8, 100))])
+    assert stages.scores
+    return stages
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_merges_killed_at_random_moments(scored: Stages, tmp_path: Path, kills: int) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    merge(merge_config(scored, undisturbed))
+    moments = random.Random(kills)
+    for _ in range(kills):
+        process = start(merge_config(scored, disturbed))
+        while not list(disturbed.rglob("*")) and process.poll() is None:
+            time.sleep(0.0005)
+        time.sleep(moments.random() * 0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        for path in disturbed.rglob("selection.parquet"):
+            assert path.read_bytes() in products(undisturbed).values(), "what has its name is whole"
+    merge(merge_config(scored, disturbed))
+    assert {name: data for name, data in products(disturbed).items() if "/.writing-" not in name} == products(
+        undisturbed
+    )
+
+
+@contextmanager
+def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
+    """Mount a file system of so many bytes; skips the test where we may not."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", folder], check=False).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize(("stage", "size_bytes"), [("pack", 128 << 10), ("merge", 16 << 10)])
+def test_a_full_disk_stops_a_stage_in_one_line(scored: Stages, tmp_path: Path, stage: str, size_bytes: int) -> None:
+    space, disk = tmp_path / "space", tmp_path / "disk"
+    work(config_of(stage, scored, tmp_path, space))
+    with small_disk(disk, size_bytes):
+        check_stopped(
+            start(config_of(stage, scored, tmp_path, disk)), "[Errno 28] No space left on device", disk, space
+        )
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        work(config_of(stage, scored, tmp_path, disk))
+        assert products(disk) == products(space)
+
+
+@pytest.mark.parametrize("stage", ["pack", "merge"])
+def test_a_file_that_cannot_be_finished_stops_a_stage_in_one_line(scored: Stages, tmp_path: Path, stage: str) -> None:
+    space, quota = tmp_path / "space", tmp_path / "quota"
+    work(config_of(stage, scored, tmp_path, space))
+    process = start(config_of(stage, scored, tmp_path, quota), largest_bytes=8 << 10)
+    check_stopped(process, "[Errno 27] File too large", quota, space)
+    work(config_of(stage, scored, tmp_path, quota))
+    assert products(quota) == products(space)
+
+
+def config_of(stage: str, scored: Stages, root: Path, workdir: Path) -> StageConfig:
+    """Either stage's config."""
+    return pack_config(root, workdir) if stage == "pack" else merge_config(scored, workdir)
+
+
+def work(config: StageConfig) -> Receipt:
+    """Run a stage in this process."""
+    return pack(config) if isinstance(config, PackConfig) else merge(MergeConfig.model_validate(config))
+
+
+def check_stopped(process: subprocess.Popen[str], reason: str, workdir: Path, undisturbed: Path) -> None:
+    """The stage ends with code 1 and one line, and leaves nothing that is not whole."""
+    _, error = process.communicate()
+    assert process.returncode == 1
+    assert error.startswith(f"failed: {reason}: '{workdir}/")
+    assert error.endswith("; what was finished is kept, run it again to go on\n")
+    assert error.count("\n") == 1
+    assert not list(workdir.rglob("receipt.json"))
+    assert not list(workdir.rglob(".writing-*"))
+    left = {name: data for name, data in products(workdir).items() if "/excerpts/" not in name}
+    assert left.items() <= products(undisturbed).items(), "what is there is whole"
