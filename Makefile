@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --no-annotate
 
-.PHONY: help setup images demo demo-seeds bench-merge bench-reselect test test-slow check format lint types imports lock clean
+.PHONY: help setup images demo demo-seeds bench-merge bench-pack bench-reselect test test-slow check format lint types imports lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,8 @@ bench-reselect: setup ## selecting again from the scores of IMAGES=100000000
 
 images: setup ## build both container images; PUSH=registry/prefix pushes them and notes their digests; BUILD= for docker build
 	@$(BIN)/python pipeline.py images $(if $(PUSH),--push $(PUSH)) -- $(BUILD)
+bench-pack: setup ## what packing costs: processor time of an image, of a request, of the layout (two minutes)
+	@$(BIN)/python -m benchmarks.pack
 
 check: lint types imports ## format, lint, types, import rules and tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not docker"

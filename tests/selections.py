@@ -66,8 +66,8 @@ def receipts(root: Path, identity: str, images: int, pods: int) -> tuple[PlanRec
     )  # fmt: skip
     selection = SelectionReceipt(
         **common, stage="merge", selection=str(root / "selection.parquet"), teacher="", images=images,
-        unique_images=images, images_per_class=images // CLASSES, classes_per_image=3,
-        per_class=[ClassSelection(name=name, wanted=1, found=1, last_score=0.0) for name in "abc"],
+        unique_images=images, changed_by_last_tenth=0.1, images_per_class=images // CLASSES, classes_per_image=3,
+        per_class=[ClassSelection(name=name, wanted=1, found=1, unique=1, full=True, last_score=0.0) for name in "abc"],
         ledger=Ledger(listed=0, scored=0, failed=0, removed=0), bytes_read=0,
     )  # fmt: skip
     return plan, selection

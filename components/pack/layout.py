@@ -36,7 +36,7 @@ class Layout:
 def draw_up(rows: Rows, tar_bytes: int, seed: int) -> Layout:
     """Deal D̂ into tars of about `tar_bytes`: rows fall into them at random, so that sizes differ by a few percent.
 
-    Time: two sorts; memory: about 70 bytes a row while it lasts, 8 after. Measured in benchmarks/pack.py.
+    Time: two sorts. Memory: about 90 bytes a row while it lasts, the rows included. Measured in benchmarks/pack.py.
     """
     tars = max(-(-int(rows.size_bytes.sum()) // tar_bytes), 1)
     codes = scores.sample_codes(0, rows.index) | rows.shard.astype(np.uint64) << np.uint64(32)
