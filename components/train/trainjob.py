@@ -118,7 +118,7 @@ class _TrainJobs:
         try:
             config.load_incluster_config()
         except ConfigException:
-            config.load_kube_config()
+            config.load_kube_config(os.environ.get("KUBECONFIG"))  # by default as it was when kfp was imported
         self._name, self._namespace = name, _namespace()
         self._objects, self._pods = client.CustomObjectsApi(), client.CoreV1Api()
         self._place = (GROUP, VERSION, self._namespace, PLURAL)
@@ -259,7 +259,7 @@ def _namespace() -> str:
         return NAMESPACE.read_text().strip()
     from kubernetes import config
 
-    return str(config.list_kube_config_contexts()[1]["context"].get("namespace", "default"))
+    return str(config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))[1]["context"].get("namespace", "default"))
 
 
 def _ended(job: dict[str, Any]) -> dict[str, Any] | None:
