@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --no-annotate
 
-.PHONY: help setup images demo demo-seeds bench-merge bench-pack bench-reselect test test-slow check format lint types imports lock clean
+.PHONY: help setup images demo demo-seeds bench-merge bench-score bench-pack bench-reselect test test-slow check format lint types imports lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,8 +35,17 @@ bench-merge: setup ## the merge against DuckDB and Polars; ROWS=1000000000 or FU
 bench-reselect: setup ## selecting again from the scores of IMAGES=100000000
 	@$(BIN)/python -m benchmarks.reselect $(if $(IMAGES),--images $(IMAGES))
 
+bench-score: .venv/bench ## the scan against the bare model and decoder, Ray Data and a DataLoader (ten minutes)
+	@$(BIN)/python -m benchmarks.score $(if $(PHOTOS),--photos $(PHOTOS)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+.venv/bench: requirements/bench.txt .venv/ready
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes \
+	  --build-constraints requirements/dev.txt -r requirements/bench.txt
+	@touch $@
+
 images: setup ## build both container images; PUSH=registry/prefix pushes them and notes their digests; BUILD= for docker build
 	@$(BIN)/python pipeline.py images $(if $(PUSH),--push $(PUSH)) -- $(BUILD)
+
 bench-pack: setup ## what packing costs: processor time of an image, of a request, of the layout (two minutes)
 	@$(BIN)/python -m benchmarks.pack
 
@@ -64,7 +73,7 @@ imports: setup
 	$(BIN)/lint-imports --no-cache
 
 lock: setup ## pin the requirements anew
-	@for image in dev cuda cpu; do \
+	@for image in dev bench cuda cpu; do \
 	  $(BIN)/uv pip compile $(LOCK) requirements/$$image.in -o requirements/$$image.txt \
 	    $$(test $$image = dev || echo "-c requirements/dev.txt"); done
 

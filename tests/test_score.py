@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from components.score.scan import log_odds
+from components.score.forward import log_odds
 from components.score.score import bound
 from components.shared.errors import Refused
 from components.shared.receipts import Clocks, ScoreReceipt, UnitReceipt

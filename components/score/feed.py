@@ -1,70 +1,108 @@
-"""Images ahead of the model: one thread reads a shard, many decode into preallocated batches, the model never waits for
-an allocation.
+"""Images ahead of the model: one thread reads shard after shard, many decode into preallocated batches, the model never
+waits for an allocation.
 
-Every image has its place in its batch, decoded or not, so that nothing depends on which thread was first.
+A batch is filled across the shards' ends, so that small shards cost the model no more than large ones. Every image has
+its place in its batch, decoded or not, so that nothing depends on which thread was first.
 """
 
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from queue import Queue
 
 import numpy as np
 
 from components.shared import shards as sharding
 from components.shared.decode import Undecodable, decode
+from components.shared.errors import SemiscaleError
 from components.shared.preprocess import Batch, fixed_cut
 from components.shared.receipts import Preprocessing
 from components.shared.shards import Columns, Sample, Shard
 
 AHEAD = 4  # batches decoded or being decoded while the model works on another
+IN_USE = 2  # batches that whoever takes them may keep at a time
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of one sample: why there are no pixels ("" where there are), and the seconds that it took."""
+
+    problem: str
+    seconds: float
+
+
+@dataclass
+class Span:
+    """Neighbouring places of a batch that belong to one shard; `ends` where they are its last."""
+
+    shard: Shard
+    start: int
+    samples: list[Sample] = field(default_factory=list)
+    decoding: list[Future[Decoded]] = field(default_factory=list)
+    read_s: float = 0.0
+    ends: bool = False
+
+    @property
+    def places(self) -> slice:
+        """Where in the batch the samples are."""
+        return slice(self.start, self.start + len(self.samples))
+
+    def decoded(self) -> list[Decoded]:
+        """Return what became of each sample; waits for those that are being decoded."""
+        return [future.result() for future in self.decoding]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One batch: its samples, the pixels of all places, and for each sample why it has none ("" where it has)."""
+    """One batch: the pixels of all places and what they are; places beyond the last span hold what was there before."""
 
-    samples: list[Sample]
     images_BHWC: Batch
-    problems: list[str]
+    spans: list[Span]
+
+    def __len__(self) -> int:
+        return sum(len(span.samples) for span in self.spans)
 
 
 class Feed:
-    """Decodes for one scan. `read_s` and `decode_s` count thread-seconds.
+    """Decodes for one scan.
 
-    Memory: AHEAD + 2 batches of pixels, and as many of encoded images.
+    Memory: AHEAD + IN_USE batches of pixels, and as many of encoded images. `allocate` makes a batch of a shape, in
+    memory that the device can fetch from.
     """
 
-    def __init__(self, preprocessing: Preprocessing, columns: Columns, batch_size: int) -> None:
-        self._preprocessing, self._columns = preprocessing, columns
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        columns: Columns,
+        batch_size: int,
+        allocate: Callable[[tuple[int, ...]], Batch] = lambda shape: np.zeros(shape, np.uint8),
+    ) -> None:
+        self._preprocessing, self._columns, self._batch_size = preprocessing, columns, batch_size
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
-        shape = (batch_size, preprocessing.resolution, preprocessing.resolution, 3)
         self._free: Queue[Batch] = Queue()
-        for _ in range(AHEAD + 2):
-            self._free.put(np.zeros(shape, np.uint8))
-        self.read_s = self.decode_s = 0.0
-        self._lock = threading.Lock()
+        for _ in range(AHEAD + IN_USE):
+            self._free.put(allocate((batch_size, preprocessing.resolution, preprocessing.resolution, 3)))
 
-    def batches(self, shard: Shard) -> Iterator[Prepared]:
-        """Yield a shard's batches in order. The pixels of one are valid until the next is asked for.
+    def batches(self, shards: Iterable[Shard]) -> Generator[Prepared]:
+        """Yield batches, decoded, in the order of the shards; every shard ends in a span that says so.
 
-        Raises what reading the shard raises, after the batches before it.
+        `shards` is iterated over in the reading thread. Each batch has to be given back. Raises what iterating or
+        reading raises, after the batches before it; a shard that is gone is a SemiscaleError.
         """
-        waiting: Queue[tuple[list[Sample], Batch, list[Future[str]]] | Exception | None] = Queue(AHEAD)
+        waiting: Queue[Prepared | BaseException | None] = Queue(AHEAD)
         stop = threading.Event()
-        reader = threading.Thread(target=self._read, args=(shard, waiting, stop), daemon=True)
+        reader = threading.Thread(target=self._run, args=(shards, waiting, stop), daemon=True)
         reader.start()
         try:
             while (item := waiting.get()) is not None:
-                if isinstance(item, Exception):
+                if isinstance(item, BaseException):
                     raise item
-                samples, images_BHWC, decoding = item
-                yield Prepared(samples, images_BHWC, [future.result() for future in decoding])
-                self._free.put(images_BHWC)
+                for span in item.spans:
+                    span.decoded()
+                yield item
         finally:
             stop.set()
             while reader.is_alive():  # it may be waiting for a place in the queue or for a free batch
@@ -72,42 +110,67 @@ class Feed:
                 reader.join(0.01)
             self._drain(waiting)
 
-    def _drain(self, waiting: "Queue[tuple[list[Sample], Batch, list[Future[str]]] | Exception | None]") -> None:
+    def give_back(self, batch: Prepared) -> None:
+        """Take the pixels of a batch for the next one."""
+        self._free.put(batch.images_BHWC)
+
+    def _drain(self, waiting: "Queue[Prepared | BaseException | None]") -> None:
         while not waiting.empty():
             item = waiting.get_nowait()
-            if isinstance(item, tuple):
-                for future in item[2]:
-                    future.result()
-                self._free.put(item[1])
+            if isinstance(item, Prepared):
+                for span in item.spans:
+                    span.decoded()
+                self.give_back(item)
 
-    def _read(self, shard: Shard, waiting: "Queue[object]", stop: threading.Event) -> None:
+    def _run(self, shards: Iterable[Shard], waiting: "Queue[object]", stop: threading.Event) -> None:
         try:
-            samples = sharding.read(shard, self._columns)
-            while not stop.is_set():
-                images_BHWC = self._free.get()
-                started = time.monotonic()
-                batch = list(islice(samples, len(images_BHWC)))
-                self.read_s += time.monotonic() - started
-                if not batch:
-                    self._free.put(images_BHWC)
-                    break
-                decoding = [
-                    self._pool.submit(self._decode, sample, images_BHWC, place) for place, sample in enumerate(batch)
-                ]
-                waiting.put((batch, images_BHWC, decoding))
-        except Exception as error:  # noqa: BLE001 - handed to the thread that asked for the batches, which raises it
+            for batch in self._filled(shards, stop):
+                waiting.put(batch)
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that asked for the batches, which raises it
             waiting.put(error)
         waiting.put(None)
 
-    def _decode(self, sample: Sample, images_BHWC: Batch, place: int) -> str:
+    def _filled(self, shards: Iterable[Shard], stop: threading.Event) -> Iterator[Prepared]:
+        """Yield batches that are full, but for the last one, and are being decoded."""
+        batch = Prepared(self._free.get(), [])
+        try:
+            for shard in shards:
+                batch.spans.append(Span(shard, len(batch)))
+                for sample, seconds in _timed(shard, self._columns):
+                    if stop.is_set():
+                        yield batch
+                        return
+                    if len(batch) == self._batch_size:
+                        yield batch
+                        batch = Prepared(self._free.get(), [Span(shard, 0)])
+                    span = batch.spans[-1]
+                    span.read_s += seconds
+                    place = span.start + len(span.samples)
+                    span.samples.append(sample)
+                    span.decoding.append(self._pool.submit(self._decode, sample, batch.images_BHWC[place]))
+                batch.spans[-1].ends = True
+            yield batch
+        except Exception:
+            yield batch  # the shards before the one that failed are whole
+            raise
+
+    def _decode(self, sample: Sample, image_HWC: Batch) -> Decoded:
         if sample.problem:
-            return sample.problem
+            return Decoded(sample.problem, 0.0)
         started = time.monotonic()
         try:
-            images_BHWC[place] = fixed_cut(decode(sample.image), self._preprocessing)
+            image_HWC[:] = fixed_cut(decode(sample.image), self._preprocessing)
         except Undecodable as error:
-            return str(error)
-        finally:
-            with self._lock:
-                self.decode_s += time.monotonic() - started
-        return ""
+            return Decoded(str(error), time.monotonic() - started)
+        return Decoded("", time.monotonic() - started)
+
+
+def _timed(shard: Shard, columns: Columns) -> Iterator[tuple[Sample, float]]:
+    """Yield a shard's samples, each with the seconds that reading it took."""
+    try:
+        started = time.monotonic()
+        for sample in sharding.read(shard, columns):
+            yield sample, time.monotonic() - started
+            started = time.monotonic()
+    except FileNotFoundError:
+        raise SemiscaleError(f"{shard.uri}: gone since it was listed; put it back, or run the plan again") from None

@@ -5,6 +5,7 @@ A unit's files are put together from its parts, and again when one of its shards
 
 import io
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from components.shared import places, scores
-from components.shared.receipts import Clocks, Failure, ShardCount
+from components.shared.receipts import Failure, ShardCount
 from components.shared.scores import Rows
 
 
@@ -26,7 +27,6 @@ class Part:
 
     count: ShardCount
     failures: list[Failure]
-    clocks: Clocks
     seconds: float
     samples: pa.Table
     labels_BP: NDArray[np.uint16]
@@ -34,12 +34,7 @@ class Part:
 
     def encode(self) -> bytes:
         """Return the part as a Parquet file."""
-        described = {
-            "count": self.count.model_dump(),
-            "failures": [failure.model_dump() for failure in self.failures],
-            "clocks": self.clocks.model_dump(),
-            "seconds": self.seconds,
-        }
+        started = time.monotonic()
         kept = self.labels_BP.shape[1]
         columns = {
             "labels": pa.FixedSizeListArray.from_arrays(pa.array(self.labels_BP.ravel()), kept),
@@ -48,19 +43,28 @@ class Part:
         table = self.samples
         for name, column in columns.items():
             table = table.append_column(name, column)
-        return parquet(table.replace_schema_metadata({"semiscale": json.dumps(described), "kept": str(kept)}))
+        buffer = io.BytesIO()
+        with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
+            writer.write_table(table)
+            clocks = self.count.clocks.model_copy(update={"write": round(time.monotonic() - started, 3)})
+            described = {
+                "count": self.count.model_copy(update={"clocks": clocks}).model_dump(),
+                "failures": [failure.model_dump() for failure in self.failures],
+                "seconds": self.seconds,
+            }
+            writer.add_key_value_metadata({"semiscale": json.dumps(described), "kept": str(kept)})
+        return buffer.getvalue()
 
 
 def decode(data: bytes) -> Part:
     """Read a part back."""
-    table = pq.read_table(io.BytesIO(data))
-    metadata = table.schema.metadata
+    file = pq.ParquetFile(io.BytesIO(data))
+    table, metadata = file.read(), file.metadata.metadata
     described, kept = json.loads(metadata[b"semiscale"]), int(metadata[b"kept"])
     labels, log_odds = (table[name].combine_chunks().flatten().to_numpy() for name in ("labels", "scores"))
     return Part(
         count=ShardCount.model_validate(described["count"]),
         failures=[Failure.model_validate(failure) for failure in described["failures"]],
-        clocks=Clocks.model_validate(described["clocks"]),
         seconds=described["seconds"],
         samples=table.drop_columns(["labels", "scores"]).replace_schema_metadata(None),
         labels_BP=labels.reshape(-1, kept),

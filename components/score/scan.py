@@ -1,147 +1,132 @@
-"""The scan of one shard: decoded images in, each one's best classes out. Only this module of the stage knows torch."""
+"""The scan: shards in, each one's part out. It joins the feed of decoded images and the teacher on its device."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import cast
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from components.score.feed import Feed, Prepared
+from components.score import forward
+from components.score.feed import IN_USE, Feed, Prepared, Span
+from components.score.forward import Best
 from components.score.parts import Part
 from components.shared import models, networks
-from components.shared.progress import Progress
 from components.shared.receipts import Clocks, Failure, ShardCount, TrainReceipt
 from components.shared.shards import Columns, Sample, Shard
 
-# Fixed, the last batch of a shard included, so that an image's scores do not depend on how many others came with it.
-BATCH_ON_CPU, BATCH_ON_GPU = 64, 256
 MAX_FAILURES_LISTED = 100  # of each shard; all are counted
-
-
-def log_odds(logits_BC: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Return the `classes` best classes of each image and their log-odds, fp32: x_c - logsumexp of the other logits.
-
-    Monotone in the softmax probability, so it is the paper's ranking (section 3.2), and it still tells images apart
-    where the probability has rounded to 1. For the best class the others are summed without it, because subtracting
-    it from the sum of all would cancel; for any other the sum is at least twice what is subtracted.
-    """
-    logits_BC = logits_BC.float()
-    best_BP, labels_BP = logits_BC.topk(classes)
-    top_B1 = best_BP[:, :1]
-    weights_BC = (logits_BC - top_B1).exp()
-    others_BP = top_B1 + (weights_BC.sum(1, keepdim=True) - (best_BP - top_B1).exp()).log()
-    others_BP[:, 0] = logits_BC.scatter(1, labels_BP[:, :1], -torch.inf).logsumexp(1)
-    return labels_BP, best_BP - others_BP
+_COLUMNS = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("offset", pa.int64()),
+        ("size_bytes", pa.int64()),
+    ]
+)
 
 
 class Scan:
-    """One pod's scan: the teacher on its device, the feed of decoded images, the clocks.
+    """One pod's scan. `seen` is told of every scored span: how many images and encoded bytes of which shard."""
 
-    `share` says how much of the pool is done, for the progress line.
-    """
-
-    def __init__(self, teacher: TrainReceipt, kept: int, columns: Columns, share: Callable[[], str]) -> None:
+    def __init__(
+        self, teacher: TrainReceipt, kept: int, columns: Columns, seen: Callable[[Shard, int, int], None]
+    ) -> None:
         models.use_threads()
-        self._kept, self._share, self._progress = kept, share, Progress("score", 0)
-        self._device = models.device()
-        self._preprocessing = teacher.preprocessing
-        self._architecture, self._classes = teacher.architecture, len(teacher.classes)
-        self._model = models.read(teacher.checkpoint)[0].to(self._device).eval()
-        batch_size = BATCH_ON_GPU if self._device.type == "cuda" else BATCH_ON_CPU
-        self._feed = Feed(teacher.preprocessing, columns, batch_size)
-        self._forward = self._on_gpu() if self._device.type == "cuda" else self._model
+        self._kept, self._seen = kept, seen
+        heads = networks.head_tensors(teacher.architecture, len(teacher.classes), teacher.preprocessing.resolution)
+        model = networks.float_head(models.read(teacher.checkpoint)[0], heads)
+        self._on = forward.on(models.device(), model, teacher.preprocessing, kept)
+        self._feed = Feed(teacher.preprocessing, columns, self._on.batch_size, self._on.allocate)
 
-    @torch.inference_mode()
-    def shard(self, shard: Shard) -> Part:
-        """Score one shard. Memory: its rows and keys, about 100 bytes an image at ten classes each."""
+    def parts(self, shards: Iterable[Shard]) -> Generator[tuple[Shard, Part]]:
+        """Score shards, in order. Memory: a shard's rows and keys, about 100 bytes an image at ten classes each.
+
+        The batches are of one size, the last one too, so that an image's scores do not depend on how many came with it.
+        """
+        tally: _Tally | None = None
         began = time.monotonic()
-        before = self._feed.read_s, self._feed.decode_s
-        forward_s = 0.0
-        found: list[tuple[Prepared, Tensor, Tensor]] = []
-        for batch in self._feed.batches(shard):
-            started = time.monotonic()
-            images_BCHW = models.normalised(batch.images_BHWC, self._preprocessing, self._device)
-            labels_BP, scores_BP = log_odds(self._forward(images_BCHW), self._kept)
-            found.append((batch, labels_BP.cpu(), scores_BP.cpu()))
-            forward_s += time.monotonic() - started
-            self._progress.add(len(batch.samples), self._share())
-        clocks = Clocks(
-            read=round(self._feed.read_s - before[0], 3),
-            decode=round(self._feed.decode_s - before[1], 3),
-            forward=round(forward_s, 3),
+        for batch, best, seconds in self._scored(shards):
+            for span in batch.spans:
+                tally = tally or _Tally(span.shard)
+                tally.add(span, best, seconds * len(span.samples) / max(len(batch), 1))
+                self._seen(span.shard, len(span.samples), sum(len(sample.image) for sample in span.samples))
+                if span.ends:
+                    began, seconds_here = time.monotonic(), time.monotonic() - began
+                    yield span.shard, tally.part(self._kept, round(seconds_here, 3))
+                    tally = None
+            self._feed.give_back(batch)
+
+    def _scored(self, shards: Iterable[Shard]) -> Iterator[tuple[Prepared, Best, float]]:
+        """Yield batches with what was found and the seconds of waiting for it; each while the next is computed."""
+        computing: deque[tuple[Prepared, Callable[[], Best], float]] = deque()
+        with closing(self._feed.batches(shards)) as batches:
+            for batch in batches:
+                started = time.monotonic()
+                result = self._on.start(batch.images_BHWC)
+                computing.append((batch, result, time.monotonic() - started))
+                if len(computing) == IN_USE:
+                    yield _waited(*computing.popleft())
+            while computing:
+                yield _waited(*computing.popleft())
+
+
+def _waited(batch: Prepared, result: Callable[[], Best], seconds: float) -> tuple[Prepared, Best, float]:
+    started = time.monotonic()
+    best = result()
+    return batch, best, seconds + time.monotonic() - started
+
+
+@dataclass
+class _Tally:
+    """What has been found of one shard so far."""
+
+    shard: Shard
+    rows: list[tuple[int, str, str, int, int]] = field(default_factory=list)
+    labels: list[NDArray[np.uint16]] = field(default_factory=list)
+    scores: list[NDArray[np.float32]] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+    clocks: Counter[str] = field(default_factory=Counter)
+
+    def add(self, span: Span, best: Best, forward_s: float) -> None:
+        """Add a span of a batch, leaving out the places that have no image."""
+        decoded = span.decoded()
+        scored = np.array([not one.problem for one in decoded], bool)
+        labels_BP, scores_BP = (part[span.places].numpy()[scored] for part in best)
+        self.labels.append(labels_BP.astype(np.uint16))
+        self.scores.append(scores_BP.astype(np.float32))
+        for sample, one in zip(span.samples, decoded, strict=True):
+            if one.problem:
+                self._fail(sample, one.problem)
+            else:
+                self.rows.append((sample.index, sample.key, sample.uri, sample.offset, len(sample.image)))
+        self.clocks.update({"read": span.read_s, "decode": sum(one.seconds for one in decoded), "forward": forward_s})
+
+    def _fail(self, sample: Sample, reason: str) -> None:
+        self.failed[reason] += 1
+        if len(self.failures) < MAX_FAILURES_LISTED:
+            self.failures.append(Failure(shard=self.shard.name, key=sample.key, reason=reason))
+
+    def part(self, kept: int, seconds: float) -> Part:
+        """Return the part of the whole shard; `seconds` passed since the one before it."""
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(_COLUMNS)
+        return Part(
+            count=ShardCount(
+                shard=self.shard.name,
+                digest=self.shard.digest(),
+                listed=len(self.rows) + self.failed.total(),
+                scored=len(self.rows),
+                failed=dict(self.failed),
+                clocks=Clocks(**{part: round(seconds, 3) for part, seconds in self.clocks.items()}),
+            ),
+            failures=self.failures,
+            seconds=seconds,
+            samples=pa.table([pa.array(c, f.type) for c, f in zip(columns, _COLUMNS, strict=True)], schema=_COLUMNS),
+            labels_BP=np.concatenate([np.empty((0, kept), np.uint16), *self.labels]),
+            scores_BP=np.concatenate([np.empty((0, kept), np.float32), *self.scores]),
         )
-        return replace(_part(shard, found, clocks, self._kept), seconds=round(time.monotonic() - began, 3))
-
-    def _on_gpu(self) -> nn.Module:
-        """Return the model in bf16 and channels_last, compiled, its head in fp32."""
-        heads = networks.head_tensors(self._architecture, self._classes, self._preprocessing.resolution)
-        model = _InHalf(self._model.to(memory_format=torch.channels_last), heads)
-        compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]
-        return compiled
-
-
-class _InHalf(nn.Module):
-    """A network that runs in bf16, but for its head, which ranks the images."""
-
-    def __init__(self, model: nn.Module, heads: set[str]) -> None:
-        super().__init__()
-        self.model = networks.float_head(model, heads)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            return cast(Tensor, self.model(images_BCHW.contiguous(memory_format=torch.channels_last)))
-
-
-def _part(shard: Shard, found: list[tuple[Prepared, Tensor, Tensor]], clocks: Clocks, kept: int) -> Part:
-    """Put the batches of a shard together, leaving out the places that have no image."""
-    failures = [
-        Failure(shard=shard.name, key=sample.key, reason=problem)
-        for batch, _, _ in found
-        for sample, problem in zip(batch.samples, batch.problems, strict=True)
-        if problem
-    ]
-    usable = [np.array([not problem for problem in batch.problems], bool) for batch, _, _ in found]
-    samples = [
-        sample
-        for (batch, _, _), chosen in zip(found, usable, strict=True)
-        for sample, scored in zip(batch.samples, chosen, strict=True)
-        if scored
-    ]
-    labels = [labels_BP.numpy()[: len(chosen)][chosen] for (_, labels_BP, _), chosen in zip(found, usable, strict=True)]
-    values = [scores_BP.numpy()[: len(chosen)][chosen] for (_, _, scores_BP), chosen in zip(found, usable, strict=True)]
-    failed = dict(Counter(failure.reason for failure in failures))
-    listed = len(samples) + len(failures)
-    return Part(
-        count=ShardCount(shard=shard.name, digest=shard.digest(), listed=listed, scored=len(samples), failed=failed),
-        failures=failures[:MAX_FAILURES_LISTED],
-        clocks=clocks,
-        seconds=0.0,
-        samples=_table(samples),
-        labels_BP=_stacked(labels, kept).astype(np.uint16),
-        scores_BP=_stacked(values, kept).astype(np.float32),
-    )
-
-
-def _stacked(parts: list[NDArray[np.generic]], kept: int) -> NDArray[np.generic]:
-    return np.concatenate(parts) if parts else np.empty((0, kept))
-
-
-def _table(samples: list[Sample]) -> pa.Table:
-    def column(name: str) -> Iterator[object]:
-        return (getattr(sample, name) for sample in samples)
-
-    return pa.table(
-        {
-            "index": pa.array(column("index"), pa.int64()),
-            "key": pa.array(column("key"), pa.string()),
-            "uri": pa.array(column("uri"), pa.string()),
-            "offset": pa.array(column("offset"), pa.int64()),
-            "size_bytes": pa.array((len(sample.image) for sample in samples), pa.int64()),
-        }
-    )

@@ -9,22 +9,24 @@ import json
 import os
 import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cached_property
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from functools import cached_property, partial
+from itertools import chain
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from components.score import parts
 from components.score.config import ScoreConfig
+from components.score.pace import Pace
 from components.score.parts import Part
 from components.shared import scores, storage
 from components.shared.claims import Claims
 from components.shared.errors import Refused, SemiscaleError
-from components.shared.progress import say
-from components.shared.receipts import Clocks, PlanReceipt, ScoreReceipt, TrainReceipt, UnitReceipt, load
+from components.shared.progress import Progress, say
+from components.shared.receipts import Clocks, PlanReceipt, ScoreReceipt, ShardCount, TrainReceipt, UnitReceipt, load
 from components.shared.shards import Columns, Shard, Unit
 from components.shared.stage import digest, once
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 POLL_S = 2.0  # how often a pod with nothing to do looks whether the others are alive
 MAX_FAILURES_LISTED = 100  # of a unit; all are counted
+LOOK_EVERY_S = 60.0  # how often a pod looks what the others have finished: a thousand shards a request
+UNWRITTEN = 2  # shards that wait to be written while others are scanned
 READERS = 32  # parts read at once: hides an object store's latency
 KEPT_CLASSES = 10  # of each image at least, so that another P can be selected without scoring again
 
@@ -125,72 +129,125 @@ class _Pod:
         self.folder = storage.join(config.workdir, "stages", "score", f"{teacher.digest}-top{self._kept}")
         self._claims = Claims(self.folder)
         self._scored: set[str] = set()
-        self._finished_bytes = 0
+        self._pace = Pace([shard for unit in units for shard in unit.shards], plan.pods)
+        self._looked = 0.0
         self._clocks = Clocks()
         self.units_sealed = 0
 
     def all_units(self) -> list[UnitReceipt]:
         """Score every shard that has no scores, seal every unit, and return the units' receipts in order."""
-        sealed = {unit.digest: receipt for unit in self._units if (receipt := self._sealed(unit))}
+        with ThreadPoolExecutor(READERS) as pool:
+            receipts = zip(self._units, pool.map(self._sealed, self._units), strict=True)
+            sealed = {unit.digest: receipt for unit, receipt in receipts if receipt}
         waiting = [unit for unit in self._units if unit.digest not in sealed]
         if waiting:
-            self._find_scored()
-            self._until_none_is_left("shards", [shard for unit in waiting for shard in unit.shards], self._shard)
-            self._until_none_is_left("units", waiting, lambda unit: self._seal(unit, sealed))
+            self._look()
+            self._pace.start()
+            self._until_none_is_left("shards", [shard for unit in waiting for shard in unit.shards], self._score)
+            self._until_none_is_left("units", waiting, lambda units: self._seal(units, sealed))
         return [sealed[unit.digest] for unit in self._units]
 
-    def _find_scored(self) -> None:
-        """List the shards that have scores: one look instead of one a shard."""
-        for entry in storage.entries(storage.join(self.folder, "parts")):
-            self._scored.add(entry.uri.rpartition("/")[2].removesuffix(".parquet"))
-
-    def _until_none_is_left(self, what: str, items: Sequence[Item], finished: Callable[[Item], bool]) -> None:
+    def _until_none_is_left(
+        self, what: str, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Item]]
+    ) -> None:
         """Go through what is to be done, each pod from its own place in the list, until all is done.
 
-        What other pods hold is waited for: should one of them die, its work is taken over.
+        `work` returns what is left: what other pods hold. It is waited for: should one of them die, its work is taken
+        over.
         """
         start = self._config.pod * len(items) // self._plan.pods
         waiting = [*items[start:], *items[:start]]
+        said = 0
         while waiting:
             before = len(waiting)
-            waiting = [item for item in waiting if not finished(item)]
-            if len(waiting) == before:
-                say("score", f"{what} that other pods hold: {len(waiting)}")
+            waiting = work(waiting)
+            if waiting and len(waiting) == before:
+                if said != before:
+                    say("score", f"{what} that other pods hold: {before}")
+                    said = before
                 time.sleep(POLL_S)
 
-    def _shard(self, shard: Shard) -> bool:
-        """Score a shard; returns False where another pod holds it."""
-        uri = part_uri(self.folder, shard)
-        if shard.digest() in self._scored or storage.stat(uri):
-            self._finished_bytes += shard.size_bytes
-            return True
-        with self._claims.claimed(shard.digest()) as mine:
+    def _look(self) -> None:
+        """List the shards that have scores: one look instead of one a shard."""
+        self._looked = time.monotonic()
+        for entry in storage.entries(storage.join(self.folder, "parts")):
+            self._found(entry.uri.rpartition("/")[2].removesuffix(".parquet"))
+
+    def _found(self, shard: str) -> None:
+        self._scored.add(shard)
+        self._pace.found(shard)
+
+    def _is_scored(self, shard: Shard) -> bool:
+        if shard.digest() not in self._scored and storage.stat(part_uri(self.folder, shard)):
+            self._found(shard.digest())
+        return shard.digest() in self._scored
+
+    def _score(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Score the shards that no pod holds, each committed while the next ones are scanned; returns the others."""
+        held: dict[str, ExitStack] = {}
+        claimed = self._claimed(shards, held)
+        try:
+            # Without work the teacher is not loaded.
+            if (first := next(claimed, None)) is not None:
+                self._commit_all(self._scan.parts(chain([first], claimed)), held)
+        finally:
+            for claim in held.values():
+                claim.close()
+        return [shard for shard in shards if not self._is_scored(shard)]
+
+    def _claimed(self, shards: Sequence[Shard], held: dict[str, ExitStack]) -> Iterator[Shard]:
+        """Claim one shard after the other, as they are asked for, passing over those that are scored or held."""
+        for shard in shards:
+            if time.monotonic() - self._looked > LOOK_EVERY_S:
+                self._look()
+            if self._is_scored(shard):
+                continue
+            claim = ExitStack()
             # Whoever held it until now may have finished it since we looked.
-            if mine and not storage.stat(uri):
-                part = self._scan.shard(shard)
-                storage.write(uri, part.encode())
-                self._log(part)
-        if mine:
-            self._finished_bytes += shard.size_bytes
-        return mine
+            if claim.enter_context(self._claims.claimed(shard.digest())) and not self._is_scored(shard):
+                held[shard.digest()] = claim
+                yield shard
+            else:
+                claim.close()
+
+    def _commit_all(self, scanned: Generator[tuple[Shard, Part]], held: dict[str, ExitStack]) -> None:
+        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer, closing(scanned):
+            writing: deque[Future[None]] = deque()
+            try:
+                for shard, part in scanned:
+                    writing.append(writer.submit(self._commit, shard, part, held))
+                    while len(writing) > UNWRITTEN or (writing and writing[0].done()):
+                        writing.popleft().result()
+                for future in writing:
+                    future.result()
+            finally:
+                writer.shutdown(wait=False, cancel_futures=True)
+
+    def _commit(self, shard: Shard, part: Part, held: dict[str, ExitStack]) -> None:
+        storage.write(part_uri(self.folder, shard), part.encode())
+        self._found(shard.digest())
+        self._log(part)
+        held.pop(shard.digest()).close()
 
     def _sealed(self, unit: Unit) -> UnitReceipt | None:
         found = storage.read_if_there(storage.join(self.folder, unit.digest, "receipt.json"))
         return None if found is None else UnitReceipt.model_validate_json(found)
 
-    def _seal(self, unit: Unit, sealed: dict[str, UnitReceipt]) -> bool:
-        """Put a unit's files together, unless another pod does."""
-        if receipt := self._sealed(unit):
-            sealed[unit.digest] = receipt
-            return True
-        folder = storage.join(self.folder, unit.digest)
-        with self._claims.claimed(unit.digest) as mine:
-            if mine:
-                sealed[unit.digest] = once(self._config, UnitReceipt, lambda _: self._unit(unit, folder), folder)
-                self.units_sealed += 1
-        return mine
+    def _seal(self, units: Sequence[Unit], sealed: dict[str, UnitReceipt]) -> list[Unit]:
+        """Put the files of each unit together, unless another pod does; returns the units that others hold."""
+        for unit in units:
+            folder = storage.join(self.folder, unit.digest)
+            if receipt := self._sealed(unit):
+                sealed[unit.digest] = receipt
+                continue
+            with self._claims.claimed(unit.digest) as mine:
+                if mine:
+                    sealed[unit.digest] = once(self._config, UnitReceipt, partial(self._unit, unit), folder)
+                    self.units_sealed += 1
+        return [unit for unit in units if unit.digest not in sealed]
 
     def _unit(self, unit: Unit, folder: str) -> dict[str, object]:
+        """Write a unit's files; returns the fields of its receipt. The seconds count to the shards by their images."""
         started = time.monotonic()
         with ThreadPoolExecutor(READERS) as pool:
             read = list(pool.map(storage.read, [part_uri(self.folder, shard) for shard in unit.shards]))
@@ -202,34 +259,43 @@ class _Pod:
         uris = {name: storage.join(folder, f"{name}.parquet") for name in files}
         for name, data in files.items():
             storage.write(uris[name], data)
-        spent = total(part.clocks for part in scored)
-        sealing_s = round(time.monotonic() - started, 3)
+        sealing_s = time.monotonic() - started
+        images = max(sum(part.count.scored for part in scored), 1)
+        counts = [_with_write(part.count, sealing_s * part.count.scored / images) for part in scored]
         return {
             **uris,
             "digest": unit.digest,
             "teacher": self._teacher.digest,
             "pod": self._config.pod,
             "seconds": round(sum(part.seconds for part in scored) + sealing_s, 3),
-            "shards": [part.count for part in scored],
+            "shards": counts,
             "failures": [failure for part in scored for failure in part.failures][:MAX_FAILURES_LISTED],
-            "clocks": spent.model_copy(update={"write": round(spent.write + sealing_s, 3)}),
+            "clocks": total(count.clocks for count in counts),
         }
 
+    def _seen(self, shard: Shard, images: int, size_bytes: int) -> None:
+        self._pace.scored(shard.digest(), size_bytes)
+        self._progress.add(images, self._pace.line())
+
     def _log(self, part: Part) -> None:
-        self._clocks = total(iter([self._clocks, part.clocks]))
+        self._clocks = total(iter([self._clocks, part.count.clocks]))
         waits = bound(self._clocks, os.cpu_count() or 1)
         failed = sum(part.count.failed.values())
         say("score", f"{part.count.shard}: {part.count.scored:,} images scored, {failed:,} failed; {waits}")
-
-    def _share(self) -> str:
-        """Say how much of the pool has scores, by size, as far as this pod has seen: others may have done more."""
-        return f"{self._finished_bytes / max(self._plan.size_bytes, 1):.0%} of the pool"
 
     @cached_property
     def _scan(self) -> "Scan":
         from components.score.scan import Scan  # torch takes seconds to import; finished work is found without it
 
-        return Scan(self._teacher, self._kept, Columns(self._config.image_column, ""), self._share)
+        scan = Scan(self._teacher, self._kept, Columns(self._config.image_column, ""), self._seen)
+        self._pace.start()
+        self._progress = Progress("score", 0)
+        return scan
+
+
+def _with_write(count: ShardCount, seconds: float) -> ShardCount:
+    clocks = count.clocks.model_copy(update={"write": round(count.clocks.write + seconds, 3)})
+    return count.model_copy(update={"clocks": clocks})
 
 
 def part_uri(folder: str, shard: Shard) -> str:

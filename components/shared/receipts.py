@@ -109,23 +109,30 @@ class TrainReceipt(Receipt):
     images_per_s: float
 
 
+class Clocks(Document):
+    """Where the scan's time went, in thread-seconds; the slowest part is what to buy more of.
+
+    `write` is encoding, and the share of putting the unit's files together.
+    """
+
+    read: float = 0.0
+    decode: float = 0.0
+    forward: float = 0.0
+    write: float = 0.0
+
+
 class ShardCount(Document):
-    """One shard's line in the ledger: listed = scored + failed."""
+    """One shard's line in the ledger: listed = scored + failed.
+
+    All that are listed were read, and decoded as far as they could be; those scored were forwarded and written.
+    """
 
     shard: str
     digest: str
     listed: int
     scored: int
     failed: dict[str, int]
-
-
-class Clocks(Document):
-    """Where the scan's time went, in thread-seconds; the slowest part is what to buy more of."""
-
-    read: float = 0.0
-    decode: float = 0.0
-    forward: float = 0.0
-    write: float = 0.0
+    clocks: Clocks = Clocks()
 
 
 class UnitReceipt(Receipt):

@@ -1,0 +1,163 @@
+"""The teacher on its device: a batch of pixels in, each image's best classes out.
+
+On a GPU one compiled graph in bf16 with an fp32 head, fed from page-locked memory by a stream of its own, its results
+fetched one batch later. On a CPU fp32 throughout, and nothing that could make an image's scores depend on the others.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from components.shared.preprocess import Batch
+from components.shared.progress import say
+from components.shared.receipts import Preprocessing
+
+Best = tuple[Tensor, Tensor]  # labels_BP, scores_BP
+TRIALS = 4  # batches that each memory format is timed on, after one that does not count
+
+
+def log_odds(logits_BC: Tensor, classes: int) -> Best:
+    """Return the `classes` best classes of each image and their log-odds, fp32: x_c - logsumexp of the other logits.
+
+    Monotone in the softmax probability, so it is the paper's ranking (section 3.2), and it still tells images apart
+    where the probability has rounded to 1. For the best class the others are summed without it, because subtracting
+    it from the sum of all would cancel; for any other the sum is at least twice what is subtracted.
+    """
+    logits_BC = logits_BC.float()
+    best_BP, labels_BP = logits_BC.topk(classes)
+    top_B1 = best_BP[:, :1]
+    weights_BC = (logits_BC - top_B1).exp()
+    others_BP = top_B1 + (weights_BC.sum(1, keepdim=True) - (best_BP - top_B1).exp()).log()
+    others_BP[:, 0] = logits_BC.scatter(1, labels_BP[:, :1], -torch.inf).logsumexp(1)
+    return labels_BP, best_BP - others_BP
+
+
+class Scorer(nn.Module):
+    """uint8 pixels to the best classes' labels and log-odds: normalising, network and ranking as one graph.
+
+    The network runs in bf16 where asked to, but for its head (networks.float_head) and the ranking.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int, *, bf16: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+        self._kept, self._bf16 = kept, bf16
+        self.layout = torch.channels_last
+
+    def forward(self, images_BHWC: Tensor) -> Best:
+        pixels_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
+        images_BCHW = ((pixels_BCHW / 255 - self.mean) / self.std).contiguous(memory_format=self.layout)
+        with torch.autocast(images_BHWC.device.type, torch.bfloat16, enabled=self._bf16):
+            logits_BC = self.model(images_BCHW)
+        return log_odds(logits_BC, self._kept)
+
+    def use(self, layout: torch.memory_format) -> None:
+        """Keep weights and activations in a memory format."""
+        self.layout = layout
+        self.model.to(memory_format=layout)
+
+
+def faster_layout(scorer: Scorer, images_BHWC: Tensor, wait: Callable[[], None] = lambda: None) -> torch.memory_format:
+    """Return the memory format in which the network is faster on a batch, by trying.
+
+    channels_last suits tensor cores, but was measured to halve the speed of some grouped convolutions. `wait` returns
+    when the device has nothing left to do.
+    """
+    seconds = {}
+    for layout in (torch.channels_last, torch.contiguous_format):
+        scorer.use(layout)
+        scorer(images_BHWC)
+        wait()
+        started = time.monotonic()
+        for _ in range(TRIALS):
+            scorer(images_BHWC)
+        wait()
+        seconds[layout] = time.monotonic() - started
+    return min(seconds, key=lambda layout: seconds[layout])
+
+
+def compiled_if_possible(scorer: nn.Module, images_BHWC: Tensor) -> nn.Module:
+    """Compile, and run once to see that it works: an image without a C compiler, for one, cannot."""
+    compiled: nn.Module = torch.compile(scorer)  # type: ignore[assignment]
+    try:
+        compiled(images_BHWC)
+    except Exception as error:  # noqa: BLE001 - whatever a compiler may raise; the same network runs without it
+        say("score", f"not compiled, slower: {str(error).strip().splitlines()[0]}")
+        return scorer
+    return compiled
+
+
+class OnCpu:
+    """Scores a batch at once."""
+
+    batch_size = 64
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int) -> None:
+        self._scorer = Scorer(model, preprocessing, kept, bf16=False).eval()
+        self._scorer.use(torch.channels_last)
+
+    @torch.inference_mode()
+    def start(self, images_BHWC: Batch) -> Callable[[], Best]:
+        """Score a batch; the function that is returned gives the result."""
+        best = self._scorer(torch.from_numpy(images_BHWC))
+        return lambda: best
+
+    @staticmethod
+    def allocate(shape: tuple[int, ...]) -> Batch:
+        """Make a batch of pixels."""
+        return torch.zeros(shape, dtype=torch.uint8).numpy()
+
+
+class OnGpu:
+    """Scores a batch while the next is copied to the device."""
+
+    batch_size = 256
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int, device: torch.device) -> None:
+        self._device, self._copies = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        scorer = Scorer(model, preprocessing, kept, bf16=True).eval().to(device)
+        size = preprocessing.resolution
+        blank_BHWC = torch.zeros((self.batch_size, size, size, 3), dtype=torch.uint8, device=device)
+        with torch.inference_mode():
+            scorer.use(faster_layout(scorer, blank_BHWC, torch.cuda.synchronize))
+            self._scorer = compiled_if_possible(scorer, blank_BHWC)
+
+    @torch.inference_mode()
+    def start(self, images_BHWC: Batch) -> Callable[[], Best]:
+        """Put a batch in line; the function that is returned waits for the result. Keep the pixels until then."""
+        with torch.cuda.stream(self._copies):
+            there_BHWC = torch.from_numpy(images_BHWC).to(self._device, non_blocking=True)
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._copies)
+        there_BHWC.record_stream(computing)
+        best = tuple(
+            torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True)
+            for part in self._scorer(there_BHWC)
+        )
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(computing)
+
+        def result() -> Best:
+            done.synchronize()
+            return best[0], best[1]
+
+        return result
+
+    @staticmethod
+    def allocate(shape: tuple[int, ...]) -> Batch:
+        """Make a batch of pixels in page-locked memory, which the device fetches from by itself."""
+        return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def on(device: torch.device, model: nn.Module, preprocessing: Preprocessing, kept: int) -> OnCpu | OnGpu:
+    """Put a model on a device."""
+    if device.type == "cuda":
+        return OnGpu(model, preprocessing, kept, device)
+    return OnCpu(model, preprocessing, kept)
