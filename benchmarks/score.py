@@ -225,20 +225,21 @@ class Bench:
         """
         import ray
 
-        ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+        ray.init(num_cpus=CORES + 1, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
         ray.data.DataContext.get_current().wait_for_min_actors_s = 600
         ray.data.DataContext.get_current().enable_progress_bars = False
         case, checkpoint = self.case, self.checkpoint
-        gpus = {"num_gpus": 1} if self.device.type == "cuda" else {}
         images = ray.data.read_webdataset(self.tars, decoder=None)
         decoded = images.map(lambda row: {"image": torchvision_cut(row["jpg"], case).numpy()})
         found = decoded.map_batches(
-            RayScorer, fn_constructor_args=(checkpoint, case), batch_size=self.scorer.batch_size, concurrency=1,
-            zero_copy_batch=True, **gpus,
+            RayScorer, fn_constructor_args=(checkpoint, case), batch_size=self.scorer.batch_size,
+            compute=ray.data.ActorPoolStrategy(size=1), num_gpus=1 if self.device.type == "cuda" else None,
+            num_cpus=0.9,  # not what the decoding tasks ask for: else Ray decodes in the one actor
         )  # fmt: skip
         rows = list(found.iter_batches(batch_size=None))
         ended = time.time()
         assert sum(len(batch["labels"]) for batch in rows) == case.images
+        ray.shutdown()
         return float(ended - rows[0]["ready"][0])
 
 
@@ -250,7 +251,8 @@ def torchvision_cut(data: bytes, case: Case) -> torch.Tensor:
     image_CHW = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     short = round(case.resolution * 256 / 224) if case.augmentation == "crop-flip" else case.resolution
     resized_CHW = F.resize(image_CHW, [short], antialias=True)
-    return F.center_crop(resized_CHW, [case.resolution] * 2).permute(1, 2, 0).contiguous()
+    cut_CHW: torch.Tensor = F.center_crop(resized_CHW, [case.resolution] * 2)
+    return cut_CHW.permute(1, 2, 0).contiguous()
 
 
 class TarImages(IterableDataset[torch.Tensor]):
