@@ -36,7 +36,7 @@ bench-reselect: setup ## selecting again from the scores of IMAGES=100000000
 	@$(BIN)/python -m benchmarks.reselect $(if $(IMAGES),--images $(IMAGES))
 
 bench-score: .venv/bench ## the scan against the bare model and decoder, Ray Data and a DataLoader (ten minutes)
-	@$(BIN)/python -m benchmarks.score $(if $(PHOTOS),--photos $(PHOTOS)) $(if $(ROUNDS),--rounds $(ROUNDS))
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.score $(if $(PHOTOS),--photos $(PHOTOS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 .venv/bench: requirements/bench.txt .venv/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes \

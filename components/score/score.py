@@ -285,6 +285,8 @@ class _Pod:
 
     @cached_property
     def _scan(self) -> "Scan":
+        # The model's threads must not spin on the cores that decode while they wait. Read when torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from components.score.scan import Scan  # torch takes seconds to import; finished work is found without it
 
         scan = Scan(self._teacher, self._kept, Columns(self._config.image_column, ""), self._seen)
