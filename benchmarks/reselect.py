@@ -63,8 +63,8 @@ def drawn_part(shard: int, images: int) -> Part:
         "offset": np.cumsum(sizes),
         "size_bytes": sizes,
     }
-    count = ShardCount(shard=name, digest=f"{shard:016}", listed=images, scored=images, failed={})
-    return Part(count, [], Clocks(), 0.0, pa.table(samples), labels_BP, scores_BP)
+    count = ShardCount(shard=name, digest=f"{shard:016}", listed=images, scored=images, failed={}, clocks=Clocks())
+    return Part(count, [], 0.0, pa.table(samples), labels_BP, scores_BP)
 
 
 class ScoredPool:

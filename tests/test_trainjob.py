@@ -100,8 +100,7 @@ def leave_receipt(config: TrainConfig) -> None:
 @contextmanager
 def started(config: TrainConfig) -> Iterator["subprocess.Popen[str]"]:
     """The stage in a process of its own, which ends with the test."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command(config), text=True, **pipes) as process:
+    with subprocess.Popen(command(config), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             yield process
         finally:
