@@ -48,10 +48,12 @@ def semiscale(
     pretrain_images_processed: int = 1_000_000_000,
     finetune_epochs: int = 30,
     batch_size: int = 1536,
+    device_batch_size: int = 24,
     teacher_learning_rate: float = 0.1,
     pretrain_learning_rate: float = 0.1,
     baseline_learning_rates: List[float] = [0.05, 0.1, 0.2],  # noqa: B006
     finetune_learning_rates: List[float] = [0.00025, 0.00075, 0.0025],  # noqa: B006
+    baseline_recipe: str = "baseline",
     weight_decay: float = 0.0001,
     resolution: int = 224,
     augmentation: str = "crop-flip",
@@ -90,10 +92,12 @@ def semiscale(
         pretrain_images_processed: The paper's #iter: images the student sees in pre-training (section 4.1).
         finetune_epochs: Length of the fine-tuning (section 4.1).
         batch_size: Global minibatch, 64 x 24 (section 4.1).
+        device_batch_size: Images a device forwards and normalises together (section 4.1); gradients are added up.
         teacher_learning_rate: For 256 images; scaled to the minibatch.
         pretrain_learning_rate: For 256 images (section 4.1).
         baseline_learning_rates: For 256 images; chosen on validation, as the student's are.
         finetune_learning_rates: For 256 images; chosen on validation. The paper's is the first (section 4.1).
+        baseline_recipe: baseline: as the teacher's; modern: cosine, label smoothing, mixup, CutMix, averaged weights.
         weight_decay: In every training (section 4.1).
         resolution: Height and width the models see, in pixels.
         augmentation: crop-flip: random resized crop and mirror; shift-flip, shift: random shift, for tiny images.
@@ -130,10 +134,12 @@ def semiscale(
         pretrain_images_processed=pretrain_images_processed,
         finetune_epochs=finetune_epochs,
         batch_size=batch_size,
+        device_batch_size=device_batch_size,
         teacher_learning_rate=teacher_learning_rate,
         pretrain_learning_rate=pretrain_learning_rate,
         baseline_learning_rates=baseline_learning_rates,
         finetune_learning_rates=finetune_learning_rates,
+        baseline_recipe=baseline_recipe,
         weight_decay=weight_decay,
         resolution=resolution,
         augmentation=augmentation,
@@ -152,6 +158,7 @@ def semiscale(
         **place,
         "label_column": label_column,
         "batch_size": batch_size,
+        "device_batch_size": device_batch_size,
         "weight_decay": weight_decay,
         "resolution": resolution,
         "augmentation": augmentation,
@@ -227,7 +234,7 @@ def semiscale(
     with dsl.ParallelFor(baseline_learning_rates) as learning_rate:
         baseline = on_training_gpus(
             train(
-                recipe="baseline",
+                recipe=baseline_recipe,
                 architecture=student_architecture,
                 images_processed=pretrain_images_processed,
                 epochs=finetune_epochs,

@@ -68,6 +68,7 @@ class Stages:
             "images_processed": self.config.teacher_images_processed,
             "learning_rate": self.config.teacher_learning_rate,
             "batch_size": self.config.batch_size,
+            "device_batch_size": self.config.device_batch_size,
             "weight_decay": self.config.weight_decay,
             "resolution": self.config.resolution,
             "augmentation": self.config.augmentation,

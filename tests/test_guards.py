@@ -16,7 +16,11 @@ from components.verbs.compile import COMPILED
 STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "promote", "report")
 OUTPUTS = {"receipt", "page", "summary", "metrics", "confusion"}
 # Parameters of a program that its component leaves at their defaults: controls, not the paper's pipeline.
-ONLY_PROGRAM = {"merge": {"random_images", "seed", "min_probability"}, "promote": {"force"}}
+ONLY_PROGRAM = {
+    "train": {"checkpoint_minutes"},
+    "merge": {"random_images", "seed", "min_probability"},
+    "promote": {"force"},
+}
 
 
 def config_of(stage: str) -> type[StageConfig]:
@@ -87,7 +91,7 @@ def test_the_papers_defaults() -> None:
     assert defaults["classes_per_image"] == 10
     assert defaults["images_per_class"] == 16_000
     assert defaults["pretrain_images_processed"] == 1_000_000_000
-    assert defaults["batch_size"] == 64 * 24
+    assert (defaults["batch_size"], defaults["device_batch_size"]) == (64 * 24, 24)
     assert defaults["finetune_learning_rates"][0] == 0.00025
     assert (defaults["teacher_architecture"], defaults["student_architecture"]) == ("resnext101_32x48d", "resnet50")
 

@@ -39,6 +39,7 @@ def test_one_uri_is_a_list_of_one() -> None:
         ({"teacher_learning_rate": float("inf")}, r"^here: teacher_learning_rate: input should be a finite number"),
         ({"workdir": ""}, r"^here: workdir: .*"),
         ({"name": "Not A Name"}, r"^here: name: .*"),
+        ({"baseline_recipe": "best"}, r"^here: baseline_recipe: .*'baseline' or 'modern'"),
         ({"augmentation": "flip"}, r"^here: augmentation: .*'crop-flip', 'shift-flip' or 'shift'"),
         ({"max_failed_fraction": 2}, r"^here: max_failed_fraction: .*"),
     ],

@@ -1,5 +1,7 @@
 """Training data in a fixed order, and what a training leaves behind."""
 
+import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,10 +15,13 @@ from components.shared.receipts import Preprocessing
 from components.shared.shards import Columns
 from components.shared.splits import LabeledShard
 from components.train import data as training_data
+from components.train import loop
 from components.train.data import TrainingData
+from components.train.ranks import Ranks
 from tests import pictures
 from tests.stages import Stages
 
+ALONE = Ranks()
 TINY = Preprocessing(resolution=8, augmentation="shift")
 
 
@@ -28,15 +33,20 @@ def labeled(folder: Path) -> list[LabeledShard]:
     ]
 
 
+def data_of(shards: list[LabeledShard], seed: int = 1, ranks: Ranks = ALONE) -> TrainingData:
+    """The training data of one rank."""
+    return TrainingData(shards, Columns(), TINY, seed, ranks)
+
+
 def order(data: TrainingData, batch_size: int, steps: int) -> list[int]:
     """The labels in the order that the model sees them."""
-    return [int(label) for _, labels_B in data.batches(batch_size, steps) for label in labels_B]
+    return [int(label) for batch in data.batches(batch_size, steps) for label in batch.labels_B]
 
 
 @pytest.mark.parametrize("window_bytes", [1, 1 << 30])
 def test_an_epoch_shows_every_sample_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window_bytes: int) -> None:
     monkeypatch.setattr(training_data, "WINDOW_BYTES", window_bytes)
-    seen = order(TrainingData(labeled(tmp_path), Columns(), TINY, seed=1), 7, 50 * 3 // 7)
+    seen = order(data_of(labeled(tmp_path)), 7, 50 * 3 // 7)
     assert Counter(seen[:50]) == Counter(range(50))
     assert Counter(seen[50:100]) == Counter(range(50))
     assert seen[:50] != seen[50:100]
@@ -44,10 +54,58 @@ def test_an_epoch_shows_every_sample_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_seed_decides_order_and_pixels(tmp_path: Path) -> None:
     shards = labeled(tmp_path)
-    first, again, other = (TrainingData(shards, Columns(), TINY, seed) for seed in (1, 1, 2))
-    batches = [[images_BHWC for images_BHWC, _ in data.batches(16, 5)] for data in (first, again)]
+    first, again, other = (data_of(shards, seed) for seed in (1, 1, 2))
+    batches = [[batch.images_BHWC for batch in data.batches(16, 5)] for data in (first, again)]
     assert all(np.array_equal(one, two) for one, two in zip(*batches, strict=True))
     assert order(first, 16, 5) == order(again, 16, 5) != order(other, 16, 5)
+
+
+@pytest.mark.parametrize("window_bytes", [1, 40_000, 1 << 30])
+def test_data_go_on_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window_bytes: int
+) -> None:
+    monkeypatch.setattr(training_data, "WINDOW_BYTES", window_bytes)
+    shards = labeled(tmp_path)
+    whole = list(data_of(shards).batches(7, 30))
+    for done in (1, 7, 8, 20, 29):  # 7 x 7 is one short of an epoch, 8 x 7 in the second
+        rest = list(data_of(shards).batches(7, 30, done))
+        assert [batch.keys for batch in rest] == [batch.keys for batch in whole[done:]]
+        assert all(np.array_equal(*pair) for pair in zip(rest[0].images_BHWC, whole[done].images_BHWC, strict=True))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("window_bytes", [1, 1 << 30])
+def test_the_ranks_share_every_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window_bytes: int, count: int
+) -> None:
+    """Together they cut the batches that one process would: every sample of an epoch once, by one rank."""
+    monkeypatch.setattr(training_data, "WINDOW_BYTES", window_bytes)
+    shards = labeled(tmp_path)
+    alone = list(data_of(shards).batches(10, 10))
+    parts = [list(data_of(shards, ranks=Ranks(rank, count)).batches(10, 10)) for rank in range(count)]
+    for step, batch in enumerate(alone):
+        assert np.array_equal(np.concatenate([part[step].images_BHWC for part in parts]), batch.images_BHWC)
+        assert [key for part in parts for key in part[step].keys] == batch.keys
+    for epoch in (slice(0, 5), slice(5, 10)):
+        labels = [int(label) for part in parts for batch in part[epoch] for label in batch.labels_B]
+        assert sorted(labels) == list(range(50))
+
+
+def test_class_folders_are_dealt_out_before_they_are_windowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_data, "WINDOW_BYTES", 4_000)
+    monkeypatch.setattr(training_data, "FILES_PER_SHARD", 10)
+    monkeypatch.setattr(sharding, "FILES_PER_SHARD", 10)
+    folders = pictures.write_folders(tmp_path / "labeled", 30)
+    shards = [
+        LabeledShard(shard, {place: sorted(pictures.CLASSES).index(file.name.split("/")[0])
+                             for place, file in enumerate(shard.files)})
+        for shard in sharding.find([str(folders)])
+    ]  # fmt: skip
+    assert all(len(set(shard.labels.values())) == 1 for shard in shards)
+    data = data_of(shards)
+    seen = [key for batch in data.batches(9, 10) for key in batch.keys]
+    assert sorted(seen) == sorted(file.name for shard in shards for file in shard.shard.files)
+    assert len(set(order(data, 9, 1))) == 3
 
 
 def test_a_photograph_is_cut_to_size() -> None:
@@ -78,9 +136,16 @@ def test_equal_trainings_leave_equal_bytes(tmp_path: Path) -> None:
     assert Path(first.teacher.checkpoint).read_bytes() == Path(second.teacher.checkpoint).read_bytes()
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(SemiscaleError, match=r"the loss is nan after .* images; lower the rate"):
-        Stages(tmp_path).train("teacher", learning_rate=1e30)
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CURVE_POINTS", 1)
+    monkeypatch.setitem(loop.CHECK_EVERY, "cpu", 16)  # as on a GPU, where looking waits for the device
+    line = (
+        r"the loss is nan after 24 images \(step 2, learning rate [\d.e+]+\); lower the rate.*blue/003.png.*and 2 more"
+    )
+    with pytest.raises(SemiscaleError, match=line) as error:
+        Stages(tmp_path).train("teacher", learning_rate=1e30, images_processed=480)
+    told = json.loads(Path(re.findall(r"see (.*?)\)", str(error.value))[0]).read_text())
+    assert (told["step"], len(told["keys"])) == (2, 12)
 
 
 @pytest.mark.parametrize(("recipe", "needs"), [("pretrain", "--packed"), ("finetune", "--start")])

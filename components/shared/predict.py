@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
@@ -10,40 +10,54 @@ import torch
 from torch import Tensor, nn
 
 from components.shared import models
-from components.shared.decode import Pixels, decode
-from components.shared.preprocess import fixed_cut
+from components.shared.decode import Pixels, Undecodable, decode
+from components.shared.errors import SemiscaleError
+from components.shared.preprocess import Batch, fixed_cut
 from components.shared.receipts import Preprocessing, Split
 from components.shared.shards import Columns, Sample
 from components.shared.splits import read_split
 
 BATCH = 256
+HELD_BYTES = 1 << 30  # of decoded images kept for the next model: 7,133 at 224 pixels, all of a small set
 
 
 class PreparedSplit:
-    """A labeled split, decoded and cut once, for models that are measured on it more than once.
+    """A labeled split's images in a fixed order, cut as models see them when they are measured.
 
-    Memory: resolution² x 3 bytes an image; 7.5 GB for ImageNet's 50,000 validation images at 224 pixels.
+    Memory: HELD_BYTES at most. A smaller split is decoded once; of a larger one, such as ImageNet's 50,000 validation
+    images with their 7.5 GB, three batches at a time are held, and it is read again for every model.
     """
 
     def __init__(self, split: Split, columns: Columns, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
-        samples = (pair for shard in read_split(split) for pair in shard.read(columns))
-        cuts: list[Pixels] = []
-        labels: list[int] = []
+        self._columns = columns
+        self._shards = read_split(split)
+        # Samples are read in the order they are stored in.
+        self.labels_B = torch.tensor([label for shard in self._shards for _, label in sorted(shard.labels.items())])
+        size_bytes = 3 * preprocessing.resolution**2 * len(self.labels_B)
+        self._held = list(self._decoded()) if size_bytes <= HELD_BYTES else None
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield all images, images_BHWC of BATCH images at most. Raises SemiscaleError where one cannot be read."""
+        return iter(self._held) if self._held is not None else self._decoded()
+
+    def _decoded(self) -> Iterator[Batch]:
+        samples = (sample for shard in self._shards for sample, _ in shard.read(self._columns))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for batch in _batches(samples):
-                cuts.extend(pool.map(self._prepare, [sample for sample, _ in batch]))
-                labels.extend(label for _, label in batch)
-        self.images_BHWC = np.stack(cuts)
-        self.labels_B = torch.tensor(labels)
+            before: list[Future[Pixels]] = []
+            while batch := list(islice(samples, BATCH)):
+                decoding = [pool.submit(self._prepare, sample) for sample in batch]
+                if before:
+                    yield np.stack([future.result() for future in before])
+                before = decoding
+            if before:
+                yield np.stack([future.result() for future in before])
 
     def _prepare(self, sample: Sample) -> Pixels:
-        return fixed_cut(decode(sample.image), self.preprocessing)
-
-
-def _batches(samples: Iterator[tuple[Sample, int]]) -> Iterator[list[tuple[Sample, int]]]:
-    while batch := list(islice(samples, BATCH)):
-        yield batch
+        try:
+            return fixed_cut(decode(sample.image), self.preprocessing)
+        except Undecodable as error:
+            raise SemiscaleError(f"{sample.uri}: {sample.key}: {error}; it was readable when planned") from None
 
 
 @torch.inference_mode()
@@ -51,10 +65,7 @@ def logits(model: nn.Module, split: PreparedSplit, on: torch.device) -> Tensor:
     """Return the logits_BC of every image of a split, on the CPU. The model is left in the mode it was in."""
     training = model.training
     model.eval()
-    parts = []
-    for start in range(0, len(split.images_BHWC), BATCH):
-        images = models.normalised(split.images_BHWC[start : start + BATCH], split.preprocessing, on)
-        parts.append(model(images).float().cpu())
+    parts = [model(models.normalised(batch, split.preprocessing, on)).float().cpu() for batch in split.batches()]
     model.train(training)
     return torch.cat(parts)
 

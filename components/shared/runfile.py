@@ -16,6 +16,7 @@ from components.shared.hardware import HARDWARE_KEYS, Hardware
 
 Augmentation = Literal["crop-flip", "shift-flip", "shift"]
 Promotion = Literal["if-not-worse", "never"]
+BaselineRecipe = Literal["baseline", "modern"]
 
 
 def _one_or_many(value: Any) -> Any:
@@ -78,6 +79,10 @@ class Parameters(BaseModel):
     )
     finetune_epochs: Positive = Field(default=30, description="Length of the fine-tuning (section 4.1).")
     batch_size: Positive = Field(default=1536, description="Global minibatch, 64 x 24 (section 4.1).")
+    device_batch_size: Positive = Field(
+        default=24,
+        description="Images a device forwards and normalises together (section 4.1); gradients are added up.",
+    )
     teacher_learning_rate: float = Field(default=0.1, gt=0, description="For 256 images; scaled to the minibatch.")
     pretrain_learning_rate: float = Field(default=0.1, gt=0, description="For 256 images (section 4.1).")
     baseline_learning_rates: LearningRates = Field(
@@ -86,6 +91,10 @@ class Parameters(BaseModel):
     finetune_learning_rates: LearningRates = Field(
         default=[0.00025, 0.00075, 0.0025],
         description="For 256 images; chosen on validation. The paper's is the first (section 4.1).",
+    )
+    baseline_recipe: BaselineRecipe = Field(
+        default="baseline",
+        description="baseline: as the teacher's; modern: cosine, label smoothing, mixup, CutMix, averaged weights.",
     )
     weight_decay: float = Field(default=0.0001, ge=0, description="In every training (section 4.1).")
     resolution: int = Field(default=224, ge=8, le=2048, description="Height and width the models see, in pixels.")

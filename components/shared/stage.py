@@ -26,6 +26,7 @@ from components.shared.summaries import summary
 _RECEIPT = "receipt"
 ReceiptUri = Annotated[str, _RECEIPT]
 ReceiptUris = Annotated[list[str], _RECEIPT]
+HOW = "how"  # marks a field that says how work is done and not what comes of it: it is no part of the digest
 
 
 class StageConfig(BaseModel):
@@ -41,8 +42,8 @@ class StageConfig(BaseModel):
     def digest(self) -> str:
         """Return what identifies this work: the stage, its parameters, and the digests of its receipts.
 
-        The workdir is left out: the same work in another place is the same work. A stage that depends on more of a
-        receipt than its digest says, or on less, overrides this.
+        The workdir is left out, and what is marked HOW: the same work elsewhere or in another manner is the same work.
+        A stage that depends on more of a receipt than its digest says, or on less, overrides this.
         """
         content: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
@@ -50,7 +51,7 @@ class StageConfig(BaseModel):
             if _RECEIPT in field.metadata:
                 uris = value if isinstance(value, list) else [value]
                 content[name] = [_receipt_digest(uri) for uri in uris if uri]
-            elif name != "workdir":
+            elif name != "workdir" and HOW not in field.metadata:
                 content[name] = value
         return digest(self.stage, content)
 
@@ -97,11 +98,17 @@ C = TypeVar("C", bound=StageConfig)
 R = TypeVar("R", bound=Receipt)
 
 
-def once(config: StageConfig, kind: type[R], work: Callable[[str], Mapping[str, Any]], folder: str | None = None) -> R:
+def once(
+    config: StageConfig,
+    kind: type[R],
+    work: Callable[[str], Mapping[str, Any]],
+    folder: str | None = None,
+    writes: bool = True,
+) -> R:
     """Do a stage's work in its own folder, or find it done.
 
     `work(folder)` returns the fields of the receipt beyond the common ones, and may replace those. The receipt is
-    written last, so a folder that has one is whole.
+    written last, so a folder that has one is whole. Of several processes that work together, one `writes`.
     """
     folder = folder or config.folder()
     uri = storage.join(folder, "receipt.json")
@@ -114,12 +121,13 @@ def once(config: StageConfig, kind: type[R], work: Callable[[str], Mapping[str, 
     seconds = round(time.monotonic() - started, 3)
     common = {"stage": config.stage, "digest": config.digest(), "folder": folder, "seconds": seconds}
     receipt = kind.model_validate({**common, **fields})
-    storage.write(uri, receipt.model_dump_json(indent=1).encode())
+    if writes:
+        storage.write(uri, receipt.model_dump_json(indent=1).encode())
     say(config.stage, f"finished in {duration(seconds)}")
     return receipt
 
 
-def command_line(config_type: type[C], stage: Callable[[C], Receipt]) -> int:
+def command_line(config_type: type[C], stage: Callable[[C], Receipt], prints: bool = True) -> int:
     """Run a stage from a shell: options are the config's fields. Prints the receipt; returns the exit code."""
     settings = SettingsConfigDict(cli_kebab_case=True, cli_prog_name=f"python -m components.{config_type.stage}")
     options = type(config_type.__name__, (config_type, BaseSettings), {"model_config": settings})
@@ -130,7 +138,13 @@ def command_line(config_type: type[C], stage: Callable[[C], Receipt]) -> int:
         return Refused.exit_code
     given = {name: getattr(parsed, name) for name in config_type.model_fields}
     indent = None if as_json(sys.stdout) else 1  # a line like the others, where lines are JSON
-    return guarded(lambda: print(reporting(config_type(**given), stage).model_dump_json(indent=indent)))
+
+    def run() -> None:
+        receipt = reporting(config_type(**given), stage)
+        if prints:
+            print(receipt.model_dump_json(indent=indent))
+
+    return guarded(run)
 
 
 def in_component(config_type: type[C], stage: Callable[[C], R], arguments: Mapping[str, Any]) -> R:

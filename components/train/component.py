@@ -1,4 +1,4 @@
-"""The contract of the train stage: one component, four recipes."""
+"""The contract of the train stage: one component, many recipes."""
 
 from kfp import dsl
 
@@ -15,6 +15,7 @@ def train(
     plan: dsl.Input[dsl.Artifact],
     learning_rate: float,
     batch_size: int,
+    device_batch_size: int,
     weight_decay: float,
     resolution: int,
     augmentation: str,
@@ -33,9 +34,10 @@ def train(
 
     Args:
         workdir: URI of the folder that everything bulky goes under.
-        recipe: teacher, baseline, pretrain or finetune.
+        recipe: teacher, baseline, modern, pretrain or finetune; others are listed in components/train/recipes.py.
         architecture: The network, by name.
         plan: The plan's receipt: the classes, the training and the validation split.
+        device_batch_size: Images that a device forwards at a time and normalises together.
         learning_rate: For a minibatch of 256 images; scaled linearly to batch_size.
         batch_size: Global minibatch.
         weight_decay: Of all parameters.

@@ -1,21 +1,28 @@
 """The inputs of a training."""
 
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import model_validator
 
 from components.shared import checkpoints
-from components.shared.runfile import Augmentation
-from components.shared.stage import ReceiptUri, StageConfig, digest
-from components.train.recipes import RecipeName
+from components.shared.runfile import Augmentation, Positive
+from components.shared.stage import HOW, ReceiptUri, StageConfig, digest
+from components.train.recipes import RECIPES, RecipeName
+
+THE_RECIPES = -1  # where a number is not given
 
 
 class TrainConfig(StageConfig):
-    """One training. `packed` is given for pretrain, `start` for finetune; learning rates are for 256 images."""
+    """One training. `packed` is given for a recipe that learns from D̂, `start` for one that goes on from a model.
+
+    A number that is not given, or is -1, is the recipe's; so is the length, where neither images nor epochs are given.
+    """
 
     stage: ClassVar[str] = "train"
     on_device: ClassVar[bool] = True
 
     recipe: RecipeName
-    """teacher, baseline, pretrain or finetune (section 4.1)."""
+    """teacher, baseline, pretrain or finetune (section 4.1); others are listed in components/train/recipes.py."""
     architecture: str
     """The network, by name."""
     plan: ReceiptUri
@@ -34,12 +41,14 @@ class TrainConfig(StageConfig):
     """Images to process, forward and backward (the paper's #iter)."""
     epochs: int = 0
     """Passes over the planned training split, in addition."""
-    learning_rate: float
+    learning_rate: float = THE_RECIPES
     """For a minibatch of 256 images; scaled linearly to batch_size."""
-    batch_size: int
-    """Global minibatch."""
-    weight_decay: float
-    """Of all parameters."""
+    batch_size: Positive = THE_RECIPES
+    """Global minibatch: of all devices together."""
+    device_batch_size: Positive = 24
+    """Images that a device forwards at a time and normalises together (section 4.1); gradients add up to batch_size."""
+    weight_decay: float = THE_RECIPES
+    """Of all parameters; the modern recipe leaves out the normalisation layers'."""
     resolution: int
     """Height and width that the model sees, in pixels."""
     augmentation: Augmentation
@@ -50,6 +59,21 @@ class TrainConfig(StageConfig):
     """Parquet column, or key of a .json member, of the labels."""
     seed: int = 0
     """Of initial weights, data order and augmentation."""
+    checkpoint_minutes: Annotated[float, HOW] = 10.0
+    """Time between checkpoints: what a killed training repeats at most."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_recipe(cls, given: Any) -> Any:
+        """Fill in the recipe's numbers, so that the digest of a training holds what was trained with."""
+        if not isinstance(given, dict) or given.get("recipe") not in RECIPES:
+            return given  # refused by the field itself
+        recipe = RECIPES[given["recipe"]]
+        missing = {"learning_rate", "batch_size", "weight_decay"}
+        filled = {name: getattr(recipe, name) for name in missing if float(given.get(name, THE_RECIPES)) == THE_RECIPES}
+        if not int(given.get("images_processed", 0)) and not int(given.get("epochs", 0)):
+            filled |= {"images_processed": recipe.images_processed, "epochs": recipe.epochs}
+        return {**given, **filled}
 
     def task(self) -> str:
         """Recipe and learning rate: a run trains several models."""

@@ -1,45 +1,68 @@
-"""The training loop, and what a finished training hands on. Only this module of the stage knows torch."""
+"""The training loop, and what a finished training hands on. Only this module and those below it know torch."""
 
+import copy
 import json
 import math
 import time
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from components.shared import models, storage
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.predict import PreparedSplit, hits, logits
-from components.shared.preprocess import Batch
-from components.shared.progress import Progress, say
+from components.shared.progress import say
 from components.shared.receipts import PackReceipt, PlanReceipt, Point, Preprocessing, load
 from components.shared.shards import Columns, Shard
 from components.shared.splits import LabeledShard, read_split
+from components.shared.stopping import Stopping
+from components.train import objective, speed
+from components.train.checkpoints import Checkpoints, Moment
 from components.train.config import TrainConfig
 from components.train.data import TrainingData
+from components.train.feed import DeviceBatch, Normalise, on_device
+from components.train.ranks import Ranks
 from components.train.recipes import RECIPES, learning_rate
+from components.train.speed import Manner
 from components.train.start import starting_model
+from components.train.watch import Watch
 
 MOMENTUM = 0.9  # He et al. 2016; the paper says synchronous SGD
 CURVE_POINTS = 100
 VALIDATIONS = 8
+CHECK_EVERY = {"cpu": 1, "cuda": 16}  # steps: asking a GPU for the loss waits for it
+KEYS_TOLD = 10  # of a batch whose loss is no number; all are in a file
 
 
-def run(config: TrainConfig, folder: str) -> dict[str, object]:
-    """Train, save the checkpoint in `folder`, and return the fields of the receipt."""
+def run(config: TrainConfig, folder: str, ranks: Ranks, stopping: Stopping) -> dict[str, object]:
+    """Train, save the checkpoint in `folder`, and return the fields of the receipt, on every rank the same."""
     models.use_threads()
+    device = models.device()
+    if device.type == "cuda":
+        torch.cuda.set_device(ranks.local_rank)
+    with ranks.joined(device.type == "cuda"):
+        fields = _trained(config, folder, ranks, stopping)
+        return dict(ranks.firsts(fields))
+
+
+def _trained(config: TrainConfig, folder: str, ranks: Ranks, stopping: Stopping) -> dict[str, object]:
+    if config.batch_size < ranks.count:
+        raise Refused(f"batch_size: {config.batch_size} images for {ranks.count} ranks; expected one for each at least")
     plan = load(config.plan, PlanReceipt)
     preprocessing = Preprocessing(resolution=config.resolution, augmentation=config.augmentation)
     columns = Columns(config.image_column, config.label_column)
-    data = TrainingData(_shards(config, plan), columns, preprocessing, config.seed)
-    validation = PreparedSplit(plan.validation, columns, preprocessing)
+    data = TrainingData(_shards(config, plan), columns, preprocessing, config.seed, ranks)
+    validation = PreparedSplit(plan.validation, columns, preprocessing) if ranks.first else None
     total = config.images_processed + config.epochs * plan.train.samples
     model, source = starting_model(config, plan)
-    model.to(models.device())
-    started = time.monotonic()
-    curve = _Loop(config, model, validation, total).run(data)
-    seconds = time.monotonic() - started
+    training = Training(config, model.to(models.device()), validation, total, ranks)
+    training.run(data, folder, stopping)
     description = models.Description(
         architecture=config.architecture,
         classes=plan.classes,
@@ -50,78 +73,284 @@ def run(config: TrainConfig, folder: str) -> dict[str, object]:
     return {
         "recipe": config.recipe,
         "architecture": config.architecture,
-        "checkpoint": models.save(model, description, folder),
+        "checkpoint": models.save(training.result, description, folder) if ranks.first else "",
         "source": source,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in training.result.parameters()),
         "classes": plan.classes,
         "preprocessing": preprocessing,
         "images_processed": total,
         "samples": data.samples,
         "learning_rate": config.learning_rate,
-        "validation_top1": curve[-1].validation_top1,
-        "curve": curve,
-        "images_per_s": total / seconds,
+        "validation_top1": training.curve[-1].validation_top1,
+        "curve": training.curve,
+        "images_per_s": total / training.seconds,
     }
 
 
 def _shards(config: TrainConfig, plan: PlanReceipt) -> list[LabeledShard]:
-    if config.recipe != "pretrain":
+    if RECIPES[config.recipe].learns_from == "labeled":
         return read_split(plan.train)
     if not config.packed:
-        raise Refused("train: recipe pretrain needs --packed, the receipt of the pack stage")
+        raise Refused(f"train: recipe {config.recipe} needs --packed, the receipt of the pack stage")
     packed = load(config.packed, PackReceipt)
     listed = json.loads(storage.read(packed.shards))
     return [LabeledShard(Shard.model_validate(item["shard"]), dict(enumerate(item["labels"]))) for item in listed]
 
 
-class _Loop:
-    """The training loop of one model: its optimizer, its schedule, its curve."""
+class _Told(NamedTuple):
+    """A step, for whom it may concern when its loss turns out to be no number."""
 
-    def __init__(self, config: TrainConfig, model: nn.Module, validation: PreparedSplit, total: int) -> None:
-        self._config, self._model, self._validation, self._total = config, model, validation, total
-        self._device = models.device()
-        self._optimizer = torch.optim.SGD(
-            model.parameters(), lr=config.learning_rate, momentum=MOMENTUM, weight_decay=config.weight_decay
+    step: int
+    rate: float
+    keys: list[str]
+
+
+class Training:
+    """One rank's part of the training of one model: its optimizer, its schedule, its curve.
+
+    Synchronous SGD: every rank forwards and backwards its part of each batch, `device_batch_size` images at a time, the
+    gradients are averaged over all (DistributedDataParallel), and every rank makes the same step. Batch normalisation
+    sees the images that a device forwards at a time, as in the paper; its running statistics are rank 0's.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: nn.Module, validation: PreparedSplit | None, total: int, ranks: Ranks
+    ) -> None:
+        self._config, self._model, self._validation, self._ranks = config, model, validation, ranks
+        self._recipe, self._device = RECIPES[config.recipe], models.device()
+        self._steps = max(math.ceil(total / config.batch_size), 1)
+        self._average = copy.deepcopy(model) if self._recipe.average else None
+        self._normalise = Normalise(
+            Preprocessing(resolution=config.resolution, augmentation=config.augmentation), self._device
         )
         self._name = f"{config.recipe} {config.architecture}, learning rate {config.learning_rate:g}"
+        self._bad_step = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._bad_loss = torch.zeros((), device=self._device)
+        self._recent: deque[_Told] = deque(maxlen=max(CHECK_EVERY.values()))
+        self._manner = Manner()
+        self.curve: list[Point] = []
+        self.seconds = 0.0
 
-    def run(self, data: TrainingData) -> list[Point]:
-        """Train on batches of a fixed size until `total` images are processed; returns the curve."""
-        size, recipe = self._config.batch_size, RECIPES[self._config.recipe]
-        steps = max(math.ceil(self._total / size), 1)
-        say("train", f"{self._name}: {self._total:,} images, {steps:,} steps, on {data.samples:,} samples")
-        progress = Progress("train", steps * size)
-        curve: list[Point] = []
+    @property
+    def result(self) -> nn.Module:
+        """The model that is measured and kept: the averaged one, where the recipe averages."""
+        return self._average or self._model
+
+    def run(self, data: TrainingData, folder: str, stopping: Stopping) -> None:
+        """Train on batches of a fixed size until all images are processed, from the newest checkpoint there is.
+
+        Raises Stopped on SIGTERM, after a checkpoint, and SemiscaleError where the loss stops being a number.
+        """
+        self._folder, self._checkpoints = folder, Checkpoints(folder)
+        size = self._config.batch_size
+        say("train", f"{self._name}: {self._steps:,} steps of {size:,} images, on {data.samples:,} samples")
+        self._optimizer = self._sgd()
+        done = self._resumed()
+        self._network = self._distributed(done)
+        self._watch = Watch(folder, self._steps * size, done * size) if self._ranks.first else None
+        self._started = self._saved = time.monotonic() - self.seconds
+        self._saved = time.monotonic()
         self._model.train()
-        for step, (images_BHWC, labels_B) in enumerate(data.batches(size, steps), start=1):
-            rate = learning_rate(recipe, self._config.learning_rate, size, (step - 1) * size, steps * size)
-            loss = self._step(images_BHWC, torch.from_numpy(labels_B), rate)
-            if _due(step, steps, CURVE_POINTS):
-                validated = self._top1() if _due(step, steps, VALIDATIONS) else None
-                curve.append(self._point(step, rate, loss.item(), validated))
-            progress.add(size, f"{self._name}")
-        say("train", f"{self._name}: validation top-1 {curve[-1].validation_top1:.4f}")
-        return curve
+        batches = on_device(data.batches(size, self._steps, done), self._device)
+        with stopping.held():
+            for step in range(done + 1, self._steps + 1):
+                told_to_stop = self._ranks.any(stopping.asked)
+                self._one(step, batches)
+                if told_to_stop():
+                    self._save(step)
+                    stopping.stop()
+                if self._ranks.first and time.monotonic() - self._saved >= 60 * self._config.checkpoint_minutes:
+                    self._save(step)
+            if done < self._steps:
+                self._save(self._steps)
+        self.seconds = time.monotonic() - self._started
+        if self._ranks.first:
+            say("train", f"{self._name}: validation top-1 {self.curve[-1].validation_top1:.4f}")
 
-    def _step(self, images_BHWC: Batch, labels_B: torch.Tensor, rate: float) -> torch.Tensor:
+    def _one(self, step: int, batches: Iterator[DeviceBatch]) -> None:
+        """Make one step, and tell of it what is due."""
+        size, started = self._config.batch_size, time.monotonic()
+        batch = next(batches)
+        waited_s = time.monotonic() - started
+        rate = learning_rate(self._recipe, self._config.learning_rate, size, (step - 1) * size, self._steps * size)
+        loss = self._step(batch, rate, step)
+        if step % CHECK_EVERY[self._device.type] == 0 or _due(step, self._steps, CURVE_POINTS):
+            self._refuse_no_number()
+        if self._watch:
+            self._watch.step(size, rate, loss.item, waited_s)
+        if _due(step, self._steps, CURVE_POINTS):
+            self._record(step, rate, self._ranks.mean(loss).item())
+
+    def _step(self, batch: DeviceBatch, rate: float, step: int) -> Tensor:
+        """Make one step of SGD; returns the mean loss of this rank's images, on the device.
+
+        The gradient is that of the mean over the whole batch, in however many parts it is computed: a part counts by
+        its images, and the ranks' gradients are averaged.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        images_BCHW = models.normalised(images_BHWC, self._validation.preprocessing, self._device)
-        loss = F.cross_entropy(self._model(images_BCHW), labels_B.to(self._device))
+        # Of layers that draw at random, such as dropout: a function of the step, so that it can be repeated.
+        torch.manual_seed((self._config.seed * self._steps + step) * self._ranks.count + self._ranks.rank)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        parts = range(0, len(batch.labels_B), self._config.device_batch_size)
+        total = torch.zeros((), device=self._device)
+        for start in parts:
+            part = slice(start, start + self._config.device_batch_size)
+            with self._alone() if start != parts[-1] else nullcontext():
+                loss = self._loss(batch.images_BHWC[part], batch.labels_B[part], [step, start])
+                share = len(batch.labels_B[part]) * self._ranks.count / self._config.batch_size
+                (loss * share).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * share
         self._optimizer.step()
-        return loss
+        self._follow(step)
+        fresh = (self._bad_step == 0) & ~total.isfinite()
+        self._bad_step = torch.where(fresh, step, self._bad_step)
+        self._bad_loss = torch.where(fresh, total, self._bad_loss)
+        self._recent.append(_Told(step, rate, batch.keys))
+        return total
+
+    def _loss(self, images_BHWC: Tensor, labels_B: Tensor, place: list[int]) -> Tensor:
+        images_BCHW = self._normalise(images_BHWC)
+        seed = [self._config.seed, 3, *place, self._ranks.rank]
+        if self._device.type == "cpu":
+            return objective.loss(self._network, images_BCHW, labels_B, self._recipe, seed)
+        with torch.autocast("cuda", torch.bfloat16):
+            images_BCHW = speed.laid_out(images_BCHW, self._manner)
+            return objective.loss(self._network, images_BCHW, labels_B, self._recipe, seed)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keep gradients on this rank until the last part of the batch."""
+        network = self._network
+        return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+    def _sgd(self) -> torch.optim.SGD:
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for module in self._model.modules():
+            own = list(module.parameters(recurse=False))
+            norm = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm)
+            (others if norm and not self._recipe.decay_norms else decayed).extend(own)
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.SGD(
+            [group for group in groups if group["params"]],
+            lr=self._config.learning_rate,
+            momentum=MOMENTUM,
+            weight_decay=self._config.weight_decay,
+            fused=self._device.type == "cuda",
+        )
+
+    def _distributed(self, done: int) -> nn.Module:
+        """Return the network as it is run on this device, its gradients averaged over the ranks."""
+        if self._device.type == "cuda":
+            size, side = self._config.device_batch_size, self._config.resolution
+            images_BCHW = torch.rand(size, 3, side, side, device=self._device)
+            parts = math.ceil(self._config.batch_size / self._ranks.count / size)
+            # Rank 0 says: gradients in different memory formats could not be averaged.
+            manner = (
+                speed.fastest(self._model, images_BCHW, (self._steps - done) * parts) if self._ranks.first else None
+            )
+            self._manner = self._ranks.firsts(manner)
+        network = self._manner.apply(self._model)
+        if self._ranks.count == 1:
+            return network
+        # A 1x1 convolution's strides are ambiguous; the two ways to write them are the same memory.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        here = [torch.cuda.current_device()] if self._device.type == "cuda" else None
+        return DistributedDataParallel(
+            network, device_ids=here, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def _follow(self, step: int) -> None:
+        """Let the averaged weights follow: during the warm-up they are the weights themselves."""
+        if self._average is None:
+            return
+        warm = step <= self._recipe.warmup * self._steps
+        weight = 1.0 if warm else min(1 / (self._recipe.average * self._steps), 1.0)
+        with torch.no_grad():
+            states = (self._average.state_dict(), self._model.state_dict())
+            for kept, new in zip(*(state.values() for state in states), strict=True):
+                if kept.is_floating_point():
+                    kept.lerp_(new, weight)
+                else:
+                    kept.copy_(new)
+
+    def _record(self, step: int, rate: float, loss: float) -> None:
+        validated = self._top1() if self._ranks.first and _due(step, self._steps, VALIDATIONS) else None
+        images = step * self._config.batch_size
+        self.curve.append(Point(images_processed=images, learning_rate=rate, loss=loss, validation_top1=validated))
+        if self._watch:
+            values = {"loss": loss, "learning_rate": rate}
+            self._watch.record(values if validated is None else {**values, "validation_top1": validated})
 
     def _top1(self) -> float:
-        found = hits(logits(self._model, self._validation, self._device), self._validation.labels_B, 1)
+        assert self._validation
+        found = hits(logits(self.result, self._validation, self._device), self._validation.labels_B, 1)
         return float(found.float().mean())
 
-    def _point(self, step: int, rate: float, loss: float, validated: float | None) -> Point:
+    def _refuse_no_number(self) -> None:
+        """Raise SemiscaleError where a loss was not finite, and say of which images."""
+        bad = int(self._bad_step.item())
+        if not bad:
+            return
+        told = next(told for told in self._recent if told.step == bad)
+        uri = storage.join(self._folder, f"not-finite-{bad:09}-{self._ranks.rank}.json")
+        storage.write(uri, json.dumps(told._asdict(), indent=1).encode())
+        more = f" and {len(told.keys) - KEYS_TOLD} more (see {uri})" if len(told.keys) > KEYS_TOLD else ""
+        raise SemiscaleError(
+            f"train: {self._name}: the loss is {self._bad_loss.item()} after {bad * self._config.batch_size:,} images "
+            f"(step {bad:,}, learning rate {told.rate:g}); lower the rate, or look at the batch: "
+            f"{', '.join(told.keys[:KEYS_TOLD])}{more}"
+        )
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint, from rank 0: all ranks have the same."""
+        if not self._ranks.first:
+            return
+        self._refuse_no_number()
+        tensors = self._tensors()
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise SemiscaleError(f"train: {self._name}: weights are not finite after step {step:,}; lower the rate")
+        self._saved = time.monotonic()
         images = step * self._config.batch_size
-        if not math.isfinite(loss):
-            raise SemiscaleError(f"train: {self._name}: the loss is {loss} after {images:,} images; lower the rate")
-        return Point(images_processed=images, learning_rate=rate, loss=loss, validation_top1=validated)
+        seconds = self._saved - self._started
+        self._checkpoints.save(
+            Moment(step=step, images_processed=images, ranks=self._ranks.count, seconds=seconds, curve=self.curve),
+            tensors,
+        )
+        assert self._watch
+        self._watch.flush()
+        say("train", f"{self._name}: checkpoint after {images:,} images")
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return all that a step changes: weights, running statistics, averages, momenta."""
+        tensors = {f"model.{name}": tensor for name, tensor in self._model.state_dict().items()}
+        if self._average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self._average.state_dict().items()}
+        momenta = {name: self._optimizer.state[parameter] for name, parameter in self._model.named_parameters()}
+        return tensors | {f"momentum.{name}": state["momentum_buffer"] for name, state in momenta.items() if state}
+
+    def _resumed(self) -> int:
+        """Go on from the newest checkpoint; returns the number of steps that are done."""
+        found = self._checkpoints.newest()
+        step = found[0].step if found else 0
+        if self._ranks.firsts(step) != step:
+            raise SemiscaleError("train: the ranks see different checkpoints; is the workdir the same for all of them?")
+        if not found:
+            return 0
+        moment, tensors = found
+        for prefix, module in (("model.", self._model), ("average.", self._average)):
+            if module is not None:
+                own = {name: tensors[prefix + name] for name in module.state_dict()}
+                module.load_state_dict(own)
+        for name, parameter in self._model.named_parameters():
+            if f"momentum.{name}" in tensors:
+                buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+        self.curve, self.seconds = list(moment.curve), moment.seconds
+        now = self._ranks.count
+        change = "" if moment.ranks == now else f" by {moment.ranks} ranks, now with {now}"
+        say("train", f"{self._name}: going on after {moment.images_processed:,} images{change}")
+        return step
 
 
 def _due(step: int, steps: int, times: int) -> bool:

@@ -8,6 +8,7 @@ from components.shared.errors import Refused
 from components.shared.progress import say
 from components.shared.receipts import PlanReceipt, TrainReceipt, load
 from components.train.config import TrainConfig
+from components.train.recipes import RECIPES
 
 
 def starting_model(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Module, str]:
@@ -18,8 +19,10 @@ def starting_model(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Module, s
     torch.manual_seed(config.seed)
     if config.start:
         return _of_receipt(config, plan)
-    if config.recipe == "finetune" and not config.start_weights:
-        raise Refused("train: recipe finetune needs --start, the receipt of the pre-training, or --start-weights")
+    if RECIPES[config.recipe].starts_from_another and not config.start_weights:
+        raise Refused(
+            f"train: recipe {config.recipe} needs --start, the receipt of the pre-training, or --start-weights"
+        )
     model = models.build(config.architecture, len(plan.classes), config.resolution)
     if not config.start_weights:
         return model, ""

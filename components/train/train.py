@@ -1,9 +1,11 @@
-"""Train: one stage, four recipes. Teacher and baseline learn from the labeled set, the student is pre-trained on the
+"""Train: one stage, many recipes. Teacher and baseline learn from the labeled set, the student is pre-trained on the
 packed selection and fine-tuned on the labeled set."""
 
-from components.shared.receipts import TrainReceipt
+from components.shared import storage
+from components.shared.receipts import TrainReceipt, load
 from components.shared.stage import once
-from components.train import trainjob
+from components.shared.stopping import stopping_on_sigterm
+from components.train import ranks, trainjob
 from components.train.config import TrainConfig
 
 
@@ -11,21 +13,30 @@ def train(config: TrainConfig) -> TrainReceipt:
     """Train one model for `images_processed` images plus `epochs` passes over the planned training split, or take a
     ready-made teacher.
 
-    Both may be given: the baseline is trained as long as the student's pre-training and fine-tuning together. Raises
-    SemiscaleError where the loss stops being a number. More than one node are a TrainJob's, which this follows.
+    Both may be given: the baseline is trained as long as the student's pre-training and fine-tuning together. On a
+    machine with several GPUs one rank is started for each; under torchrun this process is one of the ranks; more than
+    one node are a TrainJob's, which this follows. Raises SemiscaleError where the loss stops being a number, Stopped on
+    SIGTERM.
     """
+    me = ranks.of_environment()
 
     def work(folder: str) -> dict[str, object]:
         # torch takes seconds to import; finished work is found without it
         if config.checkpoint:
-            from components.train.ready_made import run
-        else:
+            from components.train import ready_made
+
+            return ready_made.run(config, folder)
+        with stopping_on_sigterm() as stopping:
+            if not ranks.started_by_torchrun() and (count := ranks.devices()) > 1:
+                ranks.start(config, count)
+                return load(storage.join(folder, "receipt.json"), TrainReceipt).model_dump()
             from components.train.loop import run
-        return run(config, folder)
+
+            return run(config, folder, me, stopping)
 
     if launch := trainjob.asked():
         trainjob.train_on_nodes(config, launch)  # and then the work is found finished
-    return once(config, TrainReceipt, work)
+    return once(config, TrainReceipt, work, writes=me.first)
 
 
 __all__ = ["TrainConfig", "train"]

@@ -1,0 +1,106 @@
+"""Where a training can be taken up again: its state as safetensors, and a JSON, written last, that vouches for it.
+
+A checkpoint is a pair of objects in the training's own folder. The JSON has the size and the digest of the tensors, so
+that a pair that was cut short, or torn apart by a store, is recognised and the one before it used.
+"""
+
+import hashlib
+import secrets
+import tempfile
+from collections.abc import Mapping
+from io import BufferedReader
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from components.shared import storage
+from components.shared.progress import say
+from components.shared.receipts import Document, Point
+
+KEPT = 2
+_COPIED_BYTES = 8 << 20
+
+
+class Moment(Document):
+    """How far a training is, and what it has learnt about itself so far."""
+
+    step: int
+    images_processed: int
+    ranks: int
+    seconds: float
+    curve: list[Point]
+
+
+class _Voucher(Document):
+    """The JSON of a checkpoint."""
+
+    moment: Moment
+    tensors: str
+    size_bytes: int
+    digest: str
+
+
+class Checkpoints:
+    """The checkpoints of one training. One process writes them.
+
+    Cost of each: the tensors once to the disk and once to the store; for the paper's largest network 6.6 GB.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = storage.join(folder, "checkpoints")
+
+    def save(self, moment: Moment, tensors: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint, and forget all but the last two."""
+        # Two processes may be at one training for a moment, when a pod is replaced: neither overwrites the other's.
+        name = f"{moment.images_processed:015}-{secrets.token_hex(4)}"
+        uri = storage.join(self._folder, f"{name}.safetensors")
+        with tempfile.TemporaryDirectory() as here:
+            path = Path(here) / "checkpoint"
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
+            with path.open("rb") as file:
+                digest = _digest(file)
+            storage.upload(path, uri)
+            size_bytes = path.stat().st_size
+        voucher = _Voucher(moment=moment, tensors=f"{name}.safetensors", size_bytes=size_bytes, digest=digest)
+        storage.write(storage.join(self._folder, f"{name}.json"), voucher.model_dump_json().encode())
+        self._forget_all_but(self._vouchers()[:KEPT])
+
+    def newest(self) -> tuple[Moment, dict[str, Tensor]] | None:
+        """Read the newest checkpoint that is whole; None where there is none."""
+        for uri in self._vouchers():
+            try:
+                return self._read(uri)
+            except (ValueError, FileNotFoundError) as error:
+                reason = str(error).splitlines()[0]
+                say("train", f"{uri}: not a whole checkpoint ({reason}); going on from the one before it")
+        return None
+
+    def _vouchers(self) -> list[str]:
+        found = [entry.uri for entry in storage.entries(self._folder) if entry.uri.endswith(".json")]
+        return sorted(found, reverse=True)
+
+    def _read(self, uri: str) -> tuple[Moment, dict[str, Tensor]]:
+        voucher = _Voucher.model_validate_json(storage.read(uri))
+        with tempfile.TemporaryDirectory() as here:
+            path = Path(here) / "checkpoint"
+            with storage.open_read(storage.join(self._folder, voucher.tensors)) as source, path.open("wb") as copy:
+                while chunk := source.read(_COPIED_BYTES):
+                    copy.write(chunk)
+            if path.stat().st_size != voucher.size_bytes:
+                raise ValueError(f"{path.stat().st_size:,} bytes of {voucher.size_bytes:,}")
+            with path.open("rb") as file:
+                if _digest(file) != voucher.digest:
+                    raise ValueError("its bytes are not those that were written")
+            return voucher.moment, load_file(path)
+
+    def _forget_all_but(self, vouchers: list[str]) -> None:
+        """Delete what is older: checkpoints, and tensors whose writer did not live to vouch for them."""
+        oldest = vouchers[-1].removesuffix(".json")
+        old = [entry.uri for entry in storage.entries(self._folder) if entry.uri < oldest]
+        for uri in sorted(old, key=lambda uri: not uri.endswith(".json")):  # what has no voucher is no checkpoint
+            storage.delete(uri)
+
+
+def _digest(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

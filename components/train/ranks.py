@@ -1,0 +1,148 @@
+"""The processes of one training: which one this is, what they tell each other, and how one starts them on its devices.
+
+`torchrun … -m -- components.train …` starts them on any number of machines (without the dashes torchrun takes our
+--start for an option of its own); on a single machine the stage starts one for every device by itself. Synchronous SGD
+needs an average of the gradients (loop.py); here is the rest.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from components.shared.errors import Refused, SemiscaleError
+from components.shared.stopping import Stopped
+from components.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PATIENCE = timedelta(hours=1)  # for the others: rank 0 validates and writes checkpoints alone
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its training. `local` counts on this machine."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Say whether this is the rank that writes."""
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> slice:
+        """Return the places of a global batch that are this rank's: neighbours, so that the ranks make up the batch."""
+        return slice(self.rank * batch_size // self.count, (self.rank + 1) * batch_size // self.count)
+
+    @contextmanager
+    def joined(self, on_gpu: bool) -> Iterator[None]:
+        """Join the other ranks for the time of the block; alone, there is nobody to join."""
+        if self.count == 1:
+            yield
+            return
+        from torch import distributed
+
+        # Gloo as well on GPUs: what is agreed on at every step must not wait for the device.
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+        try:
+            yield
+        finally:
+            distributed.destroy_process_group()
+
+    def any(self, flag: bool) -> Callable[[], bool]:
+        """Begin to ask whether the flag is set on any rank; calling what is returned waits for the answer."""
+        if self.count == 1:
+            return lambda: flag
+        import torch
+        from torch import distributed
+
+        flags = torch.tensor([int(flag)])
+        work = distributed.all_reduce(flags, distributed.ReduceOp.MAX, async_op=True)
+
+        def answer() -> bool:
+            work.wait()
+            return bool(flags.item())
+
+        return answer
+
+    def mean(self, value: "Tensor") -> "Tensor":
+        """Return the mean over the ranks of a scalar on a device."""
+        if self.count == 1:
+            return value
+        from torch import distributed
+
+        value = value.clone()
+        distributed.all_reduce(value)
+        return value / self.count
+
+    def firsts(self, value: Any) -> Any:
+        """Return what rank 0 has."""
+        if self.count == 1:
+            return value
+        from torch import distributed
+
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
+
+
+def of_environment() -> Ranks:
+    """Read what torchrun says about this process; without it, a training is one process."""
+    return Ranks(
+        rank=int(os.environ.get("RANK", 0)),
+        count=int(os.environ.get("WORLD_SIZE", 1)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        local_count=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+    )
+
+
+def started_by_torchrun() -> bool:
+    """Say whether this process is one of several, or the only one, that torchrun started."""
+    return "RANK" in os.environ
+
+
+def devices() -> int:
+    """Return how many GPUs this process may see; 1 where there is none, which is the CPU."""
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def start(config: TrainConfig, count: int) -> None:
+    """Train by `count` ranks on this machine, each a process of its own, and wait for them.
+
+    Raises what stopped them: Refused, Stopped or SemiscaleError by the exit code of the first that failed, which has
+    said why in a line of its own.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        run_id=config.digest(),
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
+    try:
+        elastic_launch(launch, sys.executable)("-m", "components.train", *options)
+    except SignalException:
+        raise Stopped("told to stop; the ranks have saved a checkpoint, start it again to go on") from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        kinds = {kind.exit_code: kind for kind in (Refused, Stopped)}
+        what = f"rank {rank} of {count} stopped with exit code {failure.exitcode}; its own line is above"
+        raise kinds.get(failure.exitcode, SemiscaleError)(f"train: {what}") from None

@@ -1,0 +1,96 @@
+"""What can be watched of a training: a line of log, JSON lines for machines, event files for TensorBoard."""
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+
+from components.shared import storage
+from components.shared.progress import LINE_EVERY_S, Progress
+from components.train import events
+
+FLUSH_EVERY_S = 60.0
+
+
+class Growing:
+    """A file that grows: appended to on a disk; an object store has no appending, there it is written anew.
+
+    Memory: what it holds; a day of one line in five seconds is 3 MB.
+    """
+
+    def __init__(self, uri: str, content: bytes = b"") -> None:
+        self._uri, self._content, self._written = uri, content, 0
+
+    def add(self, data: bytes) -> None:
+        """Append, for now in memory."""
+        self._content += data
+
+    def flush(self) -> None:
+        """Bring it to where it is read. The first time it replaces what was there."""
+        if storage.is_remote(self._uri) or not self._written:
+            storage.write(self._uri, self._content)
+        else:
+            with storage.local_path(self._uri).open("ab") as file:
+                file.write(self._content[self._written :])
+        self._written = len(self._content)
+
+
+class Watch:
+    """Tells how a training goes. Times are of this process; images are of the whole training.
+
+    `clock` returns seconds and is a parameter so that a test can drive it.
+    """
+
+    def __init__(self, folder: str, total: int, already: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._images, self._already, self._clock = already, already, clock
+        self._started = self._recorded = self._flushed = clock()
+        self._waited_s = 0.0
+        self._detail = ""
+        uri = storage.join(folder, "metrics.jsonl")
+        self._metrics = Growing(uri, _lines_before(uri, already))
+        name = f"events.out.tfevents.{time.time_ns() // 1000:017}.{secrets.token_hex(4)}"  # the newest is the last
+        self._events = Growing(storage.join(folder, name), events.version() + events.restart(already + 1))
+        self._progress = Progress("train", total, clock, already)
+
+    def step(self, images: int, rate: float, loss: Callable[[], float], waited_s: float) -> None:
+        """Count a step of so many images. The loss is asked for only when it is told, as that waits for the device."""
+        self._images += images
+        self._waited_s += waited_s
+        if self._clock() - self._recorded >= LINE_EVERY_S:
+            self.record({"loss": loss(), "learning_rate": rate})
+        self._progress.add(images, self._detail)
+
+    def record(self, values: dict[str, float]) -> None:
+        """Keep values at this moment for machines and, where they are of a step, for the next line of the log."""
+        now = self._clock()
+        self._recorded = now
+        elapsed_s = max(now - self._started, 1e-9)
+        values = {
+            **values,
+            "images_per_s": (self._images - self._already) / elapsed_s,
+            "waiting_for_data": self._waited_s / elapsed_s,
+        }
+        if "loss" in values:
+            self._detail = (
+                f"loss {values['loss']:.3f} · learning rate {values['learning_rate']:.3g} · "
+                f"{values['waiting_for_data']:.0%} waiting for data"
+            )
+        line = {"images_processed": self._images, "seconds": round(elapsed_s, 3), **values}
+        self._metrics.add(json.dumps(line).encode() + b"\n")
+        self._events.add(events.scalars(self._images, values))
+        if now - self._flushed >= FLUSH_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring the files up to date."""
+        self._flushed = self._clock()
+        self._metrics.flush()
+        self._events.flush()
+
+
+def _lines_before(uri: str, images: int) -> bytes:
+    """Return the lines of a process before this one, without those past the checkpoint that this one goes on from."""
+    if not images:
+        return b""
+    lines = (storage.read_if_there(uri) or b"").splitlines(keepends=True)
+    return b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["images_processed"] <= images)

@@ -1,0 +1,196 @@
+"""Trainings that are killed, stopped and shared out, as real processes: they end as an undisturbed one does."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.shared import storage
+from components.shared.receipts import TrainReceipt
+from components.shared.stopping import Stopped
+from components.train import ranks
+from components.train.checkpoints import Checkpoints
+from components.train.config import TrainConfig
+from components.train.train import train
+from tests.stages import Stages
+
+LONG = {"batch_size": 5, "images_processed": 1500, "learning_rate": 0.2}  # 12 samples: epochs begin inside batches
+
+
+def config_of(stages: Stages, workdir: str, **changes: Any) -> TrainConfig:
+    """A training in a workdir of its own, on the planned set; it leaves a checkpoint several times a second."""
+    settings = {
+        "workdir": workdir,
+        "recipe": "teacher",
+        "architecture": "resnet8_small",
+        "plan": stages.uri(stages.plan),
+        "weight_decay": 0.0001,
+        "resolution": 8,
+        "augmentation": "shift-flip",
+        "checkpoint_minutes": 0.001,
+        **LONG,
+        **changes,
+    }
+    return TrainConfig.model_validate(settings)
+
+
+def start(config: TrainConfig, *launcher: str) -> subprocess.Popen[bytes]:
+    """Start a training as a process of its own, by a launcher or without."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
+    command = [sys.executable, *(launcher or ["-m"]), "components.train", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ))
+
+
+def vouchers(config: TrainConfig) -> list[str]:
+    """The checkpoints of a training, the newest last."""
+    found = storage.entries(storage.join(config.folder(), "checkpoints"))
+    return sorted(entry.uri for entry in found if entry.uri.endswith(".json"))
+
+
+def wait_for_a_checkpoint(config: TrainConfig, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a training has written another checkpoint."""
+    before = vouchers(config)[-1:]
+    while vouchers(config)[-1:] == before and process.poll() is None:
+        time.sleep(0.02)
+
+
+def assert_equal(one: TrainReceipt, two: TrainReceipt) -> None:
+    """Weights and learning curves are equal to the bit."""
+    assert storage.read(one.checkpoint) == storage.read(two.checkpoint)
+    assert one.curve == two.curve
+
+
+@pytest.mark.parametrize(
+    ("kills", "recipe"),
+    [
+        (2, "teacher"),
+        pytest.param(10, "teacher", marks=pytest.mark.slow),
+        pytest.param(5, "modern", marks=pytest.mark.slow),
+    ],
+)
+def test_a_training_killed_at_random_steps(tmp_path: Path, kills: int, recipe: str) -> None:
+    stages = Stages(tmp_path)
+    # With the plan's labeled set shifted and mirrored at random: order and augmentation must go on where they were.
+    undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), recipe=recipe, checkpoint_minutes=10))
+    config = config_of(stages, str(tmp_path / "disturbed"), recipe=recipe)
+    moments = random.Random(kills)
+    for number in range(kills):
+        process = start(config)
+        wait_for_a_checkpoint(config, process)
+        time.sleep(moments.random() * 0.3)
+        process.send_signal(signal.SIGTERM if number % 2 else signal.SIGKILL)
+        output = process.communicate(timeout=60)[0].decode()
+        expected = 128 + signal.SIGTERM if number % 2 else -signal.SIGKILL
+        assert process.returncode == expected, output
+        assert number % 2 == 0 or "told to stop; what was finished is kept" in output
+        assert len(vouchers(config)) <= 3  # the last two, and one more if it was killed in between
+    assert 0 < json.loads(storage.read(vouchers(config)[-1]))["moment"]["step"] < 300
+    assert_equal(train(config), undisturbed)
+    assert len(vouchers(config)) == 2
+
+
+def stopped_halfway(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until some checkpoints are there, and stop as SIGTERM does."""
+    save, saved = Checkpoints.save, []
+
+    def save_and_stop(self: Checkpoints, *content: Any) -> None:
+        save(self, *content)
+        saved.append(self)
+        if len(saved) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(Stopped):
+            train(config)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a byte changed", "no tensors", "voucher cut short"])
+def test_a_damaged_checkpoint_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], damage: str
+) -> None:
+    stages = Stages(tmp_path)
+    short = {"images_processed": 200, "checkpoint_minutes": 0.0001}
+    undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), images_processed=200))
+    config = config_of(stages, str(tmp_path / "disturbed"), **short)
+    stopped_halfway(config, monkeypatch)
+    before, newest = vouchers(config)
+    tensors = Path(newest.removesuffix(".json") + ".safetensors")
+    data = tensors.read_bytes()
+    changes = {
+        "cut short": (tensors, data[:-100]),
+        "a byte changed": (tensors, data[:-1] + bytes([data[-1] ^ 1])),
+        "voucher cut short": (Path(newest), Path(newest).read_bytes()[:-10]),
+    }
+    if damage == "no tensors":
+        tensors.unlink()
+    else:
+        path, content = changes[damage]
+        path.write_bytes(content)
+    capfd.readouterr()
+    assert_equal(train(config), undisturbed)
+    said = capfd.readouterr().out
+    assert f"{newest}: not a whole checkpoint" in said
+    step = json.loads(storage.read(before))["moment"]["step"] if Path(before).exists() else 0
+    assert not step or f"going on after {step * 5:,} images" in said
+
+
+def test_checkpoints_lie_in_an_object_store_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gs_bucket: str
+) -> None:
+    stages = Stages(tmp_path)
+    undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), images_processed=100))
+    config = config_of(stages, gs_bucket, images_processed=100, checkpoint_minutes=0)
+    stopped_halfway(config, monkeypatch)
+    assert len(vouchers(config)) == 2
+    assert_equal(train(config), undisturbed)
+    lines = storage.read(storage.join(config.folder(), "metrics.jsonl")).splitlines()
+    assert [json.loads(line)["images_processed"] for line in lines] == list(range(5, 101, 5))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_train_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """The same global batch in the same parts: batch normalisation sees what it sees on each of the ranks."""
+    stages = Stages(tmp_path)
+    shared = {"batch_size": 12, "device_batch_size": 12 // count, "images_processed": 240, "learning_rate": 1.0}
+    alone = train(config_of(stages, str(tmp_path / "alone"), **shared))
+    monkeypatch.setattr(ranks, "devices", lambda: count)
+    together = train(config_of(stages, str(tmp_path / "together"), **shared))
+    losses = [[point.loss for point in receipt.curve] for receipt in (alone, together)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[0][-1] < losses[0][0] / 2
+    assert together.images_processed == 240
+
+
+def test_another_number_of_ranks_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stages = Stages(tmp_path)
+    config = config_of(stages, str(tmp_path / "work"))
+    process = start(config, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--")
+    wait_for_a_checkpoint(config, process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode != 0, output
+    assert output.count("checkpoint after") >= 2, output  # the one that was waited for, and that of SIGTERM
+    moment = json.loads(storage.read(vouchers(config)[-1]))["moment"]
+    assert moment["ranks"] == 2
+    receipt = train(config)
+    assert f"going on after {moment['images_processed']:,} images by 2 ranks, now with 1" in capfd.readouterr().out
+    assert receipt.curve[-1].images_processed == 1500
+    assert [point.images_processed for point in receipt.curve] == list(range(15, 1501, 15))
+
+
+def test_the_failure_of_a_rank_is_the_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stages = Stages(tmp_path)
+    monkeypatch.setattr(ranks, "devices", lambda: 2)
+    with pytest.raises(ranks.Refused, match="stopped with exit code 2; its own line is above"):
+        train(config_of(stages, str(tmp_path / "work"), batch_size=1))
+    assert "refused: batch_size: 1 images for 2 ranks" in capfd.readouterr().err
