@@ -113,7 +113,7 @@ def test_the_number_of_reductions_does_not_depend_on_the_length() -> None:
 def test_the_run_files_defaults_are_the_recipes() -> None:
     default = {name: field.default for name, field in RunFile.model_fields.items()}
     for name in ("pretrain", "teacher"):
-        recipe = RECIPES[name]  # type: ignore[index]
+        recipe = RECIPES[name]
         assert default[f"{name}_learning_rate"] == recipe.learning_rate
         assert default[f"{name}_images_processed"] == recipe.images_processed
         assert (default["batch_size"], default["weight_decay"]) == (recipe.batch_size, recipe.weight_decay)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from components.shared import storage
+from components.shared.errors import Refused
 from components.shared.receipts import TrainReceipt
 from components.shared.stopping import Stopped
 from components.train import ranks
@@ -191,6 +192,6 @@ def test_the_failure_of_a_rank_is_the_stages(
 ) -> None:
     stages = Stages(tmp_path)
     monkeypatch.setattr(ranks, "devices", lambda: 2)
-    with pytest.raises(ranks.Refused, match="stopped with exit code 2; its own line is above"):
+    with pytest.raises(Refused, match="stopped with exit code 2; its own line is above"):
         train(config_of(stages, str(tmp_path / "work"), batch_size=1))
     assert "refused: batch_size: 1 images for 2 ranks" in capfd.readouterr().err
