@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --no-annotate
 
-.PHONY: help setup images demo demo-seeds bench-merge bench-score bench-pack bench-reselect test test-slow check format lint types imports lock clean
+.PHONY: help setup images demo demo-seeds bench-merge bench-train bench-score bench-pack bench-reselect test test-slow check format lint types imports lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ bench-merge: setup ## the merge against DuckDB and Polars; ROWS=1000000000 or FU
 
 bench-reselect: setup ## selecting again from the scores of IMAGES=100000000
 	@$(BIN)/python -m benchmarks.reselect $(if $(IMAGES),--images $(IMAGES))
+
+bench-train: .venv/bench ## the training against data in memory, torchvision's recipe and timm (ten minutes)
+	@$(BIN)/python -m benchmarks.train $(if $(PHOTOS),--photos $(PHOTOS)) $(if $(ARCHITECTURE),--architecture $(ARCHITECTURE))
 
 bench-score: .venv/bench ## the scan against the bare model and decoder, Ray Data and a DataLoader (ten minutes)
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.score $(if $(PHOTOS),--photos $(PHOTOS)) $(if $(ROUNDS),--rounds $(ROUNDS))
