@@ -162,7 +162,7 @@ def _torchvision(architecture: Architecture, classes: int, resolution: int) -> n
 def _timm(architecture: Architecture, classes: int, _: int) -> nn.Module:
     import timm
 
-    return timm.create_model(architecture.name.removeprefix(TIMM), num_classes=classes)
+    return cast(nn.Module, timm.create_model(architecture.name.removeprefix(TIMM), num_classes=classes))
 
 
 _BUILDERS: dict[str, Callable[[Architecture, int, int], nn.Module]] = {
