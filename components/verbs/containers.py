@@ -14,7 +14,9 @@ from components.shared.errors import Refused
 from components.shared.progress import LOG
 from components.shared.runfile import RunFile
 
-PLACES = ("labeled", "unlabeled", "validation", "test", "classes", "remove")  # read, not written
+SETS = ("labeled", "unlabeled", "validation", "test")
+FILES = ("classes", "remove", "teacher_checkpoint", "teacher_classes", "teacher_start_weights", "student_start_weights")
+PLACES = (*SETS, *FILES)  # keys that hold URIs: read, not written
 # What the stores' clients read; nothing of it is written into an image or a log.
 CREDENTIALS = re.compile(r"AWS_|GOOGLE_CLOUD_PROJECT$|STORAGE_EMULATOR_HOST$|(HTTPS?|NO)_PROXY$", re.IGNORECASE)
 KEY_FILES = ("GOOGLE_APPLICATION_CREDENTIALS", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")

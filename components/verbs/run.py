@@ -21,12 +21,10 @@ from components.shared import lifeline, runfile, storage, tasks
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.runfile import RunFile
 from components.verbs.compile import COMPILED
-from components.verbs.containers import docker_runner
+from components.verbs.containers import PLACES, docker_runner
 
 PROCESSES = 2  # what kfp.local starts at a time inside a loop
-SETS = ("labeled", "unlabeled", "validation", "test")
-FILES = ("classes", "remove", "teacher_checkpoint", "teacher_classes", "teacher_start_weights", "student_start_weights")
-PLACES = ("workdir", *SETS, *FILES)  # keys that hold URIs
+RETRIES = re.compile(r"^( +)retryPolicy:\n(?:\1 +.*\n)+", re.MULTILINE)  # for nodes that are lost; here none is
 OURS = re.compile(r'^\s*([a-z]+ · |\{"time": )')  # a stage's line, as text or as JSON
 ERROR = re.compile(r"^\s*([A-Za-z_.]*(?:Error|Exception)\b.*)")  # the last line of a traceback
 REASON = re.compile(r"^\s*(refused|failed): (.*)")
@@ -55,7 +53,7 @@ def located(settings: RunFile) -> RunFile:
             return [storage.absolute(uri) for uri in value]
         return storage.absolute(value) if value else value
 
-    return settings.model_copy(update={name: absolute(getattr(settings, name)) for name in PLACES})
+    return settings.model_copy(update={name: absolute(getattr(settings, name)) for name in ("workdir", *PLACES)})
 
 
 def log_path(settings: RunFile) -> Path:
@@ -71,7 +69,7 @@ def execute(settings: RunFile, log: Path, docker: bool = False) -> None:
     with tempfile.TemporaryDirectory(prefix="semiscale-") as root, quietly(log) as screen:
         # GPUs and display names are for the cluster; kfp.local warns of each that it has none.
         warnings.filterwarnings("ignore", message=".*have no effect in the current local runner")
-        compiled = COMPILED.read_text()
+        compiled = RETRIES.sub("", COMPILED.read_text())
         runner = docker_runner(settings, compiled) if docker else local.SubprocessRunner(use_venv=False)
         # What is shared between tasks and what they leave are mounted into each container: two folders.
         local.init(runner, pipeline_root=f"{root}/tasks", workspace_root=f"{root}/workspace")
