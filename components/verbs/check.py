@@ -6,7 +6,7 @@ from pathlib import Path
 from components.shared import architectures, runfile, storage
 from components.shared.errors import Refused
 from components.shared.runfile import RunFile
-from components.verbs.run import PLACES
+from components.verbs.containers import PLACES
 
 
 def checked(path: Path) -> RunFile:
@@ -17,7 +17,7 @@ def checked(path: Path) -> RunFile:
     settings = runfile.load(path)
     for key in ("teacher_architecture", "student_architecture"):
         architectures.find(getattr(settings, key), key)
-    for key in PLACES:
+    for key in ("workdir", *PLACES):
         value = getattr(settings, key)
         for uri in value if isinstance(value, list) else [value] if value else []:
             refuse_local(key, uri)
