@@ -20,7 +20,7 @@ from components.verbs.compile import COMPILED, MANIFESTS, RUNS, compile_pipeline
 
 VERSION_SCHEMA = Path(__file__).parent / "schemas" / "pipelines.kubeflow.org_v2beta1_PipelineVersion.json"
 LEAST: dict[str, Any] = {"name": "a.b", "workdir": "gs://b/w", "labeled": "l", "unlabeled": "u", "test": "t"}
-STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "report")
+STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "promote", "report")
 
 
 def compiled(path: Path, kubernetes: bool = False, **changes: Any) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ def test_every_part_of_the_hardware_arrives_at_the_pods(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_its_bounds(stage: str, tmp_path: Path) -> None:
     documents = list(yaml.safe_load_all(COMPILED.read_text()))
-    on_gpu = stage in ("train", "score", "evaluate")
+    on_gpu = stage in ("train", "score", "evaluate", "promote")
     assert ("accelerator" in container(documents, stage)["resources"]) == on_gpu
     assert ("tolerations" in on_kubernetes(documents, stage)) == on_gpu
     assert int(on_kubernetes(documents, stage)["activeDeadlineSeconds"]) > 0
@@ -122,7 +122,7 @@ def test_no_task_is_cached_by_kubeflow_which_does_not_see_a_bucket_grow() -> Non
     dags = [document["root"], *document["components"].values()]
     tasks = [task for one in dags for task in one.get("dag", {}).get("tasks", {}).values()]
     stages = [task for task in tasks if task["componentRef"]["name"].removeprefix("comp-").rstrip("-234") in STAGES]
-    assert len(stages) == 10
+    assert len(stages) == 12
     assert [task["taskInfo"]["name"] for task in stages if task.get("cachingOptions", {}).get("enableCache")] == []
 
 

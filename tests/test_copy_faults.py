@@ -43,14 +43,14 @@ def products(workdir: Path) -> dict[str, bytes]:
     """What a stage left, by its place in the workdir: receipts, which tell the time, and claims apart."""
     return {
         str(path.relative_to(workdir)): path.read_bytes().replace(str(workdir).encode(), b"")
-        for path in sorted(workdir.rglob("*"))
-        if path.is_file() and path.name != "receipt.json" and "claims" not in path.parts
+        for path in sorted((workdir / "stages").rglob("*"))
+        if path.is_file() and path.name != "receipt.json" and not {"claims", "settled"} & set(path.parts)
     }
 
 
 def whole(workdir: Path) -> int:
     """Count what is finished, by its name."""
-    return sum(not path.name.startswith(".") for path in workdir.rglob("*.*"))
+    return sum(not path.name.startswith(".") for path in (workdir / "stages").rglob("*.*"))
 
 
 def pack_config(root: Path, workdir: Path, pod: int = 0) -> PackConfig:
@@ -118,7 +118,7 @@ def test_merges_killed_at_random_moments(scored: Stages, tmp_path: Path, kills: 
     moments = random.Random(kills)
     for _ in range(kills):
         process = start(merge_config(scored, disturbed))
-        while not list(disturbed.rglob("*")) and process.poll() is None:
+        while not (disturbed / "stages").exists() and process.poll() is None:
             time.sleep(0.0005)
         time.sleep(moments.random() * 0.01)
         process.send_signal(signal.SIGKILL)

@@ -84,6 +84,7 @@ def test_bad_input_ends_a_run_in_one_line_with_code_2(tmp_path: Path, changes: d
     assert "train ·" not in done.stdout
 
 
+@pytest.mark.slow
 def test_the_whole_pipeline_in_a_bucket(tmp_path: Path, remote: str) -> None:
     """Data and workdir in one bucket: no stage has a disk that another sees."""
     content = pictures.write_run(tmp_path)
