@@ -156,7 +156,7 @@ def test_checkpoints_lie_in_an_object_store_too(
     assert [json.loads(line)["images_processed"] for line in lines] == list(range(5, 101, 5))
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_train_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """The same global batch in the same parts: batch normalisation sees what it sees on each of the ranks."""
     stages = Stages(tmp_path)
