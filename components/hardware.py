@@ -15,6 +15,8 @@ from components.shared.hardware import LAUNCH, STORE_KEYS, CpuMachine, Hardware,
 
 PART_OF = {"app.kubernetes.io/part-of": "semiscale"}  # what manifests/base selects our pods by
 USER = 1000  # of the images
+METRICS_PORT = "9090"
+SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/port": METRICS_PORT}  # what most Prometheus set-ups look for
 _HARDWARE = ContextVar("hardware", default=Hardware())  # noqa: B039 - frozen
 
 
@@ -68,6 +70,9 @@ def _on_kubernetes(task: dsl.PipelineTask, machine: Machine) -> dsl.PipelineTask
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     for key, value in PART_OF.items():
         kubernetes.add_pod_label(task, key, value)
+    for key, value in SCRAPED.items():
+        kubernetes.add_pod_annotation(task, key, value)
+    task.set_env_variable("SEMISCALE_METRICS_PORT", METRICS_PORT)
     for key, value in machine.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
     for one in machine.tolerations:

@@ -12,6 +12,7 @@ import yaml
 
 import pipeline
 from components import images
+from components.hardware import SCRAPED
 from components.shared import runfile
 from components.shared.errors import Refused
 from components.shared.hardware import LAUNCH, STORE_KEYS, Launch
@@ -89,7 +90,7 @@ def test_every_part_of_the_hardware_arrives_at_the_pods(tmp_path: Path) -> None:
             {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": "6Gi", "volumeName": "shared-memory"}
         ],
         "nodeSelector": {"labels": {"cloud.google.com/gke-accelerator": "nvidia-l4"}},
-        "podMetadata": {"labels": labels},
+        "podMetadata": {"annotations": SCRAPED, "labels": labels},
         "secretAsEnv": [
             {
                 "keyToEnv": [{"envVar": key, "secretKey": key} for key in STORE_KEYS],

@@ -30,6 +30,7 @@ from components.shared.progress import Progress, say
 from components.shared.receipts import PackReceipt, PlanReceipt, SelectionReceipt, load
 from components.shared.shards import Columns, Shard, Unit
 from components.shared.stage import ReceiptUri, StageConfig, digest, once
+from components.shared.stopping import stopping_on_sigterm
 
 POLL_S = 2.0  # how often a pod with nothing to do looks whether the others are alive
 BEFORE_LISTING = 16  # pieces of work before a pod looks anew what the others have finished
@@ -53,6 +54,10 @@ class PackConfig(StageConfig):
     seed: int = 0
     """Of the order."""
 
+    def task(self) -> str:
+        """Pods pack at the same time."""
+        return f"pack-{self.pod}"
+
     def digest(self) -> str:
         """The packed set depends on the selection, the tars' size and the order alone, not on the pods."""
         selection = load(self.selection, SelectionReceipt).digest
@@ -63,9 +68,11 @@ def pack(config: PackConfig) -> PackReceipt:
     """Write every row of D̂ as one sample, `.cls` beside the image, in an order drawn from the seed.
 
     Equal selections and seeds give equal bytes, whatever the pods. Returns when all tars are there, whoever wrote them.
-    Memory: three tars, and about 100 bytes a row of D̂. Raises SemiscaleError where an image is not what was scored.
+    Memory: three tars, and about 100 bytes a row of D̂. Raises SemiscaleError where an image is not what was scored,
+    Stopped on SIGTERM.
     """
-    return once(config, PackReceipt, lambda folder: _Pod(config, folder).work())
+    with stopping_on_sigterm():  # claims are given back on the way out
+        return once(config, PackReceipt, lambda folder: _Pod(config, folder).work())
 
 
 class _Pod:

@@ -7,15 +7,13 @@ ranked, in one file, and a receipt, written last.
 
 import json
 import os
-import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from functools import cached_property, partial
 from itertools import chain
-from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from components.score import parts
@@ -24,11 +22,12 @@ from components.score.pace import Pace
 from components.score.parts import Part
 from components.shared import scores, storage
 from components.shared.claims import Claims
-from components.shared.errors import Refused, SemiscaleError
+from components.shared.errors import Refused
 from components.shared.progress import Progress, say
 from components.shared.receipts import Clocks, PlanReceipt, ScoreReceipt, ShardCount, TrainReceipt, UnitReceipt, load
 from components.shared.shards import Columns, Shard, Unit
 from components.shared.stage import digest, once
+from components.shared.stopping import stopping_on_sigterm
 
 if TYPE_CHECKING:
     from components.score.scan import Scan
@@ -42,12 +41,6 @@ KEPT_CLASSES = 10  # of each image at least, so that another P can be selected w
 
 
 Item = TypeVar("Item")
-
-
-class Stopped(SemiscaleError):
-    """The pod was told to stop. Shards that were finished are kept; the claim on the one in work is given back."""
-
-    exit_code = 128 + signal.SIGTERM
 
 
 def score(config: ScoreConfig) -> ScoreReceipt:
@@ -82,24 +75,6 @@ def score(config: ScoreConfig) -> ScoreReceipt:
         failed=dict(sum((Counter(count.failed) for count in counts), Counter())),
         clocks=total(receipt.clocks for receipt in mine),
     )
-
-
-@contextmanager
-def stopping_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into Stopped, raised in the main thread at once: claims are given back on the way out."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped("told to stop; what was finished is kept, start the pod again")
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: a test or a notebook, which has its own way to stop
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def total(clocks: Iterator[Clocks]) -> Clocks:
@@ -281,6 +256,8 @@ class _Pod:
         self._clocks = total(iter([self._clocks, part.count.clocks]))
         waits = bound(self._clocks, os.cpu_count() or 1)
         failed = sum(part.count.failed.values())
+        self._progress.spent(**part.count.clocks.model_dump())
+        self._progress.failed(failed)
         say("score", f"{part.count.shard}: {part.count.scored:,} images scored, {failed:,} failed; {waits}")
 
     @cached_property

@@ -24,7 +24,8 @@ from components.verbs.compile import COMPILED
 from components.verbs.containers import PLACES, docker_runner
 
 PROCESSES = 2  # what kfp.local starts at a time inside a loop
-RETRIES = re.compile(r"^( +)retryPolicy:\n(?:\1 +.*\n)+", re.MULTILINE)  # for nodes that are lost; here none is
+# What is for a cluster alone: retries, for nodes that are lost, and the environment of its pods.
+ON_A_CLUSTER = re.compile(r"^( +)(?:retryPolicy|env):\n(?:\1[ -] *.*\n)+", re.MULTILINE)
 OURS = re.compile(r'^\s*([a-z]+ · |\{"time": )')  # a stage's line, as text or as JSON
 ERROR = re.compile(r"^\s*([A-Za-z_.]*(?:Error|Exception)\b.*)")  # the last line of a traceback
 REASON = re.compile(r"^\s*(refused|failed): (.*)")
@@ -69,7 +70,7 @@ def execute(settings: RunFile, log: Path, docker: bool = False) -> None:
     with tempfile.TemporaryDirectory(prefix="semiscale-") as root, quietly(log) as screen:
         # GPUs and display names are for the cluster; kfp.local warns of each that it has none.
         warnings.filterwarnings("ignore", message=".*have no effect in the current local runner")
-        compiled = RETRIES.sub("", COMPILED.read_text())
+        compiled = ON_A_CLUSTER.sub("", COMPILED.read_text())
         runner = docker_runner(settings, compiled) if docker else local.SubprocessRunner(use_venv=False)
         # What is shared between tasks and what they leave are mounted into each container: two folders.
         local.init(runner, pipeline_root=f"{root}/tasks", workspace_root=f"{root}/workspace")
