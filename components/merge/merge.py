@@ -4,7 +4,6 @@ import functools
 import io
 import json
 import math
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
@@ -20,6 +19,7 @@ from components.merge.locate import codes_of, located, read_keys
 from components.merge.renewal import settled
 from components.merge.select import READERS, Candidates, at_random, select
 from components.shared import storage
+from components.shared.cores import cores
 from components.shared.errors import Refused, SemiscaleError, TooManyFailures
 from components.shared.progress import say
 from components.shared.receipts import (
@@ -101,7 +101,7 @@ def _work(config: MergeConfig, folder: str) -> dict[str, object]:
     if not any(shard.scored for receipt in receipts for shard in receipt.shards):
         raise SemiscaleError("the pool has no readable image: nothing to select from")
     keys = read_keys(config.remove) if config.remove else []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # it is the decoding of the keys that takes time
+    with ThreadPoolExecutor(cores()) as pool:  # it is the decoding of the keys that takes time
         removals = list(pool.map(functools.partial(codes_of, keys), receipts))
     removed = [codes for codes, _ in removals]
     with ThreadPoolExecutor(READERS) as pool:

@@ -6,7 +6,6 @@ cores, once: the outcome is kept for each shard under its digest.
 
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from components.shared import shards as sharding
 from components.shared import storage
+from components.shared.cores import cores
 from components.shared.decode import Undecodable, decode
 from components.shared.errors import Refused, TooManyFailures
 from components.shared.progress import Progress
@@ -156,7 +156,7 @@ def _examined(shard: Shard, columns: Columns, index_folder: str) -> Iterator[tup
 
 def _decoded(shard: Shard, columns: Columns) -> Iterator[tuple[int, str, str, str]]:
     samples = sharding.read(shard, columns)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         while batch := list(islice(samples, SAMPLES_PER_BATCH)):
             yield from pool.map(_outcome, batch)
 

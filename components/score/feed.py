@@ -5,7 +5,6 @@ A batch is filled across the shards' ends, so that small shards cost the model n
 its place in its batch, decoded or not, so that nothing depends on which thread was first.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,16 +13,18 @@ from dataclasses import dataclass, field
 from queue import Queue
 
 import numpy as np
+import torch
 
 from components.shared import shards as sharding
+from components.shared.cores import cores
 from components.shared.decode import Undecodable, decode
 from components.shared.errors import SemiscaleError
 from components.shared.preprocess import Batch, fixed_cut
 from components.shared.receipts import Preprocessing
 from components.shared.shards import Columns, Sample, Shard
 
-AHEAD = 4  # batches decoded or being decoded while the model works on another
-IN_USE = 2  # batches that whoever takes them may keep at a time
+TOGETHER = 8  # images that a thread is handed at a time: handing over costs as much as a twentieth of decoding one
+AHEAD = 4  # batches decoded or being decoded while the model works on others
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Span:
     shard: Shard
     start: int
     samples: list[Sample] = field(default_factory=list)
-    decoding: list[Future[Decoded]] = field(default_factory=list)
+    decoding: list[Future[list[Decoded]]] = field(default_factory=list)
+    handed_over: int = 0
     read_s: float = 0.0
     ends: bool = False
 
@@ -52,7 +54,7 @@ class Span:
 
     def decoded(self) -> list[Decoded]:
         """Return what became of each sample; waits for those that are being decoded."""
-        return [future.result() for future in self.decoding]
+        return [one for future in self.decoding for one in future.result()]
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Prepared:
 class Feed:
     """Decodes for one scan.
 
-    Memory: AHEAD + IN_USE batches of pixels, and as many of encoded images. `allocate` makes a batch of a shape, in
-    memory that the device can fetch from.
+    Memory: AHEAD + `in_use` batches of pixels, and as many of encoded images; whoever takes batches may keep `in_use`
+    of them at a time. `allocate` makes a batch of a shape, in memory that the device can fetch from.
     """
 
     def __init__(
@@ -78,12 +80,13 @@ class Feed:
         preprocessing: Preprocessing,
         columns: Columns,
         batch_size: int,
+        in_use: int,
         allocate: Callable[[tuple[int, ...]], Batch] = lambda shape: np.zeros(shape, np.uint8),
     ) -> None:
         self._preprocessing, self._columns, self._batch_size = preprocessing, columns, batch_size
-        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(cores(), "decode", torch.set_num_threads, (1,))
         self._free: Queue[Batch] = Queue()
-        for _ in range(AHEAD + IN_USE):
+        for _ in range(AHEAD + in_use):
             self._free.put(allocate((batch_size, preprocessing.resolution, preprocessing.resolution, 3)))
 
     def batches(self, shards: Iterable[Shard]) -> Generator[Prepared]:
@@ -141,18 +144,29 @@ class Feed:
                         yield batch
                         return
                     if len(batch) == self._batch_size:
+                        self._hand_over(batch)
                         yield batch
                         batch = Prepared(self._free.get(), [Span(shard, 0)])
                     span = batch.spans[-1]
                     span.read_s += seconds
-                    place = span.start + len(span.samples)
                     span.samples.append(sample)
-                    span.decoding.append(self._pool.submit(self._decode, sample, batch.images_BHWC[place]))
+                    if len(span.samples) - span.handed_over == TOGETHER:
+                        self._hand_over(batch)
+                self._hand_over(batch)
                 batch.spans[-1].ends = True
             yield batch
         except Exception:
+            if batch.spans:
+                self._hand_over(batch)
             yield batch  # the shards before the one that failed are whole
             raise
+
+    def _hand_over(self, batch: Prepared) -> None:
+        """Let a thread decode what the last span has got since."""
+        span = batch.spans[-1]
+        samples, images_BHWC = span.samples[span.handed_over :], batch.images_BHWC[span.places][span.handed_over :]
+        span.handed_over = len(span.samples)
+        span.decoding.append(self._pool.submit(lambda: list(map(self._decode, samples, images_BHWC))))
 
     def _decode(self, sample: Sample, image_HWC: Batch) -> Decoded:
         if sample.problem:

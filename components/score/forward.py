@@ -1,20 +1,26 @@
 """The teacher on its device: a batch of pixels in, each image's best classes out.
 
 On a GPU one compiled graph in bf16 with an fp32 head, fed from page-locked memory by a stream of its own, its results
-fetched one batch later. On a CPU fp32 throughout, and nothing that could make an image's scores depend on the others.
+fetched one batch later. On a CPU fp32 throughout, every core with a batch of its own, and nothing that could make an
+image's scores depend on the others or on the number of cores.
 """
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 
+from components.shared.cores import computing_threads
 from components.shared.preprocess import Batch
 from components.shared.progress import say
 from components.shared.receipts import Preprocessing
 
 Best = tuple[Tensor, Tensor]  # labels_BP, scores_BP
+CPU_BATCH = 16  # its activations stay near the core
+CPU_BATCH_OF_TINY = 64  # images of up to TINY pixels a side
+TINY = 64
 TRIALS = 4  # batches that each memory format is timed on, after one that does not count
 
 
@@ -95,19 +101,27 @@ def compiled_if_possible(scorer: nn.Module, images_BHWC: Tensor) -> nn.Module:
 
 
 class OnCpu:
-    """Scores a batch at once."""
+    """Scores as many batches at once as there are threads, each on one.
 
-    batch_size = 64
+    Threads that shared a batch would wait for each other after every layer, the longer the more of them also decode.
+    Measured on two idle cores, ResNet-50 at 224: 33 images/s, with both on one batch 18 to 23.
+    """
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int) -> None:
         self._scorer = Scorer(model, preprocessing, kept, bf16=False).eval()
         self._scorer.use(torch.channels_last)
+        self.batch_size = CPU_BATCH if preprocessing.resolution > TINY else CPU_BATCH_OF_TINY
+        self.in_flight = computing_threads() + 1
+        self._pool = ThreadPoolExecutor(computing_threads(), "forward", torch.set_num_threads, (1,))
+
+    def start(self, images_BHWC: Batch) -> Callable[[], Best]:
+        """Put a batch in line; the function that is returned waits for the result. Keep the pixels until then."""
+        return self._pool.submit(self._best, images_BHWC).result
 
     @torch.inference_mode()
-    def start(self, images_BHWC: Batch) -> Callable[[], Best]:
-        """Score a batch; the function that is returned gives the result."""
-        best = self._scorer(torch.from_numpy(images_BHWC))
-        return lambda: best
+    def _best(self, images_BHWC: Batch) -> Best:
+        best: Best = self._scorer(torch.from_numpy(images_BHWC))
+        return best
 
     @staticmethod
     def allocate(shape: tuple[int, ...]) -> Batch:
@@ -119,6 +133,7 @@ class OnGpu:
     """Scores a batch while the next is copied to the device."""
 
     batch_size = 256
+    in_flight = 2
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int, device: torch.device) -> None:
         self._device, self._copies = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from components.score import forward
-from components.score.feed import IN_USE, Feed, Prepared, Span
+from components.score.feed import Feed, Prepared, Span
 from components.score.forward import Best
 from components.score.parts import Part
 from components.shared import models, networks
@@ -36,12 +36,11 @@ class Scan:
     def __init__(
         self, teacher: TrainReceipt, kept: int, columns: Columns, seen: Callable[[Shard, int, int], None]
     ) -> None:
-        models.use_threads()
         self._kept, self._seen = kept, seen
         heads = networks.head_tensors(teacher.architecture, len(teacher.classes), teacher.preprocessing.resolution)
         model = networks.float_head(models.read(teacher.checkpoint)[0], heads)
         self._on = forward.on(models.device(), model, teacher.preprocessing, kept)
-        self._feed = Feed(teacher.preprocessing, columns, self._on.batch_size, self._on.allocate)
+        self._feed = Feed(teacher.preprocessing, columns, self._on.batch_size, self._on.in_flight, self._on.allocate)
 
     def parts(self, shards: Iterable[Shard]) -> Generator[tuple[Shard, Part]]:
         """Score shards, in order. Memory: a shard's rows and keys, about 100 bytes an image at ten classes each.
@@ -69,7 +68,7 @@ class Scan:
                 started = time.monotonic()
                 result = self._on.start(batch.images_BHWC)
                 computing.append((batch, result, time.monotonic() - started))
-                if len(computing) == IN_USE:
+                if len(computing) == self._on.in_flight:
                     yield _waited(*computing.popleft())
             while computing:
                 yield _waited(*computing.popleft())

@@ -6,7 +6,6 @@ ranked, in one file, and a receipt, written last.
 """
 
 import json
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,6 +21,7 @@ from components.score.pace import Pace
 from components.score.parts import Part
 from components.shared import scores, storage
 from components.shared.claims import Claims
+from components.shared.cores import cores
 from components.shared.errors import Refused
 from components.shared.progress import Progress, say
 from components.shared.receipts import Clocks, PlanReceipt, ScoreReceipt, ShardCount, TrainReceipt, UnitReceipt, load
@@ -254,7 +254,7 @@ class _Pod:
 
     def _log(self, part: Part) -> None:
         self._clocks = total(iter([self._clocks, part.count.clocks]))
-        waits = bound(self._clocks, os.cpu_count() or 1)
+        waits = bound(self._clocks, cores())
         failed = sum(part.count.failed.values())
         self._progress.spent(**part.count.clocks.model_dump())
         self._progress.failed(failed)
@@ -262,8 +262,6 @@ class _Pod:
 
     @cached_property
     def _scan(self) -> "Scan":
-        # The model's threads must not spin on the cores that decode while they wait. Read when torch is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from components.score.scan import Scan  # torch takes seconds to import; finished work is found without it
 
         scan = Scan(self._teacher, self._kept, Columns(self._config.image_column, ""), self._seen)

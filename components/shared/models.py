@@ -4,7 +4,6 @@ With networks.py and weights.py the only modules, and the training loop, that kn
 else sees images in and logits out.
 """
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from components.shared import storage
 from components.shared.checkpoints import Description, described
+from components.shared.cores import computing_threads
 from components.shared.errors import Refused
 from components.shared.networks import build
 from components.shared.preprocess import Batch
@@ -30,7 +30,7 @@ def device() -> torch.device:
 
 def use_threads() -> None:
     """Use as many CPU threads as OMP_NUM_THREADS says; torch alone would take all cores for each of two processes."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    torch.set_num_threads(computing_threads())
 
 
 def normalised(images_BHWC: Batch, preprocessing: Preprocessing, to: torch.device) -> Tensor:

@@ -4,11 +4,12 @@ A state dict of ours, of torchvision's and of the authors' released models names
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from components.shared import architectures
 from components.shared.architectures import TIMM, Architecture
@@ -198,12 +199,23 @@ def _unfit(name: str, resolution: int, error: Exception) -> Refused:
     return Refused(f"{name}: cannot see images of {resolution} x {resolution} pixels ({reason}); change resolution")
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves fresh weights as they are: filling them without storage makes torch load its compiler, four seconds."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
 def _shapes(name: str, classes: int, resolution: int) -> dict[str, torch.Size]:
     architecture = architectures.find(name)
     builder = _BUILDERS[architecture.family]
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Unfilled():
                 network = builder(architecture, classes, resolution)
         except NotImplementedError:  # a constructor that looks at values, as RegNet's does
             network = builder(architecture, classes, resolution)

@@ -1,6 +1,5 @@
 """A model's logits on a labeled split: what accuracy is computed from."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from components.shared import models
+from components.shared.cores import cores
 from components.shared.decode import Pixels, Undecodable, decode
 from components.shared.errors import SemiscaleError
 from components.shared.preprocess import Batch, fixed_cut
@@ -43,7 +43,7 @@ class PreparedSplit:
 
     def _decoded(self) -> Iterator[Batch]:
         samples = (sample for shard in self._shards for sample, _ in shard.read(self._columns))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             before: list[Future[Pixels]] = []
             while batch := list(islice(samples, BATCH)):
                 decoding = [pool.submit(self._prepare, sample) for sample in batch]

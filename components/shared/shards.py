@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 LABEL_SUFFIXES = (".cls", ".json", ".txt")  # in this order, where a sample has several
 CONTAINER_SUFFIXES = (".tar", ".parquet")
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")

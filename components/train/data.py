@@ -9,7 +9,6 @@ Every batch, its order and its random cuts are a function of the seed and the st
 middle of an epoch, and that the ranks of a training need not speak of data: each cuts its own part of every batch.
 """
 
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from components.shared.cores import cores
 from components.shared.decode import Pixels, Undecodable, decode
 from components.shared.errors import SemiscaleError
 from components.shared.preprocess import RANDOMS, Batch, padded, random_crop, shifted
@@ -111,7 +111,7 @@ class TrainingData:
 
     def _prepared(self, batch_size: int, steps: int, after: int) -> Iterator[TrainingBatch]:
         mine = self._ranks.share(batch_size)
-        threads = max((os.cpu_count() or 1) // self._ranks.local_count, 1)
+        threads = max(cores() // self._ranks.local_count, 1)
         pictures = self._stream(range(after * batch_size, steps * batch_size), batch_size)
         with ThreadPoolExecutor(threads) as pool:
             for step in range(after, steps):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from components.shared.cores import cores
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.stopping import Stopped
 from components.train.config import TrainConfig
@@ -125,7 +126,7 @@ def start(config: TrainConfig, count: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // count, 1)))
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

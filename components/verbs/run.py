@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from kfp import components, local
 
 from components.shared import lifeline, runfile, storage, tasks
+from components.shared.cores import cores
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.runfile import RunFile
 from components.verbs.compile import COMPILED
@@ -65,7 +66,7 @@ def log_path(settings: RunFile) -> Path:
 
 def execute(settings: RunFile, log: Path, docker: bool = False) -> None:
     """Run the compiled pipeline. Raises Refused or SemiscaleError with the line the failed stage left."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // PROCESSES, 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // PROCESSES, 1)))
     # The artifacts are small receipts, which lie in the workdir as well: nothing is lost with this folder.
     with tempfile.TemporaryDirectory(prefix="semiscale-") as root, quietly(log) as screen:
         # GPUs and display names are for the cluster; kfp.local warns of each that it has none.
