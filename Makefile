@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --no-annotate
 
-.PHONY: help setup images demo demo-seeds bench-merge bench-train bench-score bench-pack bench-reselect test test-slow check format lint types imports lock clean
+.PHONY: help setup images demo demo-seeds study bench-merge bench-train bench-score bench-pack bench-reselect test test-slow check format lint types imports lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ demo: setup ## the whole pipeline on real images, on this machine
 
 demo-seeds: setup ## the demo over five fresh seeds, with their controls (a quarter of an hour)
 	@$(BIN)/python -m benchmarks.demo_seeds
+
+study: setup ## the pipeline over SEEDS=3 on the images in DATA=folder, with their controls (half an hour of a core)
+	@$(BIN)/python -m benchmarks.study $(or $(DATA),$(error study: set DATA= to a folder of images; see benchmarks/study.py)) $(if $(SEEDS),--seeds $(SEEDS))
 
 bench-merge: setup ## the merge against DuckDB and Polars; ROWS=1000000000 or FULL=1 for the paper's billion images
 	@$(BIN)/python -m benchmarks.merge $(if $(ROWS),--rows $(ROWS)) $(if $(K),--images-per-class $(K)) $(if $(FULL),--full)

@@ -4,71 +4,27 @@
 
 Every seed draws its own labeled, validation and unlabeled sets and its own initial weights; the test images are always
 the same, and in none of the other sets. No seed here chose a setting: those were chosen on the validation sets of seeds
-from 100 on. Each seed runs the demo's pipeline, and then the control: a student trained in the same way on as many pool
-images, picked at random, with the teacher's first choice as the label.
+from 100 on.
 """
 
-import contextlib
-import os
-import statistics
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from components.evaluate.evaluate import EvaluateConfig, evaluate
-from components.merge.merge import MergeConfig, merge
-from components.pack.pack import PackConfig, pack
+from benchmarks.gains import compare
 from components.shared import runfile
-from components.shared.receipts import Receipt, SelectionReceipt, load
 from components.shared.runfile import RunFile
-from components.train.train import TrainConfig, train
 from components.verbs.demo import IMAGES, RUN_FILE, write_images
-from components.verbs.run import execute, located, log_path, results
+from components.verbs.run import located
 
 FOLDER = Path("runs/seeds")
 SEEDS = (1, 2, 3, 4, 5)
-GAINS = {
-    "student - baseline": ("student", "baseline"),
-    "student - before fine-tuning": ("student", "pretrained"),
-    "student - control": ("student", "control"),
-    "control - baseline": ("control", "baseline"),
-}
 
 
 def main() -> None:
-    """Run all seeds, two at a time, and print every accuracy, then means and standard errors in points."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(2) as pool:
-        found = list(pool.map(one_seed, SEEDS))
-    models = list(found[0])
-    print(f"{'seed':<6}" + "".join(f"{model:>12}" for model in models))
-    for seed, row in zip(SEEDS, found, strict=True):
-        print(f"{seed:<6}" + "".join(f"{row[model]:12.2%}" for model in models))
-    means = [statistics.mean(row[model] for row in found) for model in models]
-    print(f"{'mean':<6}" + "".join(f"{mean:12.2%}" for mean in means) + "\n")
-    for title, (one, other) in GAINS.items():
-        print(f"{title:32} {summary([100 * (row[one] - row[other]) for row in found])}")
-
-
-def summary(points: list[float]) -> str:
-    """Return mean, standard error over the seeds, and range."""
-    error = statistics.stdev(points) / len(points) ** 0.5
-    return f"{statistics.mean(points):+6.2f} ± {error:.2f} points ({min(points):+.2f} to {max(points):+.2f})"
-
-
-def one_seed(seed: int) -> dict[str, float]:
-    """Run one seed's pipeline and control; returns test top-1 of each model."""
-    settings = settings_of(seed)
-    log = log_path(settings)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.with_name("stages.log").open("w") as file, contextlib.redirect_stdout(file):
-        execute(settings, log)
-        control = Control(settings).top1()
-    numbers = results(settings)
-    models = ("teacher", "baseline", "pretrained", "student")
-    return {**{model: numbers[model]["top1"] for model in models}, "control": control}
+    """Run all seeds, two at a time."""
+    compare(settings_of, SEEDS, at_a_time=2)
 
 
 def settings_of(seed: int) -> RunFile:
@@ -79,69 +35,6 @@ def settings_of(seed: int) -> RunFile:
     text = RUN_FILE.read_text().replace(str(IMAGES), str(images))
     content: dict[str, Any] = {**yaml.safe_load(text), "name": f"seed-{seed}", "seed": seed, "workdir": str(FOLDER)}
     return located(runfile.check(content, where=f"seed {seed}"))
-
-
-class Control:
-    """The control of one finished run: its receipts, and the stages from merge on with another selection."""
-
-    def __init__(self, settings: RunFile) -> None:
-        self._settings = settings
-        self._receipts = Path(settings.workdir) / settings.name / "receipts"
-
-    def top1(self) -> float:
-        """Select at random, pack, pre-train, fine-tune and measure, as the run did with its own selection."""
-        settings, workdir, plan = self._settings, self._settings.workdir, self._uri("plan")
-        ranked = load(self._uri("selection"), SelectionReceipt)
-        selection = merge(
-            MergeConfig(
-                workdir=workdir,
-                plan=plan,
-                scores=self._uris("scores"),
-                images_per_class=settings.images_per_class,
-                classes_per_image=settings.classes_per_image,
-                max_failed_fraction=settings.max_failed_fraction,
-                random_images=ranked.images,
-                seed=settings.seed,
-            )
-        )
-        packed = pack(PackConfig(workdir=workdir, plan=plan, selection=at(selection), seed=settings.seed))
-        pretrained = self._train(
-            recipe="pretrain",
-            packed=at(packed),
-            images_processed=settings.pretrain_images_processed,
-            learning_rate=settings.pretrain_learning_rate,
-        )
-        students = [
-            self._train(recipe="finetune", start=pretrained, epochs=settings.finetune_epochs, learning_rate=rate)
-            for rate in settings.finetune_learning_rates
-        ]
-        evaluation = evaluate(
-            EvaluateConfig(
-                workdir=workdir,
-                plan=plan,
-                teacher=self._uri("teacher"),
-                baselines=self._uris("baselines"),
-                pretrained=pretrained,
-                students=students,
-            )
-        )
-        return evaluation.models["student"].top1
-
-    def _train(self, **changes: Any) -> str:
-        shared = self._settings.model_dump(include=set(TrainConfig.model_fields))
-        fixed = {"architecture": self._settings.student_architecture, "plan": self._uri("plan")}
-        return at(train(TrainConfig.model_validate({**shared, **fixed, **changes})))
-
-    def _uri(self, name: str) -> str:
-        return str(self._receipts / f"{name}.json")
-
-    def _uris(self, name: str) -> list[str]:
-        return sorted(map(str, self._receipts.glob(f"{name}-*.json")))
-
-
-def at(receipt: Receipt) -> str:
-    """Return where a stage keeps its receipt."""
-    return f"{receipt.folder}/receipt.json"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""What a run gains over fresh seeds, and whether the selection deserves the credit.
+
+Each seed runs the pipeline, and then the control: a student trained in the same way on as many pool images, picked at
+random, with the teacher's first choice as the label.
+"""
+
+import contextlib
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from components.evaluate.evaluate import EvaluateConfig, evaluate
+from components.merge.merge import MergeConfig, merge
+from components.pack.pack import PackConfig, pack
+from components.shared.receipts import Receipt, SelectionReceipt, load
+from components.shared.runfile import RunFile
+from components.train.train import TrainConfig, train
+from components.verbs.run import execute, log_path, results
+
+GAINS = {
+    "student - baseline": ("student", "baseline"),
+    "student - before fine-tuning": ("student", "pretrained"),
+    "student - control": ("student", "control"),
+    "control - baseline": ("control", "baseline"),
+}
+
+
+def compare(settings_of: Callable[[int], RunFile], seeds: Sequence[int], at_a_time: int) -> None:
+    """Run all seeds and print every test top-1, then means, and gains with their standard errors in points.
+
+    Finished work is found, not repeated: more seeds may be added to a study.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(at_a_time) as pool:
+        found = list(pool.map(partial(one_seed, settings_of), seeds))
+    models = list(found[0])
+    print(f"{'seed':<6}" + "".join(f"{model:>12}" for model in models))
+    for seed, row in zip(seeds, found, strict=True):
+        print(f"{seed:<6}" + "".join(f"{row[model]:12.2%}" for model in models))
+    means = [statistics.mean(row[model] for row in found) for model in models]
+    print(f"{'mean':<6}" + "".join(f"{mean:12.2%}" for mean in means) + "\n")
+    for title, (one, other) in GAINS.items():
+        print(f"{title:32} {summary([100 * (row[one] - row[other]) for row in found])}")
+
+
+def summary(points: list[float]) -> str:
+    """Return mean, standard error over the seeds, and range."""
+    error = statistics.stdev(points) / len(points) ** 0.5
+    return f"{statistics.mean(points):+6.2f} ± {error:.2f} points ({min(points):+.2f} to {max(points):+.2f})"
+
+
+def one_seed(settings_of: Callable[[int], RunFile], seed: int) -> dict[str, float]:
+    """Run one seed's pipeline and control; returns test top-1 of each model."""
+    settings = settings_of(seed)
+    log = log_path(settings)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.with_name("stages.log").open("w") as file, contextlib.redirect_stdout(file):
+        execute(settings, log)
+        control = Control(settings).top1()
+    numbers = results(settings)
+    models = ("teacher", "baseline", "pretrained", "student")
+    return {**{model: numbers[model]["top1"] for model in models}, "control": control}
+
+
+class Control:
+    """The control of one finished run: its receipts, and the stages from merge on with another selection."""
+
+    def __init__(self, settings: RunFile) -> None:
+        self._settings = settings
+        self._receipts = Path(settings.workdir) / settings.name / "receipts"
+
+    def top1(self) -> float:
+        """Select at random, pack, pre-train, fine-tune and measure, as the run did with its own selection."""
+        settings, workdir, plan = self._settings, self._settings.workdir, self._uri("plan")
+        ranked = load(self._uri("selection"), SelectionReceipt)
+        selection = merge(
+            MergeConfig(
+                workdir=workdir,
+                plan=plan,
+                scores=self._uris("scores"),
+                images_per_class=settings.images_per_class,
+                classes_per_image=settings.classes_per_image,
+                max_failed_fraction=settings.max_failed_fraction,
+                random_images=ranked.images,
+                seed=settings.seed,
+            )
+        )
+        packed = pack(PackConfig(workdir=workdir, plan=plan, selection=at(selection), seed=settings.seed))
+        pretrained = self._train(
+            recipe="pretrain",
+            packed=at(packed),
+            images_processed=settings.pretrain_images_processed,
+            learning_rate=settings.pretrain_learning_rate,
+        )
+        students = [
+            self._train(recipe="finetune", start=pretrained, epochs=settings.finetune_epochs, learning_rate=rate)
+            for rate in settings.finetune_learning_rates
+        ]
+        evaluation = evaluate(
+            EvaluateConfig(
+                workdir=workdir,
+                plan=plan,
+                teacher=self._uri("teacher"),
+                baselines=self._uris("baselines"),
+                pretrained=pretrained,
+                students=students,
+            )
+        )
+        return evaluation.models["student"].top1
+
+    def _train(self, **changes: Any) -> str:
+        shared = self._settings.model_dump(include=set(TrainConfig.model_fields))
+        fixed = {"architecture": self._settings.student_architecture, "plan": self._uri("plan")}
+        return at(train(TrainConfig.model_validate({**shared, **fixed, **changes})))
+
+    def _uri(self, name: str) -> str:
+        return str(self._receipts / f"{name}.json")
+
+    def _uris(self, name: str) -> list[str]:
+        return sorted(map(str, self._receipts.glob(f"{name}-*.json")))
+
+
+def at(receipt: Receipt) -> str:
+    """Return where a stage keeps its receipt."""
+    return f"{receipt.folder}/receipt.json"

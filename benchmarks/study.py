@@ -1,0 +1,89 @@
+"""Ten kinds of small photographs over fresh seeds: does a pool with distractors teach what few labels do not?
+
+    make study DATA=folder
+
+The folder holds `labeled-*.tar` and `test-*.tar` (WebDataset, .cls), `unlabeled-*.tar`, `validation.parquet` (image
+bytes and class names) and `classes.txt`. Every seed draws its own labeled images, so many a class, and its own initial
+weights; pool, validation and test images are the same for all. The test images are used for the table alone: learning
+rates are chosen on validation, in each run, and the rest on the validation images, with seed 100.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.gains import compare
+from components.shared import runfile
+from components.shared import shards as sharding
+from components.shared.runfile import RunFile
+from components.shared.shards import Columns
+from components.verbs.run import located
+
+FOLDER = Path("runs/study")
+SETTINGS = {
+    "images_per_class": 1500,
+    "classes_per_image": 1,
+    "pods": 1,
+    "teacher_architecture": "resnet8x2_small",
+    "student_architecture": "resnet8_small",
+    "resolution": 16,
+    "augmentation": "shift-flip",
+    "batch_size": 64,
+    "device_batch_size": 64,
+    "weight_decay": 0.001,
+    "teacher_images_processed": 100_000,
+    "pretrain_images_processed": 150_000,
+    "finetune_epochs": 10,
+    "teacher_learning_rate": 0.8,
+    "pretrain_learning_rate": 0.4,
+    "baseline_learning_rates": [0.2, 0.4, 0.8],
+    "finetune_learning_rates": [0.002, 0.02],
+}
+
+
+def main() -> None:
+    """Run the seeds, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of the images")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 1 on")
+    parser.add_argument("--labels", type=int, default=100, help="labeled images a class")
+    given = parser.parse_args()
+    compare(partial(settings_of, given.data, given.labels), range(1, given.seeds + 1), at_a_time=1)
+
+
+def settings_of(data: Path, labels: int, seed: int) -> RunFile:
+    """Return the run file of one seed, its labeled images drawn."""
+    labeled = FOLDER / f"labeled-{labels}-{seed}"
+    if not labeled.exists():
+        draw(data, labels, labeled, seed)
+    content = {
+        **SETTINGS,
+        "name": f"labels-{labels}-seed-{seed}",
+        "seed": seed,
+        "workdir": str(FOLDER),
+        "labeled": str(labeled),
+        "unlabeled": [str(path) for path in sorted(data.glob("unlabeled-*.tar"))],
+        "validation": str(data / "validation.parquet"),
+        "test": [str(path) for path in sorted(data.glob("test-*.tar"))],
+        "classes": str(data / "classes.txt"),
+    }
+    return located(runfile.check(content, where=f"seed {seed}"))
+
+
+def draw(data: Path, labels: int, folder: Path, seed: int) -> None:
+    """Write so many labeled images a class into class folders."""
+    classes = (data / "classes.txt").read_text().split()
+    shards = sharding.find([str(path.resolve()) for path in sorted(data.glob("labeled-*.tar"))])
+    samples = [sample for shard in shards for sample in sharding.read(shard, Columns("image", "label"))]
+    rng = np.random.default_rng([seed, 4])
+    for number, name in enumerate(classes):
+        own = [sample for sample in samples if sample.label == str(number)]
+        (folder / name).mkdir(parents=True)
+        for place in rng.permutation(len(own))[:labels]:
+            (folder / name / f"{place:05}.jpg").write_bytes(own[place].image)
+
+
+if __name__ == "__main__":
+    main()
