@@ -97,7 +97,7 @@ def semiscale(
         pretrain_learning_rate: For 256 images (section 4.1).
         baseline_learning_rates: For 256 images; chosen on validation, as the student's are.
         finetune_learning_rates: For 256 images; chosen on validation. The paper's is the first (section 4.1).
-        baseline_recipe: baseline: as the teacher's; modern: cosine, label smoothing, mixup, CutMix, averaged weights.
+        baseline_recipe: baseline: as the teacher's; modern: torchvision's newest, with mixup and TrivialAugment.
         weight_decay: In every training (section 4.1).
         resolution: Height and width the models see, in pixels.
         augmentation: crop-flip: random resized crop and mirror; shift-flip, shift: random shift, for tiny images.

@@ -65,21 +65,34 @@ def random_crop(image: Pixels, preprocessing: Preprocessing, randoms_R: NDArray[
 
     The augmentation of Szegedy et al. 2015 (arXiv:1409.4842, section 6), with torchvision's ten tries and its fallback.
     """
-    left, top, width, height = _random_box(image.shape[1], image.shape[0], randoms_R)
+    box = random_box(image.shape[1], image.shape[0], randoms_R, areas=(0.08, 1.0), shapes=(3 / 4, 4 / 3))
+    left, top, width, height = box or _middle(image.shape[1], image.shape[0])
     cut = _resize(image[top : top + height, left : left + width], preprocessing.resolution, preprocessing.resolution)
     return cut[:, ::-1] if randoms_R[2 * _TRIES + 2] < 0.5 else cut
 
 
-def _random_box(width: int, height: int, randoms_R: NDArray[np.float64]) -> tuple[int, int, int, int]:
-    low, high = math.log(3 / 4), math.log(4 / 3)
+def random_box(
+    width: int, height: int, randoms_R: NDArray[np.float64], areas: tuple[float, float], shapes: tuple[float, float]
+) -> tuple[int, int, int, int] | None:
+    """Draw a box of a random share of the area and of a random shape, width / height, that lies in the image.
+
+    Returns left, top, width, height in pixels, or None where ten tries found none. Takes 22 uniform numbers: two of
+    each try, and the place.
+    """
+    low, high = (math.log(shape) for shape in shapes)
     for attempt in range(_TRIES):
-        area = width * height * (0.08 + 0.92 * randoms_R[2 * attempt])
+        area = width * height * (areas[0] + (areas[1] - areas[0]) * randoms_R[2 * attempt])
         shape = math.exp(low + (high - low) * randoms_R[2 * attempt + 1])
         w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < w <= width and 0 < h <= height:
             left = int(randoms_R[2 * _TRIES] * (width - w + 1))
             top = int(randoms_R[2 * _TRIES + 1] * (height - h + 1))
             return left, top, w, h
+    return None
+
+
+def _middle(width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the largest box in the middle whose shape is 3/4 to 4/3."""
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     return (width - w) // 2, (height - h) // 2, w, h
 

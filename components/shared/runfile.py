@@ -94,7 +94,7 @@ class Parameters(BaseModel):
     )
     baseline_recipe: BaselineRecipe = Field(
         default="baseline",
-        description="baseline: as the teacher's; modern: cosine, label smoothing, mixup, CutMix, averaged weights.",
+        description="baseline: as the teacher's; modern: torchvision's newest, with mixup and TrivialAugment.",
     )
     weight_decay: float = Field(default=0.0001, ge=0, description="In every training (section 4.1).")
     resolution: int = Field(default=224, ge=8, le=2048, description="Height and width the models see, in pixels.")

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
 from queue import Queue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from components.shared.receipts import Preprocessing
 from components.shared.shards import FILES_PER_SHARD, Columns, Sample, Shard
 from components.shared.splits import LabeledShard
 from components.train.ranks import Ranks
+
+if TYPE_CHECKING:  # it imports torchvision, eight CPU-seconds: for those who use it
+    from components.train.augment import Augment
 
 WINDOW_BYTES = 1 << 30  # of encoded images that are shuffled together; this window and the next are in memory
 READERS = 8  # shards read at a time: hides an object store's latency
@@ -68,8 +71,15 @@ class TrainingData:
     """
 
     def __init__(
-        self, shards: list[LabeledShard], columns: Columns, preprocessing: Preprocessing, seed: int, ranks: Ranks
+        self,
+        shards: list[LabeledShard],
+        columns: Columns,
+        preprocessing: Preprocessing,
+        seed: int,
+        ranks: Ranks,
+        augment: "Augment | None" = None,
     ) -> None:
+        self._augment = augment
         self._columns, self._preprocessing, self._seed, self._ranks = columns, preprocessing, seed, ranks
         fits = sum(shard.shard.size_bytes for shard in shards) <= WINDOW_BYTES
         self._shards = shards if fits else dealt(shards, seed)
@@ -116,9 +126,12 @@ class TrainingData:
         with ThreadPoolExecutor(threads) as pool:
             for step in range(after, steps):
                 chosen = [picture for picture in list(islice(pictures, batch_size))[mine] if picture]
-                randoms_BR = np.random.default_rng([self._seed, 1, step]).random((batch_size, RANDOMS))[mine]
+                cut_BR = np.random.default_rng([self._seed, 1, step]).random((batch_size, RANDOMS))[mine]
+                more = self._augment.randoms if self._augment else 0
+                more_BR = np.random.default_rng([self._seed, 4, step]).random((batch_size, more))[mine]
                 # A tiny image is cut in a microsecond; a photograph takes milliseconds of decoding, worth a thread.
-                cuts = map(self._cut, chosen, randoms_BR) if self._tiny else pool.map(self._cut, chosen, randoms_BR)
+                each = map if self._tiny else pool.map
+                cuts = each(self._prepare, chosen, cut_BR, more_BR)
                 labels_B = np.array([picture.label for picture in chosen], np.int64)
                 yield TrainingBatch(np.stack(list(cuts)), labels_B, [picture.key for picture in chosen])
 
@@ -192,6 +205,10 @@ class TrainingData:
         if not self._tiny:
             return Picture(sample.key, sample.image, label)
         return Picture(sample.key, padded(self._decoded(sample.key, sample.image), self._preprocessing), label)
+
+    def _prepare(self, picture: Picture, cut_R: NDArray[np.float64], more_R: NDArray[np.float64]) -> Pixels:
+        cut = self._cut(picture, cut_R)
+        return self._augment(cut, more_R) if self._augment else cut
 
     def _cut(self, picture: Picture, randoms_R: NDArray[np.float64]) -> Pixels:
         if isinstance(picture.image, bytes):

@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,13 @@ from components.train.config import TrainConfig
 from components.train.data import TrainingData
 from components.train.feed import DeviceBatch, Normalise, on_device
 from components.train.ranks import Ranks
-from components.train.recipes import RECIPES, learning_rate
+from components.train.recipes import RECIPES, Recipe, learning_rate
 from components.train.speed import Manner
 from components.train.start import starting_model
 from components.train.watch import Watch
+
+if TYPE_CHECKING:
+    from components.train.augment import Augment
 
 MOMENTUM = 0.9  # He et al. 2016; the paper says synchronous SGD
 CURVE_POINTS = 100
@@ -57,7 +60,8 @@ def _trained(config: TrainConfig, folder: str, ranks: Ranks, stopping: Stopping)
     plan = load(config.plan, PlanReceipt)
     preprocessing = Preprocessing(resolution=config.resolution, augmentation=config.augmentation)
     columns = Columns(config.image_column, config.label_column)
-    data = TrainingData(_shards(config, plan), columns, preprocessing, config.seed, ranks)
+    augment = _augment(RECIPES[config.recipe], preprocessing)
+    data = TrainingData(_shards(config, plan), columns, preprocessing, config.seed, ranks, augment)
     validation = PreparedSplit(plan.validation, columns, preprocessing) if ranks.first else None
     total = config.images_processed + config.epochs * plan.train.samples
     model, source = starting_model(config, plan)
@@ -85,6 +89,14 @@ def _trained(config: TrainConfig, folder: str, ranks: Ranks, stopping: Stopping)
         "curve": training.curve,
         "images_per_s": total / training.seconds,
     }
+
+
+def _augment(recipe: Recipe, preprocessing: Preprocessing) -> "Augment | None":
+    if not recipe.trivial_augment:
+        return None
+    from components.train.augment import Augment  # it imports torchvision, eight CPU-seconds: for those who use it
+
+    return Augment(preprocessing, recipe.erasing)
 
 
 def _shards(config: TrainConfig, plan: PlanReceipt) -> list[LabeledShard]:
