@@ -1,5 +1,6 @@
 """Training data in a fixed order, and what a training leaves behind."""
 
+import io
 import json
 import re
 from collections import Counter
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from components.shared import shards as sharding
+from components.shared.decode import decode
 from components.shared.errors import Refused, SemiscaleError
-from components.shared.preprocess import fixed_cut, random_crop
+from components.shared.preprocess import fixed_cut, random_crop, reduction
 from components.shared.receipts import Preprocessing
 from components.shared.shards import Columns
 from components.shared.splits import LabeledShard
@@ -115,6 +118,28 @@ def test_a_photograph_is_cut_to_size() -> None:
     for seed in range(20):
         cut = random_crop(image, settings, np.random.default_rng(seed).random(23))
         assert cut.shape == (64, 64, 3)
+
+
+def test_a_large_photograph_is_decoded_at_the_size_that_is_needed() -> None:
+    """A smooth picture: reduced while it is decoded or afterwards, the same cut to within a few levels."""
+    y, x = np.mgrid[:900, :1203] / 1203
+    image = (255 * np.stack([x, y, (np.sin(9 * x) + 1) / 2], axis=2)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=95)
+    data = file.getvalue()
+    settings = Preprocessing(resolution=64, augmentation="crop-flip")
+    reductions = set()
+    for seed in range(40):
+        randoms_R = np.random.default_rng(seed).random(23)
+        by = reduction(900, 1203, settings, randoms_R)
+        reductions.add(by)
+        reduced = decode(data, lambda height, width, by=by: by)  # type: ignore[misc]
+        assert reduced.shape == (-(-900 // by), -(-1203 // by), 3)
+        cut, whole = (random_crop(pixels, settings, randoms_R, (900, 1203)) for pixels in (reduced, decode(data)))
+        assert np.abs(cut.astype(int) - whole).mean() < 2.5  # a quarter of a pixel of the reduced image
+    assert {4, 8} <= reductions <= {2, 4, 8}
+    whole_R = np.array([1.0, 0.5] * 11 + [0.0])  # all of the area, a square
+    assert [reduction(side, side, settings, whole_R) for side in (40, 127, 128, 255, 256, 5000)] == [1, 1, 2, 2, 4, 8]
 
 
 def test_a_tiny_image_of_the_right_size_is_left_alone() -> None:

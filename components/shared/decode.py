@@ -8,6 +8,7 @@ rotation, CMYK, damage, leaves it to Pillow, so that there is one behaviour.
 import io
 import re
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
@@ -50,17 +51,20 @@ class Undecodable(Exception):
     """The bytes are not an image that can be shown. The message is the reason, the same for equal causes."""
 
 
-def decode(data: bytes) -> Pixels:
+def decode(data: bytes, reduction: Callable[[int, int], int] = lambda height, width: 1) -> Pixels:
     """Decode JPEG, PNG, WebP, GIF or BMP to RGB pixels, uint8, height x width x 3.
 
     Grayscale, palette and CMYK are converted, without colour profiles; of 16 bits the upper 8 are taken; transparency
     is shown on white; the EXIF rotation is applied; of an animation the first frame is taken. Raises Undecodable.
+
+    `reduction` is asked, with height and width, by how much a plain JPEG may be reduced: 1, 2, 4 or 8. Such a one has
+    the height and width divided by it, rounded up, at half of the cost or less; other files keep their size.
     """
-    pixels = _plain_jpeg(data)
+    pixels = _plain_jpeg(data, reduction)
     return np.array(_rgb(_turned(_load(data)))) if pixels is None else pixels
 
 
-def _plain_jpeg(data: bytes) -> Pixels | None:
+def _plain_jpeg(data: bytes, reduction: Callable[[int, int], int]) -> Pixels | None:
     """Decode a JPEG that has nothing odd about it; None for any other file.
 
     `strict`: what libjpeg would only warn of, a file that is cut off before all, is an error here.
@@ -71,7 +75,10 @@ def _plain_jpeg(data: bytes) -> Pixels | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
         if colours not in _PLAIN or height * width > MAX_PIXELS:
             return None
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        by = reduction(height, width)
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data, "RGB", strict=True, min_height=-(-height // by), min_width=-(-width // by), min_factor=by
+        )
     except ValueError:
         return None
     return pixels

@@ -60,15 +60,38 @@ def shifted(image: Pixels, preprocessing: Preprocessing, randoms_R: NDArray[np.f
     return cut[:, ::-1] if mirror else cut
 
 
-def random_crop(image: Pixels, preprocessing: Preprocessing, randoms_R: NDArray[np.float64]) -> Pixels:
+def random_crop(
+    image: Pixels,
+    preprocessing: Preprocessing,
+    randoms_R: NDArray[np.float64],
+    full_size: tuple[int, int] | None = None,
+) -> Pixels:
     """Cut a random 8 to 100 % of the area at a shape of 3/4 to 4/3, resize it, and mirror every other one.
 
     The augmentation of Szegedy et al. 2015 (arXiv:1409.4842, section 6), with torchvision's ten tries and its fallback.
+    Of an image that was reduced while it was decoded, `full_size` is its height and width before: the box is drawn on
+    those, so that it is the same part of the picture.
     """
-    box = random_box(image.shape[1], image.shape[0], randoms_R, areas=(0.08, 1.0), shapes=(3 / 4, 4 / 3))
-    left, top, width, height = box or _middle(image.shape[1], image.shape[0])
-    cut = _resize(image[top : top + height, left : left + width], preprocessing.resolution, preprocessing.resolution)
+    height, width = full_size or image.shape[:2]
+    left, top, w, h = _crop_box(width, height, randoms_R)
+    rows, columns = image.shape[0] / height, image.shape[1] / width
+    box = image[round(top * rows) : round((top + h) * rows), round(left * columns) : round((left + w) * columns)]
+    cut = _resize(box, preprocessing.resolution, preprocessing.resolution)
     return cut[:, ::-1] if randoms_R[2 * _TRIES + 2] < 0.5 else cut
+
+
+def reduction(height: int, width: int, preprocessing: Preprocessing, randoms_R: NDArray[np.float64]) -> int:
+    """Return by how much an image may be reduced before `random_crop` cuts it with the same numbers: 1, 2, 4 or 8.
+
+    The box still has the pixels that the model sees.
+    """
+    _, _, w, h = _crop_box(width, height, randoms_R)
+    return next((by for by in (8, 4, 2) if by * preprocessing.resolution <= min(w, h)), 1)
+
+
+def _crop_box(width: int, height: int, randoms_R: NDArray[np.float64]) -> tuple[int, int, int, int]:
+    box = random_box(width, height, randoms_R, areas=(0.08, 1.0), shapes=(3 / 4, 4 / 3))
+    return box or _middle(width, height)
 
 
 def random_box(

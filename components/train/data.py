@@ -10,7 +10,7 @@ middle of an epoch, and that the ranks of a training need not speak of data: eac
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from components.shared.cores import cores
 from components.shared.decode import Pixels, Undecodable, decode
 from components.shared.errors import SemiscaleError
-from components.shared.preprocess import RANDOMS, Batch, padded, random_crop, shifted
+from components.shared.preprocess import RANDOMS, Batch, padded, random_crop, reduction, shifted
 from components.shared.receipts import Preprocessing
 from components.shared.shards import FILES_PER_SHARD, Columns, Sample, Shard
 from components.shared.splits import LabeledShard
@@ -212,13 +212,21 @@ class TrainingData:
 
     def _cut(self, picture: Picture, randoms_R: NDArray[np.float64]) -> Pixels:
         if isinstance(picture.image, bytes):
-            return random_crop(self._decoded(picture.key, picture.image), self._preprocessing, randoms_R)
+            full_size: tuple[int, int] | None = None
+
+            def may_be_reduced(height: int, width: int) -> int:
+                nonlocal full_size
+                full_size = (height, width)
+                return reduction(height, width, self._preprocessing, randoms_R)
+
+            image = self._decoded(picture.key, picture.image, may_be_reduced)
+            return random_crop(image, self._preprocessing, randoms_R, full_size)
         return shifted(picture.image, self._preprocessing, randoms_R)
 
     @staticmethod
-    def _decoded(key: str, image: bytes) -> Pixels:
+    def _decoded(key: str, image: bytes, may: Callable[[int, int], int] = lambda height, width: 1) -> Pixels:
         try:
-            return decode(image)
+            return decode(image, may)
         except Undecodable as error:
             raise SemiscaleError(f"{key}: {error}; it was readable when the run was planned, was it changed?") from None
 
