@@ -11,10 +11,12 @@ from contextvars import ContextVar
 from kfp import dsl, kubernetes
 
 from components import images
-from components.shared.hardware import LAUNCH, STORE_KEYS, CpuMachine, Hardware, Launch, Machine, queue_labels
+from components.shared.hardware import HOUR_S, LAUNCH, STORE_KEYS, CpuMachine, Hardware, Launch, Machine, queue_labels
 
 PART_OF = {"app.kubernetes.io/part-of": "semiscale"}  # what manifests/base selects our pods by
 USER = 1000  # of the images
+RETRY_AFTER = "120s"  # between two tries
+QUEUE_S = 24 * HOUR_S  # what a try may wait for a node, a quota or an image
 METRICS_PORT = "9090"
 SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/port": METRICS_PORT}  # what most Prometheus set-ups look for
 _HARDWARE = ContextVar("hardware", default=Hardware())  # noqa: B039 - frozen
@@ -58,7 +60,10 @@ def _placed(task: dsl.PipelineTask, machine: Machine) -> dsl.PipelineTask:
     if machine.gpus:
         task.set_accelerator_type(machine.gpu).set_accelerator_limit(machine.gpus)
     if machine.retries:
-        task.set_retry(machine.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+        # Argo counts the longest duration from the start of the first try: what fails later is not tried again, and a
+        # later try is ended there (argo-workflows issue 13044). So it has room for every try at its full length.
+        window_s = (machine.retries + 1) * (machine.timeout_s + QUEUE_S)
+        task.set_retry(machine.retries, RETRY_AFTER, backoff_factor=1.0, backoff_max_duration=f"{window_s}s")
     # The stages find finished work by themselves; Kubeflow's cache does not see that a bucket grew.
     task.set_caching_options(enable_caching=False)
     return _on_kubernetes(task, machine)

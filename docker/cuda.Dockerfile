@@ -1,5 +1,5 @@
-# The image of the components that run models, with CUDA torch: train, score and evaluate. From the root of the
-# repository:
+# The image of the components that run models, with CUDA torch: train, score, evaluate and promote. From the root of
+# the repository:
 #
 #   docker build -f docker/cuda.Dockerfile -t semiscale/python-cuda:0.1.0 .
 #
@@ -45,14 +45,14 @@ RUN chmod -R a+rX . && python3 -m compileall -q .
 USER 1000:1000
 # Fails the build, not a run, where something is missing.
 RUN python3 -c "import kfp.dsl.executor_main, pipeline" \
- && python3 -c "import components.train.train, components.score.score, components.evaluate.evaluate"
+ && python3 -c "import components.train.train, components.score.score, components.evaluate.evaluate, components.promote.promote"
 # Kubernetes asks its own probes; plain Docker asks this.
-HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import components.train.train, components.score.score, components.evaluate.evaluate"]
+HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import components.train.train, components.score.score, components.evaluate.evaluate, components.promote.promote"]
 # Last, because they change most: every layer above is shared by the images of other revisions.
 ARG BASE
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="semiscale/python-cuda" \
-      org.opencontainers.image.description="Semiscale's components that run models: train, score, evaluate" \
+      org.opencontainers.image.description="Semiscale's components that run models: train, score, evaluate, promote" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="${BASE}"

@@ -105,6 +105,8 @@ def test_every_part_of_the_hardware_arrives_at_the_pods(tmp_path: Path) -> None:
     assert on_kubernetes(documents, "score") == on_kubernetes(documents, "evaluate") == expected
     (score,) = documents[0]["components"]["comp-for-loop-1"]["dag"]["tasks"].values()
     assert score["retryPolicy"]["maxRetryCount"] == 7
+    window_s = int(score["retryPolicy"]["backoffMaxDuration"].removesuffix("s"))
+    assert window_s > 8 * 7200, "Argo counts it from the start of the first try"
     assert score["taskInfo"]["name"] == "2 Score U"
 
 
