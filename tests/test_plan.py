@@ -207,3 +207,13 @@ def test_a_name_stands_for_one_run_file(tmp_path: Path) -> None:
         Refused, match=r"^name: the workdir has a run 'trial' of a different run file \(seed: 0, now 5\)"
     ):
         planned({**content, "seed": 5})
+
+
+def test_what_changes_no_result_may_change_under_the_same_name(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path)
+    before = planned(content)
+    path = Path(str(content["workdir"])) / "trial" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pods": content["pods"]}))  # as an earlier version did
+    changes = {"pods": 3, "retrain_above": 0.5, "promotion": "never", "champion": "ours", "budget_hours": 2.0}
+    after = planned({**content, **changes})
+    assert (after.digest, after.pool_digest, after.pods) == (before.digest, before.pool_digest, 3)

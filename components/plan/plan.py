@@ -18,7 +18,8 @@ from components.shared.shards import Columns, Unit
 from components.shared.stage import StageConfig, digest, once
 
 MAX_FAILURES_LISTED = 100  # in the receipt, which must stay small
-MAY_CHANGE = {"workdir", "budget_hours"}  # between two tries of one run
+# Between two tries of one run: what is no part of any finished stage's bytes.
+MAY_CHANGE = {"workdir", "budget_hours", "pods", "retrain_above", "promotion", "champion"}
 
 
 class PlanConfig(Parameters, StageConfig):
@@ -90,9 +91,10 @@ def refuse_other_run(config: PlanConfig) -> None:
         storage.write(storage.join(config.workdir, "stages", "plan", "writable"), b"")
     except OSError as error:
         raise Refused(f"workdir: cannot write {uri}: {error.strerror or error}") from None
-    mine = config.model_dump(mode="json", exclude=MAY_CHANGE)
+    mine = config.model_dump(mode="json")
     other = json.loads(known) if known else mine
-    differing = sorted(key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key))
+    keys = (mine.keys() | other.keys()) - MAY_CHANGE  # an earlier version kept more of them
+    differing = sorted(key for key in keys if mine.get(key) != other.get(key))
     if differing:
         key = differing[0]
         raise Refused(
