@@ -19,7 +19,7 @@ from components.shared.hardware import LAUNCH, STORE_KEYS, Launch
 from components.shared.runfile import RunFile
 from components.verbs.compile import COMPILED, MANIFESTS, RUNS, compile_pipeline, with_pushed_images, write
 
-VERSION_SCHEMA = Path(__file__).parent / "schemas" / "pipelines.kubeflow.org_v2beta1_PipelineVersion.json"
+SCHEMAS = Path(__file__).parent / "schemas"
 LEAST: dict[str, Any] = {"name": "a.b", "workdir": "gs://b/w", "labeled": "l", "unlabeled": "u", "test": "t"}
 STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "promote", "report")
 
@@ -162,7 +162,11 @@ def test_as_kubernetes_objects(tmp_path: Path) -> None:
         ("Pipeline", "semiscale"),
         ("PipelineVersion", "semiscale-a-b"),
     ]
-    jsonschema.validate(objects[1], json.loads(VERSION_SCHEMA.read_text()))
+    for one in objects:
+        schema = json.loads((SCHEMAS / f"pipelines.kubeflow.org_v2beta1_{one['kind']}.json").read_text())
+        jsonschema.validate(one, schema)
+        with pytest.raises(jsonschema.ValidationError, match="surplus"):
+            jsonschema.validate({**one, "spec": {**one["spec"], "surplus": 1}}, schema)
     spec = objects[1]["spec"]
     documents = compiled(tmp_path / "p.yaml")
     assert spec["pipelineName"] == "semiscale"
