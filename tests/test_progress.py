@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from components.plan.plan import plan
 from components.shared import metrics, storage, tasks
-from components.shared.errors import BudgetSpent, SemiscaleError
+from components.shared.errors import BudgetSpent, Refused, SemiscaleError
 from components.shared.progress import Progress, fail, say
+from components.shared.stage import reporting
 from components.shared.stopping import Stopped
 from components.shared.tasks import Board, Task, reported
 from tests.stages import Stages
@@ -108,6 +110,65 @@ def test_how_a_task_failed(tmp_path: Path, error: BaseException, state: str, cod
     (task,) = board.tasks()
     assert (task.state, task.exit_code) == (state, code)
     assert task.reason == (str(error) or type(error).__name__)
+
+
+def test_a_refused_stage_is_refused_again_by_kubeflows_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the input is mended in between: nothing is read again until a person starts the run again."""
+    stages = Stages(tmp_path)
+    labeled = Path(stages.config.labeled[0])
+    labeled.rename(tmp_path / "elsewhere")
+    lines = []
+    for index in ("0", "1", "2"):
+        monkeypatch.setenv(tasks.RETRY, index)
+        with pytest.raises(Refused) as refusal:
+            reporting(stages.config, plan)
+        lines.append(str(refusal.value))
+        if index == "0":
+            (tmp_path / "elsewhere").rename(labeled)
+    assert "nothing here" in lines[0]
+    assert lines == lines[:1] * 3
+    monkeypatch.setenv(tasks.RETRY, "0")
+    assert reporting(stages.config, plan).name == "trial"
+
+
+def test_a_try_after_another_failure_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = Stages(tmp_path)
+    monkeypatch.setenv(tasks.RETRY, "1")
+    board = Board(stages.workdir, "trial")
+    put(board, "plan", started=1000.0, updated=1001.0, state="failed", exit_code=1, reason="the store is gone")
+    assert reporting(stages.config, plan).name == "trial"
+
+
+def test_a_training_is_refused_again_without_torch(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    (tmp_path / "weights.pth").write_bytes(b"no tensors")
+    config = {
+        "workdir": stages.workdir,
+        "plan": stages.uri(stages.plan),
+        "recipe": "teacher",
+        "architecture": stages.config.teacher_architecture,
+        "images-processed": 24,
+        "learning-rate": 1.0,
+        "batch-size": 24,
+        "device-batch-size": 24,
+        "weight-decay": 0.0,
+        "resolution": stages.config.resolution,
+        "augmentation": stages.config.augmentation,
+        "start-weights": tmp_path / "weights.pth",
+    }
+    command = [sys.executable, "-X", "importtime", "-m", "components.train"]
+    lines = []
+    for index in ("0", "1"):
+        environment = {**os.environ, tasks.RETRY: index}
+        options = [f"--{name}={value}" for name, value in config.items()]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
+        lines.append(done.stderr.splitlines()[-1])
+        assert done.returncode == 2, done.stderr[-500:]
+    assert re.match("refused: .*weights.pth: damaged, or more than tensors", lines[0])
+    assert lines[0] == lines[1]
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
 def test_a_store_that_fails_is_said_once_and_fails_nothing(

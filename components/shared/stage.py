@@ -170,6 +170,7 @@ def reporting(config: C, stage: Callable[[C], R]) -> R:
     if not run or os.environ.get("RANK", "0") != "0":  # of several ranks, one speaks
         return stage(config)
     board = tasks.Board(config.workdir, run[0])
+    tasks.refuse_again(board, config.task())
     with tasks.reported(board, config.task(), config.stage, config.on_device, run[1]):
         return stage(config)
 

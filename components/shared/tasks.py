@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from components.shared import metrics, storage
-from components.shared.errors import BudgetSpent, SemiscaleError
+from components.shared.errors import BudgetSpent, Refused, SemiscaleError
 from components.shared.progress import Progress, say
 from components.shared.receipts import Document
 from components.shared.stopping import Stopped, stopping_on_sigterm
@@ -26,6 +26,9 @@ WRITE_EVERY_S = 10.0
 READ_EVERY_S = 60.0  # of the other tasks, for the budget; twenty times that where there are hundreds of them
 FRESH_S = 3 * WRITE_EVERY_S  # an object that was written since then has a process that lives
 READERS = 32
+RETRY = (
+    "KFP_RETRY_INDEX"  # Kubeflow Pipelines' number of a pod's try: 0 is the first, also of a run that a person retries
+)
 FIRST = "plan"  # the task that every run begins with: what is older than its start is of an earlier try
 
 
@@ -89,6 +92,20 @@ def announce(workdir: str, run: str) -> None:
     now = time.time()
     first = Task(task=FIRST, stage=FIRST, pod="", state="submitted", started=now, updated=now)
     storage.write(Board(workdir, run).uri(FIRST), first.model_dump_json().encode())
+
+
+def refuse_again(board: Board, task: str) -> None:
+    """Raise Refused with the line of the try before this one, where that refused the task.
+
+    Kubeflow starts a pod again whatever its exit code is: bad input would be read as often as a node may be lost.
+    """
+    if os.environ.get(RETRY, "0") == "0":
+        return
+    before = None
+    with suppress(OSError, SemiscaleError, ValueError):  # the stage itself says what is wrong with the store
+        before = Task.model_validate_json(storage.read(board.uri(task)))
+    if before and before.exit_code == Refused.exit_code:
+        raise Refused(before.reason)
 
 
 def devices() -> int:
