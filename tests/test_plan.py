@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from components.plan import ledger
+from components.plan import ledger, overlap
 from components.plan.plan import PlanConfig, plan
 from components.shared import storage
 from components.shared.errors import Refused, TooManyFailures
 from components.shared.receipts import PlanReceipt, Split
 from components.shared.shards import Columns
+from components.shared.tasks import Board, Task
 from tests import pictures
 
 
@@ -217,3 +220,33 @@ def test_what_changes_no_result_may_change_under_the_same_name(tmp_path: Path) -
     changes = {"pods": 3, "retrain_above": 0.5, "promotion": "never", "champion": "ours", "budget_hours": 2.0}
     after = planned({**content, **changes})
     assert (after.digest, after.pool_digest, after.pods) == (before.digest, before.pool_digest, 3)
+
+
+def test_a_second_run_of_one_name_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path)
+    planned(content)
+    script = (
+        "import sys, time; from components.shared import tasks; tasks.WRITE_EVERY_S = 0.2\n"
+        "with tasks.reported(tasks.Board(sys.argv[1], 'trial'), 'score-0', 'score'): print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(content["workdir"])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        while not Board(str(content["workdir"]), "trial").tasks():
+            pass
+        with pytest.raises(Refused, match=r"^name: a run 'trial' is under way \(score-0 is at work\)"):
+            planned(content)
+        other.kill()
+        other.wait()
+        assert planned(content).name == "trial"
+
+
+def test_what_a_dead_pod_left_does_not_hold_a_run_up_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = pictures.write_run(tmp_path)
+    board = Board(str(content["workdir"]), "trial")
+    task = Task(task="score-0", stage="score", pod="elsewhere", state="running", started=1.0, updated=9e9)
+    storage.write(board.uri("score-0"), task.model_dump_json().encode())
+    monkeypatch.setattr(overlap, "FRESH_S", 0.3)
+    monkeypatch.setattr(overlap, "LOOK_EVERY_S", 0.1)
+    assert planned(content).name == "trial"

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from components.plan import ledger
 from components.plan.labeled import LabeledSet, examine, hold_out, write_split
+from components.plan.overlap import refuse_overlap
 from components.shared import architectures, checkpoints, storage
 from components.shared.errors import Refused
 from components.shared.progress import say
@@ -37,6 +38,7 @@ def plan(config: PlanConfig) -> PlanReceipt:
     if config.remove and storage.stat(config.remove) is None:
         raise Refused(f"remove: {config.remove}: no such file; expected one key a line")
     refuse_other_run(config)
+    refuse_overlap(config.workdir, config.name)
     columns = Columns(config.image_column, config.label_column)
     sets = labeled_sets(config, columns)
     classes = class_names(config, sets["labeled"])

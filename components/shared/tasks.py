@@ -64,13 +64,17 @@ class Board:
 
     def tasks(self) -> list[Task]:
         """Return the tasks of the run's latest try, in order of their start."""
+        tasks = self.all_tasks()
+        begun = max((task.started for task in tasks if task.task == FIRST), default=0.0)
+        return sorted((task for task in tasks if task.updated >= begun), key=lambda task: (task.started, task.task))
+
+    def all_tasks(self) -> list[Task]:
+        """Return the tasks of all tries of the run."""
         entries = [entry for entry in storage.entries(self.folder) if entry.uri.endswith(".json")]
         with ThreadPoolExecutor(READERS) as pool:
             found = dict(zip((entry.uri for entry in entries), pool.map(self._read, entries), strict=True))
         self._known = {uri: known for uri, known in found.items() if known}
-        tasks = [task for _, task in self._known.values()]
-        begun = max((task.started for task in tasks if task.task == FIRST), default=0.0)
-        return sorted((task for task in tasks if task.updated >= begun), key=lambda task: (task.started, task.task))
+        return [task for _, task in self._known.values()]
 
     def _read(self, entry: storage.Entry) -> tuple[str, Task] | None:
         known = self._known.get(entry.uri)

@@ -17,7 +17,7 @@ def schedule(pipeline: GraphComponent, path: Path, cron: str, server: Server, im
     """Run a run file on Kubeflow whenever a cron expression says (UTC); called again, it changes that one schedule.
 
     Runs do not overlap, and what was missed while the cluster was down is not made up for. Each run lists the bucket
-    anew and finds finished work.
+    anew and finds finished work. A run of the schedule before it goes on; until its end the new one's are refused.
     """
     expression = with_seconds(cron)
     place = placed(pipeline, path, server, images_on_nodes)

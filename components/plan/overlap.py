@@ -1,0 +1,61 @@
+"""Overlap: two runs of one name at a time would train the same models twice; the second is refused by its plan.
+
+Kubeflow keeps the runs of one schedule apart, not those of a schedule that was replaced, nor one that is submitted by
+hand meanwhile.
+"""
+
+import os
+import socket
+import time
+
+from components.shared.errors import Refused
+from components.shared.progress import say
+from components.shared.tasks import FIRST, FRESH_S, Board, Task
+
+LOOK_EVERY_S = 1.0
+
+
+def refuse_overlap(workdir: str, run: str) -> None:
+    """Raise Refused where other tasks of this run are at work; none of its own is before the plan is finished.
+
+    What works writes its object anew every few seconds: one that stays as it is for FRESH_S is a dead pod's. No clocks
+    are compared, and where nothing was left unfinished, nothing is waited for.
+    """
+    board = Board(workdir, run)
+    left = _running(board)
+    if left:
+        say(
+            "plan",
+            f"an earlier try left {', '.join(sorted(left)[:5])}: watching for {FRESH_S:.0f} s whether it goes on",
+        )
+    until = time.monotonic() + FRESH_S
+    while left and time.monotonic() < until:
+        time.sleep(LOOK_EVERY_S)
+        now = _running(board)
+        if working := sorted(task for task, updated in now.items() if left.get(task) != updated):
+            raise Refused(
+                f"name: a run {run!r} is under way ({working[0]} is at work); wait for its end, or cancel it, or give "
+                "this run another name"
+            )
+        left = now
+
+
+def _running(board: Board) -> dict[str, float]:
+    """Return when the tasks that say they run last said so, but for the plan and what died on this machine."""
+    return {
+        task.task: task.updated
+        for task in board.all_tasks()
+        if task.state == "running" and task.task != FIRST and not _died_here(task)
+    }
+
+
+def _died_here(task: Task) -> bool:
+    if task.pod != socket.gethostname():
+        return False
+    try:
+        os.kill(task.process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
