@@ -43,9 +43,10 @@ COPY components components
 RUN chmod -R a+rX . && python3 -m compileall -q .
 # By number: Kubernetes can tell that it is not root. Nothing in the image is written to, so any other user will do.
 USER 1000:1000
-# Fails the build, not a run, where something is missing.
+# Fails the build, not a run, where something is missing; the stages load torch late, with the last two modules.
 RUN python3 -c "import kfp.dsl.executor_main, pipeline" \
- && python3 -c "import components.train.train, components.score.score, components.evaluate.evaluate, components.promote.promote"
+ && python3 -c "import components.train.train, components.score.score, components.evaluate.evaluate, components.promote.promote" \
+ && python3 -c "import components.train.loop, components.score.forward"
 # Kubernetes asks its own probes; plain Docker asks this.
 HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import components.train.train, components.score.score, components.evaluate.evaluate, components.promote.promote"]
 # Last, because they change most: every layer above is shared by the images of other revisions.

@@ -17,7 +17,10 @@ from components.verbs.run import located
 from tests import pictures
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("run", "plan", "watch", "submit", "schedule", "cancel", "reselect", "compile", "demo", "demo-images")
+VERBS = (
+    *("run", "plan", "watch", "submit", "schedule", "cancel", "reselect", "promote", "export", "compile", "images"),
+    *("demo", "demo-images"),
+)
 CODES = ("0", "1", "2", "3", "130", "143")
 
 
@@ -54,6 +57,7 @@ def test_containers_see_the_inputs_and_write_to_the_workdir_alone(
     monkeypatch.setattr(containers, "refuse_without", lambda images: None)  # needs no Docker here
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     settings = settings_of(tmp_path, unlabeled=[str(tmp_path / "data" / "pool" / "pool-*.tar")])
     given = containers.docker_runner(settings, "").container_run_args
     mounted = {mount["Target"]: mount["ReadOnly"] for mount in given["mounts"]}
@@ -63,6 +67,7 @@ def test_containers_see_the_inputs_and_write_to_the_workdir_alone(
     assert str(tmp_path / "data" / "classes.txt") in mounted
     assert (given["network_mode"], given["read_only"]) == ("none", True)
     assert "AWS_SECRET_ACCESS_KEY" not in given["environment"], "no bucket, no credentials"
+    assert given["environment"]["OMP_NUM_THREADS"] == "3", "two containers at a time share the cores"
 
 
 def test_containers_of_a_run_on_buckets_get_the_network_and_the_credentials(

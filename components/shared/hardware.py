@@ -50,7 +50,7 @@ class Machine(_Section):
     timeout_s: int = Field(ge=60)
     """A pod that runs for longer is taken for hung and ended. What it finished is kept."""
     retries: int = Field(default=3, ge=0, le=20)
-    """Times that a failed or evicted pod is started again; it goes on where the last one stopped."""
+    """Times that a failed pod is started again; it goes on where the last one stopped."""
 
 
 class CpuMachine(Machine):

@@ -19,6 +19,7 @@ FILES = ("classes", "remove", "teacher_checkpoint", "teacher_classes", "teacher_
 PLACES = (*SETS, *FILES)  # keys that hold URIs: read, not written
 # What the stores' clients read; nothing of it is written into an image or a log.
 CREDENTIALS = re.compile(r"AWS_|GOOGLE_CLOUD_PROJECT$|STORAGE_EMULATOR_HOST$|(HTTPS?|NO)_PROXY$", re.IGNORECASE)
+THREADS = "OMP_NUM_THREADS"  # two containers at a time share the cores
 KEY_FILES = ("GOOGLE_APPLICATION_CREDENTIALS", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")
 
 
@@ -91,6 +92,7 @@ def environment(remote: bool) -> dict[str, str]:
     """Return what containers know of this environment: the log's form, and how to reach the buckets."""
     given = {name: value for name, value in os.environ.items() if remote and CREDENTIALS.match(name)}
     given |= {name: str(Path(os.environ[name]).absolute()) for name in KEY_FILES if name in os.environ}
+    given |= {THREADS: os.environ[THREADS]} if THREADS in os.environ else {}
     return {**given, "HOME": "/tmp", LOG: os.environ.get(LOG, "plain")}  # noqa: S108 - inside the container
 
 
