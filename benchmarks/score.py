@@ -160,7 +160,8 @@ class Bench:
         config = self._config(self._folder / f"run-{self._runs}")
         # Before the clock runs, this process has seen a first batch, and has what Ray brings and the images have not:
         # where there is pandas, pyarrow loads it at its first use.
-        assert self.scorer and import_module("pandas")
+        assert self.scorer
+        import_module("pandas")
         started = time.monotonic()
         receipt = score(config)
         seconds = time.monotonic() - started
