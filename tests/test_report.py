@@ -38,6 +38,7 @@ from components.shared.receipts import (
     Preprocessing,
     PromotionReceipt,
     Receipt,
+    Removal,
     Renewal,
     ReportReceipt,
     ScoreReceipt,
@@ -463,6 +464,17 @@ def test_nothing_failed_needs_no_unit_receipts(tmp_path: Path) -> None:
         update={"ledger": Ledger(listed=30, scored=30, failed=0, removed=0), "failed": {}}
     )
     assert "none failed" in page_of(write_report(tmp_path, {**receipts, "selection": [whole]}))
+
+
+def test_keys_of_the_removal_list_that_match_nothing_are_told(tmp_path: Path) -> None:
+    receipts = write_run(tmp_path)
+    removal = Removal(keys=1200, unmatched=2, examples=["other.png", SCRIPT])
+    page = page_of(
+        write_report(tmp_path, {**receipts, "selection": [selected(tmp_path).model_copy(update={"removal": removal})]})
+    )
+    assert re.search(r"2 of 1,200 keys of the\s+removal list match no scored image", page)
+    assert "<code>other.png</code>" in page
+    assert SCRIPT not in page
 
 
 def test_refuses_an_evaluation_of_other_models(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from components.shared.errors import Refused
-from components.shared.receipts import SelectionReceipt
+from components.shared.receipts import Removal, SelectionReceipt
+from components.shared.summaries import summary
 from components.verbs.main import main
+from tests import pictures
 from tests.stages import Stages
 
 # The verb needs no graph; only compile does.
@@ -38,6 +40,49 @@ def test_removed_images_are_replaced_by_the_next_ranked(tmp_path: Path) -> None:
         expected = [key for one, _, key in longer if one == label and key not in unwanted][:12]
         assert [key for one, _, key in rows(receipt) if one == label] == expected
     assert receipt.ledger.model_dump() == {"listed": 120, "scored": 117, "failed": 0, "removed": 3}
+
+
+ODD_KEYS = ["plain", " spaced ", "line\u2028separated", "folder/é"]
+
+
+@pytest.mark.parametrize("list_of", ["{}\n", "\ufeff{}\n", "{}", "{}\r\n", "no-such-key\n{}\r\n\r\n"])
+def test_a_key_in_the_list_is_removed_whatever_it_holds(tmp_path: Path, odd_keys: Stages, list_of: str) -> None:
+    for key in ODD_KEYS:
+        (tmp_path / "remove.txt").write_bytes(list_of.format(key).encode())
+        receipt = odd_keys.merge(images_per_class=100, classes_per_image=1, remove=str(tmp_path / "remove.txt"))
+        assert receipt.ledger.removed == 1
+        assert {key for _, _, key in rows(receipt)} == {*ODD_KEYS} - {key}
+
+
+@pytest.fixture(scope="module")
+def odd_keys(tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    """A scored pool of images with such keys."""
+    root = tmp_path_factory.mktemp("odd")
+    members = {f"{key}.png": pictures.picture(number % 3, number) for number, key in enumerate(ODD_KEYS)}
+    stages = Stages(root, unlabeled=[str(pictures.write_tar(root / "odd.tar", members))])
+    assert stages.scores
+    return stages
+
+
+def test_keys_that_match_nothing_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages, remove = Stages(tmp_path), tmp_path / "remove.txt"
+    remove.write_text("00001\n00002.png\n 00003\n00041\n")
+    receipt = stages.merge(remove=str(remove))
+    assert receipt.ledger.removed == 2
+    assert receipt.removal is not None
+    assert receipt.removal.model_dump() == {"keys": 4, "unmatched": 2, "examples": [" 00003", "00002.png"]}
+    told = "removal list: 2 of 4 keys match no scored image, for example ' 00003', '00002.png'; the key of an image"
+    assert told in capsys.readouterr().out
+    assert "2 of 4 keys match no scored image" in summary(receipt)
+    remove.write_text("00001\n")
+    assert stages.merge(remove=str(remove)).removal == Removal(keys=1, unmatched=0, examples=[])
+    assert stages.merge().removal is None
+
+
+def test_a_list_that_is_not_utf8_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "remove.txt").write_bytes("00001\né\n".encode("latin-1"))
+    with pytest.raises(Refused, match=r"remove: .*remove\.txt: byte 6 is not UTF-8; write the list as UTF-8"):
+        assert Stages(tmp_path, remove=str(tmp_path / "remove.txt")).plan
 
 
 def test_the_removal_list_is_part_of_the_selections_name(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from components.merge.select import READERS, Candidates
 from components.shared import places, storage
-from components.shared.errors import Refused, SemiscaleError
-from components.shared.receipts import UnitReceipt
+from components.shared.errors import SemiscaleError
+from components.shared.receipts import Removal, UnitReceipt
 from components.shared.scores import NOTHING, U64, Rows, UnitScores, ranks
 
 KEYS_AT_ONCE = 1 << 18  # of a unit, compared with a removal list
+KEYS_SHOWN = 5  # of those that match nothing
 
 
 class Located(NamedTuple):
@@ -65,24 +66,40 @@ def _located_in(receipt: UnitReceipt, unit: UnitScores, rows: Rows, rank: NDArra
     return pa.table({**columns, **{name: found[name] for name in places.SCHEMA.names[1:]}}), bytes_read
 
 
-def read_keys(uri: str) -> list[str]:
-    """Read a removal list: one key a line. Raises Refused where there is none."""
-    data = storage.read_if_there(uri)
-    if data is None:
-        raise Refused(f"remove: {uri}: no such file; expected one key a line")
-    return sorted({line.strip() for line in data.decode().splitlines() if line.strip()})
+class Removed(NamedTuple):
+    """The samples of one unit that a removal list takes out, in order, and which of the list's keys they have."""
+
+    codes: U64
+    keys: NDArray[np.int32]
+    bytes_read: int
 
 
-def codes_of(keys: list[str], receipt: UnitReceipt) -> tuple[U64, int]:
-    """Return the codes of a unit's samples that have one of these keys, in order, and how many bytes were read.
+def removed(keys: list[str], receipt: UnitReceipt) -> Removed:
+    """Return the samples of a unit that have one of these keys.
 
-    A key that several images share removes them all: for an opt-out, the safe side. Reads the unit's samples, about
-    five bytes an image, a little at a time.
+    A key that several images share removes them all: for an opt-out, the safe side. Reads the keys of all the unit's
+    samples, about five bytes an image, a little at a time: so a key that matches nothing is known to, and at no cost.
     """
     if not keys:
-        return NOTHING, 0
+        return Removed(NOTHING, np.empty(0, np.int32), 0)
     wanted = pa.array(keys, pa.string())
     data = storage.read(receipt.samples)
-    batches = pq.ParquetFile(io.BytesIO(data)).iter_batches(KEYS_AT_ONCE, columns=["sample", "key"])
-    found = [batch["sample"].filter(pc.is_in(batch["key"], value_set=wanted)).to_numpy() for batch in batches]
-    return np.concatenate([NOTHING, *found]), len(data)
+    codes, numbers = [NOTHING], [np.empty(0, np.int32)]
+    for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(KEYS_AT_ONCE, columns=["sample", "key"]):
+        number = pc.index_in(batch["key"], value_set=wanted)
+        codes.append(batch["sample"].filter(number.is_valid()).to_numpy())
+        numbers.append(number.drop_null().to_numpy())
+    return Removed(np.concatenate(codes), np.unique(np.concatenate(numbers)), len(data))
+
+
+def removal_of(keys: list[str], parts: list[Removed]) -> Removal | None:
+    """Say how many keys of a removal list match no scored image in any unit; None where there is no list."""
+    if not keys:
+        return None
+    matched = np.zeros(len(keys), bool)
+    for part in parts:
+        matched[part.keys] = True
+    unmatched = np.flatnonzero(~matched)
+    return Removal(
+        keys=len(keys), unmatched=len(unmatched), examples=[keys[number] for number in unmatched[:KEYS_SHOWN]]
+    )

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from components.merge.locate import codes_of, located, read_keys
+from components.merge.locate import located, removal_of, removed
 from components.merge.renewal import settled
 from components.merge.select import READERS, Candidates, at_random, select
 from components.shared import storage
@@ -31,6 +31,7 @@ from components.shared.receipts import (
     UnitReceipt,
     load,
 )
+from components.shared.removal import read_keys
 from components.shared.scores import U64, UnitScores, ranks
 from components.shared.shards import Unit
 from components.shared.stage import ReceiptUri, ReceiptUris, StageConfig, digest, once
@@ -91,7 +92,10 @@ def selected(config: MergeConfig) -> SelectionReceipt:
     Raises SemiscaleError for a unit without scores or with another teacher's, TooManyFailures where more than
     `max_failed_fraction` of the pool could not be read.
     """
-    return once(config, SelectionReceipt, lambda folder: _work(config, folder))
+    receipt = once(config, SelectionReceipt, lambda folder: _work(config, folder))
+    if receipt.removal and (told := receipt.removal.told()):
+        say("merge", told)
+    return receipt
 
 
 def _work(config: MergeConfig, folder: str) -> dict[str, object]:
@@ -102,10 +106,9 @@ def _work(config: MergeConfig, folder: str) -> dict[str, object]:
         raise SemiscaleError("the pool has no readable image: nothing to select from")
     keys = read_keys(config.remove) if config.remove else []
     with ThreadPoolExecutor(cores()) as pool:  # it is the decoding of the keys that takes time
-        removals = list(pool.map(functools.partial(codes_of, keys), receipts))
-    removed = [codes for codes, _ in removals]
+        removals = list(pool.map(functools.partial(removed, keys), receipts))
     with ThreadPoolExecutor(READERS) as pool:
-        units = list(pool.map(opened, receipts, removed))
+        units = list(pool.map(opened, receipts, [one.codes for one in removals]))
     winners = chosen(config, units, len(plan.classes))
     found = located(winners, receipts, units, len(plan.classes))
     uri = storage.join(folder, "selection.parquet")
@@ -123,9 +126,12 @@ def _work(config: MergeConfig, folder: str) -> dict[str, object]:
         "images_per_class": config.images_per_class,
         "classes_per_image": min(config.classes_per_image, len(plan.classes)),
         "per_class": per_class,
-        "ledger": balanced(receipts, sum(map(len, removed))),
+        "ledger": balanced(receipts, sum(len(one.codes) for one in removals)),
         "failed": dict(failed),
-        "bytes_read": sum(unit.bytes_read for unit in units) + found.bytes_read + sum(size for _, size in removals),
+        "removal": removal_of(keys, removals),
+        "bytes_read": sum(unit.bytes_read for unit in units)
+        + sum(one.bytes_read for one in removals)
+        + found.bytes_read,
     }
 
 

@@ -14,6 +14,7 @@ from components.shared import architectures, checkpoints, storage
 from components.shared.errors import Refused
 from components.shared.progress import say
 from components.shared.receipts import PlanReceipt, Preprocessing
+from components.shared.removal import read_keys
 from components.shared.runfile import Parameters
 from components.shared.shards import Columns, Unit
 from components.shared.stage import StageConfig, digest, once
@@ -35,8 +36,8 @@ def plan(config: PlanConfig) -> PlanReceipt:
     Raises Refused for every kind of bad input (the README lists them); nothing has been trained by then.
     """
     refuse_models(config)
-    if config.remove and storage.stat(config.remove) is None:
-        raise Refused(f"remove: {config.remove}: no such file; expected one key a line")
+    if config.remove:
+        read_keys(config.remove)  # refused here rather than after the scan
     refuse_other_run(config)
     refuse_overlap(config.workdir, config.name)
     columns = Columns(config.image_column, config.label_column)

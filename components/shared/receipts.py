@@ -184,6 +184,24 @@ class Ledger(Document):
     removed: int
 
 
+class Removal(Document):
+    """A removal list: how many keys it has, how many of them match no scored image, and a few of those."""
+
+    keys: int
+    unmatched: int
+    examples: list[str]
+
+    def told(self) -> str:
+        """Say what matches nothing, in one line; nothing where all keys match."""
+        if not self.unmatched:
+            return ""
+        examples = ", ".join(map(repr, self.examples))
+        return (
+            f"removal list: {self.unmatched:,} of {self.keys:,} keys match no scored image, for example {examples}; "
+            "the key of an image in a tar is its name up to the first dot"
+        )
+
+
 class Renewal(Document):
     """The share of D̂ that changed since it was last trained on. `kept`: too little, and this is the earlier D̂."""
 
@@ -197,6 +215,7 @@ class SelectionReceipt(Receipt):
 
     `changed_by_last_tenth` is the share of D̂ that would be other images had the scan stopped before the last tenth of
     the shards, by name: about 0.1 where the pool is the same throughout, more where its end is unlike the rest.
+    `removal` says what the removal list came to, where there is one.
     `renewal` says how it came to be trained on, where the run had another D̂ before.
     """
 
@@ -211,6 +230,7 @@ class SelectionReceipt(Receipt):
     ledger: Ledger
     failed: dict[str, int]
     bytes_read: int
+    removal: Removal | None = None
     renewal: Renewal | None = None
 
 

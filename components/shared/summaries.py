@@ -76,6 +76,8 @@ def _selection(receipt: SelectionReceipt) -> str:
         f"classes; K = {receipt.images_per_class:,}, P = {receipt.classes_per_image}",
         f"{ledger.listed:,} listed = {ledger.scored:,} scored + {ledger.failed:,} failed + {ledger.removed:,} removed",
     ]
+    if receipt.removal and receipt.removal.unmatched:
+        lines.append(plain(receipt.removal.told()))
     if receipt.renewal:
         renewed = "too little: the earlier selection is kept" if receipt.renewal.kept else "trained anew"
         lines.append(
