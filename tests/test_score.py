@@ -1,11 +1,13 @@
 """Scoring: log-odds against the definition, finished units found, failures counted."""
 
+import io
 import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from components.score.forward import log_odds
 from components.score.score import bound
@@ -55,6 +57,14 @@ def test_every_image_is_scored_or_counted(tmp_path: Path) -> None:
     assert sum(one.scored for one in receipts) == 3 * 40 + 1
     failed = {reason: count for one in receipts for reason, count in one.failed.items()}
     assert failed == {"not an image": 1, "damaged image": 1, "empty file": 1, "no image members": 1}
+
+
+def test_a_strip_of_one_pixel_by_a_million_is_an_image_like_others(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1_000_000)).save(buffer, "PNG")
+    stages = Stages(tmp_path)
+    pictures.write_tar(tmp_path / "data" / "pool" / "thin.tar", {"thin.png": buffer.getvalue()})
+    assert sum(one.scored for one in stages.scores) == 3 * 40 + 1
 
 
 def test_finished_units_are_found_and_the_teacher_is_not_even_read(tmp_path: Path) -> None:

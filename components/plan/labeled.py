@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from components.shared import shards as sharding
 from components.shared import storage
 from components.shared.cores import cores
-from components.shared.decode import Undecodable, decode
+from components.shared.decode import decode, reason
 from components.shared.errors import Refused, TooManyFailures
 from components.shared.progress import Progress
 from components.shared.receipts import Failure, Split
@@ -166,8 +166,8 @@ def _outcome(sample: Sample) -> tuple[int, str, str, str]:
     if not problem:
         try:
             decode(sample.image)
-        except Undecodable as error:
-            problem = str(error)
+        except Exception as error:  # noqa: BLE001 - one image must not end the plan
+            problem = reason(error, f"{sample.uri}: {sample.key}")
     if not problem and sample.label is None:
         problem = "no label"
     return sample.index, sample.key, sample.label or "", problem

@@ -8,7 +8,7 @@ its place in its batch, decoded or not, so that nothing depends on which thread 
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from queue import Queue
 
@@ -17,7 +17,7 @@ import torch
 
 from components.shared import shards as sharding
 from components.shared.cores import cores
-from components.shared.decode import Undecodable, decode
+from components.shared.decode import decode, reason
 from components.shared.errors import SemiscaleError
 from components.shared.preprocess import Batch, fixed_cut
 from components.shared.receipts import Preprocessing
@@ -122,7 +122,7 @@ class Feed:
             item = waiting.get_nowait()
             if isinstance(item, Prepared):
                 for span in item.spans:
-                    span.decoded()
+                    wait(span.decoding)
                 self.give_back(item)
 
     def _run(self, shards: Iterable[Shard], waiting: "Queue[object]", stop: threading.Event) -> None:
@@ -174,8 +174,8 @@ class Feed:
         started = time.monotonic()
         try:
             image_HWC[:] = fixed_cut(decode(sample.image), self._preprocessing)
-        except Undecodable as error:
-            return Decoded(str(error), time.monotonic() - started)
+        except Exception as error:  # noqa: BLE001 - one image in a billion must not end the scan
+            return Decoded(reason(error, f"{sample.uri}: {sample.key}"), time.monotonic() - started)
         return Decoded("", time.monotonic() - started)
 
 

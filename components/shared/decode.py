@@ -15,6 +15,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from components.shared.errors import SemiscaleError
+
 Pixels = NDArray[np.uint8]  # images_HWC, RGB
 
 # Of the dozens that Pillow reads: its EPS runs Ghostscript, and the bugs of rare decoders are the last to be found.
@@ -49,6 +51,16 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 class Undecodable(Exception):
     """The bytes are not an image that can be shown. The message is the reason, the same for equal causes."""
+
+
+def reason(error: Exception, image: str) -> str:
+    """Say why an image has no pixels, also where the error is one that nobody thought of: equal for equal causes.
+
+    Raises SemiscaleError, which names the image, where it is not the image that is at fault.
+    """
+    if isinstance(error, MemoryError):
+        raise SemiscaleError(f"{image}: no memory to decode it; give the pod more") from None
+    return str(error) if isinstance(error, Undecodable) else f"cannot be decoded: {type(error).__name__}"
 
 
 def decode(data: bytes, reduction: Callable[[int, int], int] = lambda height, width: 1) -> Pixels:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from components.shared import models
 from components.shared.cores import cores
-from components.shared.decode import Pixels, Undecodable, decode
+from components.shared.decode import Pixels, decode, reason
 from components.shared.errors import SemiscaleError
 from components.shared.preprocess import Batch, fixed_cut
 from components.shared.receipts import Preprocessing, Split
@@ -56,8 +56,9 @@ class PreparedSplit:
     def _prepare(self, sample: Sample) -> Pixels:
         try:
             return fixed_cut(decode(sample.image), self.preprocessing)
-        except Undecodable as error:
-            raise SemiscaleError(f"{sample.uri}: {sample.key}: {error}; it was readable when planned") from None
+        except Exception as error:
+            image = f"{sample.uri}: {sample.key}"
+            raise SemiscaleError(f"{image}: {reason(error, image)}; it was readable when planned") from error
 
 
 @torch.inference_mode()

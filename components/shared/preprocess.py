@@ -18,13 +18,15 @@ Batch = NDArray[np.uint8]  # images_BHWC, RGB
 RANDOMS = 23  # uniform numbers that one random cut may use: ten tries of an area and a shape, a place, a mirror
 _TRIES = 10
 _RESIZE_RATIO = 256 / 224  # the short side before the centre crop (He et al. 2016)
+LONGEST = 16  # times its short side, of an image that is resized whole: a strip of one pixel by a million is not
 
 
 def fixed_cut(image: Pixels, preprocessing: Preprocessing) -> Pixels:
     """Cut the centre, the short side resized to 256/224 of the resolution, or to the resolution for tiny images.
 
-    Returns uint8 resolution x resolution x 3.
+    Returns uint8 resolution x resolution x 3. Memory: 16 squares of the short side, whatever the image's shape.
     """
+    image = _middle_of_a_strip(image)
     size = preprocessing.resolution
     short = short_side(preprocessing)
     height, width = image.shape[:2]
@@ -32,6 +34,15 @@ def fixed_cut(image: Pixels, preprocessing: Preprocessing) -> Pixels:
     resized = _resize(image, max(round(width * scale), size), max(round(height * scale), size))
     top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
     return resized[top : top + size, left : left + size]
+
+
+def _middle_of_a_strip(image: Pixels) -> Pixels:
+    """Leave out the ends of an image that is much longer than wide: the centre cut does not show them, but resizing the
+    image whole would take gigabytes. Other images stay as they are."""
+    height, width = image.shape[:2]
+    longest = LONGEST * min(height, width)
+    top, left = (max(side - longest, 0) // 2 for side in (height, width))
+    return image[top : height - top, left : width - left]
 
 
 def short_side(preprocessing: Preprocessing) -> int:

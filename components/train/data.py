@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.shared.cores import cores
-from components.shared.decode import Pixels, Undecodable, decode
+from components.shared.decode import Pixels, decode, reason
 from components.shared.errors import SemiscaleError
 from components.shared.preprocess import RANDOMS, Batch, padded, random_crop, reduction, shifted
 from components.shared.receipts import Preprocessing
@@ -227,8 +227,9 @@ class TrainingData:
     def _decoded(key: str, image: bytes, may: Callable[[int, int], int] = lambda height, width: 1) -> Pixels:
         try:
             return decode(image, may)
-        except Undecodable as error:
-            raise SemiscaleError(f"{key}: {error}; it was readable when the run was planned, was it changed?") from None
+        except Exception as error:
+            why = f"{key}: {reason(error, key)}; it was readable when the run was planned, was it changed?"
+            raise SemiscaleError(why) from error
 
 
 def dealt(shards: list[LabeledShard], seed: int) -> list[LabeledShard]:
