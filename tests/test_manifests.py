@@ -195,6 +195,36 @@ def test_what_refers_to_something_finds_it(name: str) -> None:
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
 
 
+GIB = 2**30
+QUANTITY = {"": 1, "Gi": GIB, "Ti": 1024 * GIB}
+
+
+def flavor(queue: Object, **requests: int) -> Object:
+    """Return what Kueue gives a pod: the first flavor of a queue that has room for all it asks for, as a ResourceFlavor."""
+    (group,) = queue["spec"]["resourceGroups"]
+    for one in group["flavors"]:
+        quotas = {resource["name"]: amount(resource["nominalQuota"]) for resource in one["resources"]}
+        if all(asked <= quotas[resource] for resource, asked in requests.items()):
+            return next(each for each in overlay("gke") if key(each) == ("ResourceFlavor", one["name"]))
+    raise AssertionError("waits for ever")
+
+
+def amount(quantity: int | str) -> int:
+    """Return what a quantity of Kubernetes says."""
+    number, unit = re.fullmatch(r"(\d+)(\D*)", str(quantity)).groups()  # type: ignore[union-attr]
+    return int(number) * QUANTITY[unit]
+
+
+def test_the_queue_keeps_pods_without_a_gpu_off_the_nodes_that_have_some() -> None:
+    (queue,) = [one for one in overlay("gke") if one["kind"] == "ClusterQueue"]
+    merging = flavor(queue, cpu=8, memory=16 * GIB)
+    scanning = flavor(queue, cpu=16, memory=48 * GIB, **{"nvidia.com/gpu": 1})
+    assert (merging["metadata"]["name"], scanning["metadata"]["name"]) == ("semiscale-cpu", "semiscale-gpu")
+    assert "tolerations" not in merging.get("spec", {})
+    # A label of one card in the flavor would refuse every other that a run file may select.
+    assert "nodeLabels" not in scanning["spec"]
+
+
 SECRET = re.compile(
     r"AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY|ya29\.|gh[pousr]_\w{20}|eyJ[\w-]{20}"
     r"|(secret_access_key|password|token)['\"]?\s*[:=]\s*['\"]?\w{8}",
