@@ -166,7 +166,12 @@ def _broken(container: Object, pod: Object) -> list[str]:
 def test_the_namespace_enforces_it_and_is_left_alone_where_it_is_not_ours(name: str) -> None:
     (namespace,) = [one for one in overlay(name) if one["kind"] == "Namespace"]
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    assert not [one for one in overlay(name, standalone=True) if one["kind"] == "Namespace"]
+    # Nothing that would take hold of the pods of Kubeflow Pipelines itself.
+    whole = {"Namespace", "ResourceQuota", "LimitRange"}
+    assert whole <= {one["kind"] for one in overlay(name)}
+    assert not [one["kind"] for one in overlay(name, standalone=True) if one["kind"] in whole]
+    for one in overlay(name, standalone=True):
+        assert one["kind"] != "NetworkPolicy" or one["spec"]["podSelector"].get("matchLabels")
     for standalone, expected in ((False, "semiscale"), (True, "kubeflow")):
         namespaced = [one for one in overlay(name, standalone) if one["kind"] in NAMESPACED]
         assert {one["metadata"]["namespace"] for one in namespaced} == {expected}
