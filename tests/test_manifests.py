@@ -200,6 +200,33 @@ def test_what_refers_to_something_finds_it(name: str) -> None:
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
 
 
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_who_has_a_google_account_is_told_to_be_bound_to_it(name: str) -> None:
+    told = (MANIFESTS / "overlays" / name / "kustomization.yaml").read_text()
+    annotated = [one for one in overlay(name) if "iam.gke.io/gcp-service-account" in annotations(one)]
+    assert bool(annotated) == (name == "gke")
+    for one in annotated:
+        assert one["kind"] == "ServiceAccount"
+        assert annotations(one)["iam.gke.io/gcp-service-account"] in told
+    if annotated:
+        (bound,) = re.findall(r"for account in (.*?); do\n(?:#.*\n)*?#.*roles/iam.workloadIdentityUser", told)
+        assert bound.split() == [one["metadata"]["name"] for one in annotated]
+
+
+def annotations(one: Object) -> Object:
+    """Return an object's annotations."""
+    found: Object = one["metadata"].get("annotations", {})
+    return found
+
+
+def test_the_rights_to_a_workdir_cover_its_objects_and_listings_and_no_others() -> None:
+    condition = json.loads((MANIFESTS / "overlays" / "gke" / "workdir-condition.json").read_text())
+    terms = [term.strip() for term in condition["expression"].split("||")]
+    attribute = 'api.getAttribute("storage.googleapis.com/objectListPrefix", "")'
+    asked = {term[: term.rindex(".startsWith(")]: json.loads(term[term.rindex("(") + 1 : -1]) for term in terms}
+    assert asked == {"resource.name": "projects/_/buckets/BUCKET/objects/semiscale/", attribute: "semiscale/"}
+
+
 GIB = 2**30
 QUANTITY = {"": 1, "Gi": GIB, "Ti": 1024 * GIB}
 
