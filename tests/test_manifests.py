@@ -232,7 +232,7 @@ QUANTITY = {"": 1, "Gi": GIB, "Ti": 1024 * GIB}
 
 
 def flavor(queue: Object, **requests: int) -> Object:
-    """Return what Kueue gives a pod: the first flavor of a queue that has room for all it asks for, as a ResourceFlavor."""
+    """Return the ResourceFlavor that Kueue gives a pod: the first of a queue with room for all that it asks for."""
     (group,) = queue["spec"]["resourceGroups"]
     for one in group["flavors"]:
         quotas = {resource["name"]: amount(resource["nominalQuota"]) for resource in one["resources"]}
