@@ -77,6 +77,34 @@ def test_a_hole_is_named(tmp_path: Path) -> None:
         stages.merge()
 
 
+def test_scores_of_two_teachers_are_refused(tmp_path: Path) -> None:
+    one = Stages(tmp_path)
+    other = Stages.on(one.config, tmp_path)
+    other.teacher = one.train("teacher", learning_rate=0.5)
+    mixed = [one.scores[0], other.scores[1]]
+    with pytest.raises(SemiscaleError, match=rf"the scores are of 2 teachers: .*{other.scores[1].folder}.*; expected"):
+        one.merge(scores=[one.uri(receipt) for receipt in mixed])
+
+
+@pytest.mark.parametrize("foreign", ["teacher", "unit"])
+def test_a_foreign_receipt_is_refused(tmp_path: Path, foreign: str) -> None:
+    stages = Stages(tmp_path)
+    folder = Path(stages.scores[0].folder)
+    victim, neighbour, *_ = sorted(folder.glob("*/receipt.json"))
+    if foreign == "teacher":
+        other = Stages.on(stages.config, tmp_path)
+        other.teacher = stages.train("teacher", learning_rate=0.5)
+        source = Path(other.scores[0].folder) / victim.parent.name / "receipt.json"
+        expected = (
+            f"of unit {victim.parent.name} by teacher {other.teacher.digest}; expected .* by {stages.teacher.digest}"
+        )
+    else:
+        source, expected = neighbour, f"of unit {neighbour.parent.name} by .*; expected {victim.parent.name} by .*"
+    shutil.copy(source, victim)
+    with pytest.raises(SemiscaleError, match=f"{victim}: {expected}; delete the folder and run the scoring again"):
+        stages.merge()
+
+
 def test_another_units_score_file_is_refused(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     one, other, *_ = (path.parent for path in Path(stages.scores[0].folder).glob("*/receipt.json"))

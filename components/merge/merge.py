@@ -2,9 +2,7 @@
 
 import functools
 import io
-import json
 import math
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
@@ -15,16 +13,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
+from components.merge.ledger import balance, balanced, unit_receipts
 from components.merge.locate import located, removal_of, removed
 from components.merge.renewal import settled
 from components.merge.select import READERS, Candidates, at_random, select
 from components.shared import storage
 from components.shared.cores import cores
-from components.shared.errors import Refused, SemiscaleError, TooManyFailures
+from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import say
 from components.shared.receipts import (
     ClassSelection,
-    Ledger,
     PlanReceipt,
     ScoreReceipt,
     SelectionReceipt,
@@ -33,7 +31,6 @@ from components.shared.receipts import (
 )
 from components.shared.removal import read_keys
 from components.shared.scores import U64, UnitScores, ranks
-from components.shared.shards import Unit
 from components.shared.stage import ReceiptUri, ReceiptUris, StageConfig, digest, once
 
 
@@ -100,7 +97,7 @@ def selected(config: MergeConfig) -> SelectionReceipt:
 
 def _work(config: MergeConfig, folder: str) -> dict[str, object]:
     plan = load(config.plan, PlanReceipt)
-    receipts = unit_receipts(config, plan)
+    receipts = unit_receipts(plan, [load(uri, ScoreReceipt) for uri in config.scores])
     failed = balance(receipts, config.max_failed_fraction)
     if not any(shard.scored for receipt in receipts for shard in receipt.shards):
         raise SemiscaleError("the pool has no readable image: nothing to select from")
@@ -152,17 +149,6 @@ def log_odds(probability: float) -> float:
     return math.log(probability / (1 - probability)) if probability else -math.inf
 
 
-def balanced(receipts: list[UnitReceipt], removed: int) -> Ledger:
-    """Add up the ledger: what was scored and then removed counts as removed."""
-    shards = [shard for receipt in receipts for shard in receipt.shards]
-    return Ledger(
-        listed=sum(shard.listed for shard in shards),
-        scored=sum(shard.scored for shard in shards) - removed,
-        failed=sum(sum(shard.failed.values()) for shard in shards),
-        removed=removed,
-    )
-
-
 def image_numbers(winners: Candidates) -> NDArray[np.int64]:
     """Number the images: one number for each winner, the same for the same image, in order of (unit, sample).
 
@@ -190,51 +176,6 @@ def write_table(table: pa.Table, uri: str) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     storage.write(uri, buffer.getvalue())
-
-
-def unit_receipts(config: MergeConfig, plan: PlanReceipt) -> list[UnitReceipt]:
-    """Load the receipt of every unit in the ledger. Raises SemiscaleError for a hole, by the names of its shards."""
-    pods = [load(uri, ScoreReceipt) for uri in config.scores]
-    folders = {pod.folder for pod in pods}
-    if len(folders) != 1:
-        raise SemiscaleError(f"the scores are of {len(folders)} teachers: {', '.join(sorted(folders))}; expected one")
-    folder = folders.pop()
-    receipts = []
-    for content in json.loads(storage.read(plan.units)):
-        unit = Unit.model_validate(content)
-        data = storage.read_if_there(storage.join(folder, unit.digest, "receipt.json"))
-        if data is None:
-            names = ", ".join(shard.name for shard in unit.shards[:5])
-            raise SemiscaleError(f"unit {unit.digest} has no scores ({names}, …); run the scoring again")
-        receipts.append(UnitReceipt.model_validate_json(data))
-        refuse_other_shards(unit, receipts[-1])
-    return receipts
-
-
-def refuse_other_shards(unit: Unit, receipt: UnitReceipt) -> None:
-    """Raise SemiscaleError where a unit's scores are not of exactly its shards, or do not add up."""
-    planned, found = {shard.digest(): shard.name for shard in unit.shards}, {one.digest: one for one in receipt.shards}
-    if planned.keys() != found.keys():
-        raise SemiscaleError(f"unit {unit.digest}: its scores are of other shards than the plan's; score it again")
-    for one in found.values():
-        if one.listed != one.scored + sum(one.failed.values()):
-            raise SemiscaleError(f"shard {one.shard}: {one.listed} listed, {one.scored} scored, {one.failed} failed")
-
-
-def balance(receipts: list[UnitReceipt], max_failed_fraction: float) -> Counter[str]:
-    """Count the failures of the pool by reason. Raises TooManyFailures above the stated fraction."""
-    failed: Counter[str] = Counter()
-    for receipt in receipts:
-        for shard in receipt.shards:
-            failed.update(shard.failed)
-    listed = sum(shard.listed for receipt in receipts for shard in receipt.shards)
-    if failed.total() > max_failed_fraction * listed:
-        first = next(failure for receipt in receipts for failure in receipt.failures)
-        raise TooManyFailures(
-            f"unlabeled: {failed.total()} of {listed} images failed, more than max_failed_fraction = "
-            f"{max_failed_fraction:g} allows; the first: {first.shard} {first.key}: {first.reason}"
-        )
-    return failed
 
 
 def opened(receipt: UnitReceipt, removed: U64) -> UnitScores:

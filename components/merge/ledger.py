@@ -1,0 +1,79 @@
+"""The ledger of the scan: every unit's receipt, of the planned shards and the one teacher, and what they add up to."""
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from components.merge.select import READERS
+from components.shared import storage
+from components.shared.errors import SemiscaleError, TooManyFailures
+from components.shared.receipts import Ledger, PlanReceipt, ScoreReceipt, UnitReceipt
+from components.shared.shards import Unit
+
+
+def unit_receipts(plan: PlanReceipt, pods: list[ScoreReceipt]) -> list[UnitReceipt]:
+    """Load the receipt of every unit of the plan, READERS at a time: a thousand in seconds where each takes a tenth.
+
+    Raises SemiscaleError for a hole, by the names of its shards, and for scores of other shards or another teacher.
+    """
+    teachers = sorted({f"{pod.teacher} in {pod.folder}" for pod in pods})
+    if len(teachers) != 1:
+        raise SemiscaleError(f"the scores are of {len(teachers)} teachers: {', '.join(teachers)}; expected one")
+    units = [Unit.model_validate(content) for content in json.loads(storage.read(plan.units))]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(partial(unit_receipt, pods[0]), units))
+
+
+def unit_receipt(pod: ScoreReceipt, unit: Unit) -> UnitReceipt:
+    """Load the receipt of a unit from the folder that the pods share."""
+    folder = storage.join(pod.folder, unit.digest)
+    data = storage.read_if_there(storage.join(folder, "receipt.json"))
+    if data is None:
+        names = ", ".join(shard.name for shard in unit.shards[:5])
+        raise SemiscaleError(f"unit {unit.digest} has no scores ({names}, …); run the scoring again")
+    receipt = UnitReceipt.model_validate_json(data)
+    if (receipt.teacher, receipt.digest) != (pod.teacher, unit.digest):
+        raise SemiscaleError(
+            f"{folder}/receipt.json: of unit {receipt.digest} by teacher {receipt.teacher}; expected {unit.digest} by "
+            f"{pod.teacher}; delete the folder and run the scoring again"
+        )
+    refuse_other_shards(unit, receipt)
+    return receipt
+
+
+def refuse_other_shards(unit: Unit, receipt: UnitReceipt) -> None:
+    """Raise SemiscaleError where a unit's scores are not of exactly its shards, or do not add up."""
+    planned, found = {shard.digest(): shard.name for shard in unit.shards}, {one.digest: one for one in receipt.shards}
+    if planned.keys() != found.keys():
+        raise SemiscaleError(f"unit {unit.digest}: its scores are of other shards than the plan's; score it again")
+    for one in found.values():
+        if one.listed != one.scored + sum(one.failed.values()):
+            raise SemiscaleError(f"shard {one.shard}: {one.listed} listed, {one.scored} scored, {one.failed} failed")
+
+
+def balance(receipts: list[UnitReceipt], max_failed_fraction: float) -> Counter[str]:
+    """Count the failures of the pool by reason. Raises TooManyFailures above the stated fraction."""
+    failed: Counter[str] = Counter()
+    for receipt in receipts:
+        for shard in receipt.shards:
+            failed.update(shard.failed)
+    listed = sum(shard.listed for receipt in receipts for shard in receipt.shards)
+    if failed.total() > max_failed_fraction * listed:
+        first = next(failure for receipt in receipts for failure in receipt.failures)
+        raise TooManyFailures(
+            f"unlabeled: {failed.total()} of {listed} images failed, more than max_failed_fraction = "
+            f"{max_failed_fraction:g} allows; the first: {first.shard} {first.key}: {first.reason}"
+        )
+    return failed
+
+
+def balanced(receipts: list[UnitReceipt], removed: int) -> Ledger:
+    """Add up the ledger: what was scored and then removed counts as removed."""
+    shards = [shard for receipt in receipts for shard in receipt.shards]
+    return Ledger(
+        listed=sum(shard.listed for shard in shards),
+        scored=sum(shard.scored for shard in shards) - removed,
+        failed=sum(sum(shard.failed.values()) for shard in shards),
+        removed=removed,
+    )
