@@ -23,7 +23,7 @@ from benchmarks.merge import CLASSES, IMAGES_PER_SHARD, KEPT, drawn_choices, mac
 from components.plan.ledger import IMAGES_PER_UNIT
 from components.score import parts
 from components.score.parts import Part
-from components.shared import scores, storage
+from components.shared import places, scores, storage
 from components.shared.receipts import (
     Clocks,
     PlanReceipt,
@@ -93,6 +93,7 @@ class ScoredPool:
         rows = scores.banded(parts.rows(drawn), self._head)
         for unit in range(self._units):
             files["scores"] = scores.encode(rows, CLASSES, self._metadata(unit, drawn))
+            files["places"], files["samples"] = places.encode(parts.samples(drawn), rows, self._digest(unit))
             self._write_unit(unit, files, drawn)
         self._write_plan(drawn)
 

@@ -12,6 +12,7 @@ from components.shared import storage
 from components.shared.errors import SemiscaleError, TooManyFailures
 from tests import pictures
 from tests.stages import Stages
+from tests.test_places import damage, rewritten
 
 
 def test_every_class_gets_its_best_images(tmp_path: Path) -> None:
@@ -111,6 +112,33 @@ def test_another_units_score_file_is_refused(tmp_path: Path) -> None:
     shutil.copy(one / "scores.parquet", other / "scores.parquet")
     with pytest.raises(SemiscaleError, match=rf"scores of unit {one.name} by teacher .*; expected {other.name}"):
         stages.merge()
+
+
+@pytest.mark.parametrize("rows", [0, 30, 119])
+def test_a_score_file_that_lost_rows_is_refused(tmp_path: Path, rows: int) -> None:
+    stages = Stages(tmp_path)
+    victim = next(Path(stages.scores[0].folder).glob("*/scores.parquet"))
+    whole = pq.read_metadata(victim).num_rows
+    rewritten(victim, rows)
+    with pytest.raises(
+        SemiscaleError, match=f"{victim}: {rows} rows; expected 3 for each of {whole // 3} images; delete"
+    ):
+        stages.merge()
+
+
+@pytest.mark.parametrize("how", ["gone", "cut off", "overwritten"])
+def test_a_damaged_score_file_is_refused_by_name_and_made_anew(tmp_path: Path, how: str) -> None:
+    stages = Stages(tmp_path)
+    undisturbed = Path(stages.selection.selection).read_bytes()
+    victim = next(Path(stages.scores[0].folder).glob("*/scores.parquet"))
+    damage(victim, how)
+    with pytest.raises(
+        SemiscaleError, match=f"^{victim}: .*; delete the folder {victim.parent} and run the scoring again$"
+    ):
+        stages.merge(images_per_class=13)
+    shutil.rmtree(victim.parent)
+    stages.score(0)
+    assert Path(stages.merge(workdir=str(tmp_path / "again")).selection).read_bytes() == undisturbed
 
 
 def test_a_pool_without_a_readable_image_is_said_so(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Where the winners lie: from (unit, sample) to shard, key and byte range, by the units' places."""
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
@@ -8,16 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from components.merge.select import READERS, Candidates
-from components.shared import places, storage
+from components.shared import places
 from components.shared.errors import SemiscaleError
 from components.shared.receipts import Removal, UnitReceipt
 from components.shared.scores import NOTHING, U64, Rows, UnitScores, ranks
 
-KEYS_AT_ONCE = 1 << 18  # of a unit, compared with a removal list
 KEYS_SHOWN = 5  # of those that match nothing
 
 
@@ -53,7 +50,7 @@ def located(winners: Candidates, receipts: list[UnitReceipt], units: list[UnitSc
 
 
 def _located_in(receipt: UnitReceipt, unit: UnitScores, rows: Rows, rank: NDArray[np.int64]) -> tuple[pa.Table, int]:
-    found, bytes_read = places.find(receipt.places, receipt.samples, rows.sample)
+    found, bytes_read = places.find(receipt, rows.sample)
     names = pa.array(unit.shard_names)
     columns = {
         "class": rows.label,
@@ -83,13 +80,13 @@ def removed(keys: list[str], receipt: UnitReceipt) -> Removed:
     if not keys:
         return Removed(NOTHING, np.empty(0, np.int32), 0)
     wanted = pa.array(keys, pa.string())
-    data = storage.read(receipt.samples)
+    batches, bytes_read = places.read_samples(receipt, ["sample", "key"])
     codes, numbers = [NOTHING], [np.empty(0, np.int32)]
-    for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(KEYS_AT_ONCE, columns=["sample", "key"]):
+    for batch in batches:
         number = pc.index_in(batch["key"], value_set=wanted)
         codes.append(batch["sample"].filter(number.is_valid()).to_numpy())
         numbers.append(number.drop_null().to_numpy())
-    return Removed(np.concatenate(codes), np.unique(np.concatenate(numbers)), len(data))
+    return Removed(np.concatenate(codes), np.unique(np.concatenate(numbers)), bytes_read)
 
 
 def removal_of(keys: list[str], parts: list[Removed]) -> Removal | None:

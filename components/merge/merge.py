@@ -18,6 +18,7 @@ from components.merge.locate import located, removal_of, removed
 from components.merge.renewal import settled
 from components.merge.select import READERS, Candidates, at_random, select
 from components.shared import storage
+from components.shared.bands import damaged
 from components.shared.cores import cores
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import say
@@ -99,7 +100,7 @@ def _work(config: MergeConfig, folder: str) -> dict[str, object]:
     plan = load(config.plan, PlanReceipt)
     receipts = unit_receipts(plan, [load(uri, ScoreReceipt) for uri in config.scores])
     failed = balance(receipts, config.max_failed_fraction)
-    if not any(shard.scored for receipt in receipts for shard in receipt.shards):
+    if not any(receipt.scored for receipt in receipts):
         raise SemiscaleError("the pool has no readable image: nothing to select from")
     keys = read_keys(config.remove) if config.remove else []
     with ThreadPoolExecutor(cores()) as pool:  # it is the decoding of the keys that takes time
@@ -185,6 +186,10 @@ def opened(receipt: UnitReceipt, removed: U64) -> UnitScores:
         raise SemiscaleError(
             f"{receipt.scores}: scores of unit {unit.unit} by teacher {unit.teacher}; expected "
             f"{receipt.digest} by {receipt.teacher}; score it again"
+        )
+    if unit.rows != receipt.scored * unit.classes_kept:
+        raise damaged(
+            unit.uri, f"{unit.rows:,} rows; expected {unit.classes_kept} for each of {receipt.scored:,} images"
         )
     return unit
 

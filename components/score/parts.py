@@ -79,7 +79,7 @@ def unit_files(parts: Sequence[Part], head: int, classes: int, metadata: dict[st
     """
     unit = scores.banded(rows(parts), head)
     files = {"scores": scores.encode(unit, classes, metadata)}
-    files["places"], files["samples"] = places.encode(samples(parts), unit)
+    files["places"], files["samples"] = places.encode(samples(parts), unit, metadata["unit"])
     return files
 
 

@@ -1,19 +1,37 @@
 """A Parquet file over any store, one ranged request a row group: what lets a reader stop after the rows it needs."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.shared import storage
+from components.shared.errors import SemiscaleError
 
 TAIL_BYTES = 8 << 10  # read from the end of a file at first: the footer of most, in one request
 
 
-class RowGroups:
-    """The row groups of one Parquet file. `bytes_read` counts what was asked of the store.
+def damaged(uri: str, what: str) -> SemiscaleError:
+    """Return the error of a unit's file that is not as it was written; the unit's parts are kept to make it anew."""
+    return SemiscaleError(f"{uri}: {what}; delete the folder {uri.rpartition('/')[0]} and run the scoring again")
 
-    The footer costs one or two requests and a look at the file's size. Raises FileNotFoundError where there is no file.
+
+@contextmanager
+def whole(uri: str) -> Iterator[None]:
+    """Name the file where Arrow finds it cut off or overwritten. Arrow's errors are ValueErrors and OSErrors."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise damaged(uri, f"damaged: {str(error).partition(chr(10))[0]}") from None
+
+
+class RowGroups:
+    """The row groups of one Parquet file of a unit. `bytes_read` counts what was asked of the store.
+
+    The footer costs one or two requests and a look at the file's size. Raises SemiscaleError where there is no file or
+    it is damaged.
     """
 
     def __init__(self, uri: str) -> None:
@@ -29,20 +47,22 @@ class RowGroups:
         start = min(map(_first_byte, chunks))
         end = max(_first_byte(chunk) + chunk.total_compressed_size for chunk in chunks)
         part = _Part(self._read(start, end - start), start)
-        parquet = pq.ParquetFile(part, metadata=self.metadata)
-        return parquet.read_row_group(number, columns=columns, use_threads=False)
+        with whole(self.uri):
+            parquet = pq.ParquetFile(part, metadata=self.metadata)
+            return parquet.read_row_group(number, columns=columns, use_threads=False)
 
     def _read_metadata(self) -> pq.FileMetaData:
         """Read Parquet's own metadata, whose size stands before the last four bytes of the file."""
         entry = storage.stat(self.uri)
         if entry is None:
-            raise FileNotFoundError(self.uri)
+            raise damaged(self.uri, "no such file")
         start = max(entry.size_bytes - TAIL_BYTES, 0)
         tail = self._read(start, entry.size_bytes - start)
         missing = int.from_bytes(tail[-8:-4], "little") + 8 - len(tail)
         if 0 < missing <= start:
             tail = self._read(start - missing, missing) + tail
-        return pq.read_metadata(pa.BufferReader(tail))
+        with whole(self.uri):
+            return pq.read_metadata(pa.BufferReader(tail))
 
     def _read(self, start: int, size_bytes: int) -> bytes:
         data = storage.read(self.uri, start, size_bytes)

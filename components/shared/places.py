@@ -7,6 +7,7 @@ mean reading the keys of a billion images.
 """
 
 import io
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -14,10 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.shared import storage
-from components.shared.bands import RowGroups
+from components.shared.bands import RowGroups, damaged, whole
+from components.shared.receipts import UnitReceipt
 from components.shared.scores import U64, Banded
 
+ROWS_AT_ONCE = 1 << 18  # of a unit's samples
 PLACED_BANDS = 3  # with the doubling of the bands, 1.75 times the ranks that band 0 was made to hold
+_UNIT = "semiscale.unit"
 SCHEMA = pa.schema(
     [
         ("sample", pa.uint64()),
@@ -29,8 +33,11 @@ SCHEMA = pa.schema(
 )
 
 
-def encode(samples: pa.Table, unit: Banded) -> tuple[bytes, bytes]:
-    """Return the places file and the samples file of a unit, whose samples come in order of their codes."""
+def encode(samples: pa.Table, unit: Banded, identity: str) -> tuple[bytes, bytes]:
+    """Return the places file and the samples file of a unit, whose samples come in order of their codes.
+
+    Codes are counted within the unit and would fit any other: so its `identity`, its digest, is in both files.
+    """
     codes = samples["sample"].to_numpy()
     ends = np.searchsorted(unit.band, np.arange(PLACED_BANDS), side="right")
     groups: list[U64] = []
@@ -38,10 +45,10 @@ def encode(samples: pa.Table, unit: Banded) -> tuple[bytes, bytes]:
         earlier = np.concatenate([np.empty(0, np.uint64), *groups])
         groups.append(np.setdiff1d(unit.rows.sample[start:end], earlier))
     placed = [samples.take(pa.array(np.searchsorted(codes, group))) for group in groups]
-    return _written(placed), _written([samples])
+    return _written(placed, identity), _written([samples], identity)
 
 
-def _written(groups: list[pa.Table]) -> bytes:
+def _written(groups: list[pa.Table], identity: str) -> bytes:
     """Write one row group a table. Codes and offsets ascend, keys resemble their neighbours: 10 to 20 bytes a row."""
     ascending = {"sample": "DELTA_BINARY_PACKED", "offset": "DELTA_BINARY_PACKED", "size_bytes": "DELTA_BINARY_PACKED"}
     buffer = io.BytesIO()
@@ -57,15 +64,18 @@ def _written(groups: list[pa.Table]) -> bytes:
         for group in groups:
             if len(group):
                 writer.write_table(group.cast(SCHEMA), row_group_size=len(group))
+        writer.add_key_value_metadata({_UNIT: identity})
     return buffer.getvalue()
 
 
-def find(places: str, samples: str, codes: U64) -> tuple[pa.Table, int]:
+def find(unit: UnitReceipt, codes: U64) -> tuple[pa.Table, int]:
     """Return the rows of these samples, in their order, and how many bytes were read for it.
 
-    Reads the places band by band until all are found, and the whole of the samples where they are not.
+    Reads the places band by band until all are found, and the whole of the samples where they are not: so a row that
+    the places lack costs time, and one that the samples lack is refused.
     """
-    groups = RowGroups(places)
+    groups = RowGroups(unit.places)
+    _refuse_other_unit(unit, unit.places, groups.metadata)
     found = SCHEMA.empty_table()
     for number in range(groups.metadata.num_row_groups):
         if np.isin(codes, found["sample"].to_numpy()).all():
@@ -73,8 +83,35 @@ def find(places: str, samples: str, codes: U64) -> tuple[pa.Table, int]:
         found = pa.concat_tables([found, groups.read(number, SCHEMA.names)])
     if np.isin(codes, found["sample"].to_numpy()).all():
         return _in_order(found, codes), groups.bytes_read
-    data = storage.read(samples)
-    return _in_order(pq.read_table(io.BytesIO(data)), codes), groups.bytes_read + len(data)
+    batches, bytes_read = read_samples(unit, SCHEMA.names)
+    return _in_order(pa.Table.from_batches(batches, SCHEMA), codes), groups.bytes_read + bytes_read
+
+
+def read_samples(unit: UnitReceipt, columns: list[str]) -> tuple[Iterator[pa.RecordBatch], int]:
+    """Return all of a unit's samples, a little at a time, and the size of their file.
+
+    Raises SemiscaleError where it is gone, damaged or another unit's, or has not one row a scored image.
+    """
+    data = storage.read_if_there(unit.samples)
+    if data is None:
+        raise damaged(unit.samples, "no such file")
+    with whole(unit.samples):
+        file = pq.ParquetFile(io.BytesIO(data))
+    _refuse_other_unit(unit, unit.samples, file.metadata)
+    if file.metadata.num_rows != unit.scored:
+        raise damaged(unit.samples, f"{file.metadata.num_rows:,} rows; expected one for each of {unit.scored:,} images")
+    return _batches(unit.samples, file, columns), len(data)
+
+
+def _refuse_other_unit(unit: UnitReceipt, uri: str, metadata: pq.FileMetaData) -> None:
+    identity = (metadata.metadata or {}).get(_UNIT.encode(), b"").decode()
+    if identity != unit.digest:
+        raise damaged(uri, f"of unit {identity or 'unknown'}; expected {unit.digest}")
+
+
+def _batches(uri: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    with whole(uri):
+        yield from file.iter_batches(ROWS_AT_ONCE, columns=columns)
 
 
 def _in_order(table: pa.Table, codes: U64) -> pa.Table:

@@ -147,6 +147,11 @@ class UnitReceipt(Receipt):
     failures: list[Failure]
     clocks: Clocks
 
+    @property
+    def scored(self) -> int:
+        """How many images have scores."""
+        return sum(shard.scored for shard in self.shards)
+
 
 class ScoreReceipt(Receipt):
     """What one pod did: units it scored, units it found finished, and its clocks."""

@@ -245,6 +245,11 @@ class UnitScores:
         return self._groups.bytes_read
 
     @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return int(self._groups.metadata.num_rows)
+
+    @property
     def classes_kept(self) -> int:
         """How many classes of each image were kept when it was scored: the largest P that can be selected."""
         return len(self._depths)
