@@ -1,4 +1,4 @@
-"""Shards: finding the images under a URI and reading them one by one.
+"""Shards: finding the images, or the videos, under a URI and reading them one by one.
 
 A shard is the unit of scanning, used in place: a WebDataset tar, a Parquet file, or a slice of a prefix of loose files.
 Whatever the kind, `read` yields the same samples in the same order, so that (shard, index) names an image for good.
@@ -22,6 +22,7 @@ from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm")
 LABEL_SUFFIXES = (".cls", ".json", ".txt")  # in this order, where a sample has several
 CONTAINER_SUFFIXES = (".tar", ".parquet")
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -71,17 +72,19 @@ class Unit(BaseModel):
 
 @dataclass(frozen=True)
 class Columns:
-    """What a Parquet file's columns, or a .json member's keys, are called."""
+    """What a Parquet file's columns, or a .json member's keys, are called; whether a sample is an image or a video."""
 
     image: str = "image"
     label: str = "label"
+    videos: bool = False
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as stored. `offset` is where its bytes start in the object at `uri`, or -1 inside a Parquet file.
+    """One image, or video, as stored.
 
-    `problem` says why there is no image to decode (an empty string where there is).
+    `offset` is where its bytes start in the object at `uri`, or -1 inside a Parquet file; `problem`
+    says why there is no image to decode (an empty string where there is).
     """
 
     index: int
@@ -102,12 +105,17 @@ class _Member(NamedTuple):
     problem: str
 
 
-def find(uris: Iterable[str]) -> list[Shard]:
-    """List the shards under URIs, in order. Raises Refused for a URI that holds no tar, Parquet or image file.
+def loose_suffixes(videos: bool) -> tuple[str, ...]:
+    """Return what the names of images end in, or of videos."""
+    return VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES
+
+
+def find(uris: Iterable[str], videos: bool = False) -> list[Shard]:
+    """List the shards under URIs, in order. Raises Refused for a URI that holds no tar, Parquet, image or video file.
 
     What is hidden, a name or a folder that starts with a dot, is left out: it is what macOS and Jupyter leave behind.
     """
-    return [shard for uri in uris for shard in _find_one(uri)]
+    return [shard for uri in uris for shard in _find_one(uri, loose_suffixes(videos))]
 
 
 def read(shard: Shard, columns: Columns) -> Iterator[Sample]:
@@ -165,7 +173,7 @@ def estimated_images(shard: Shard, columns: Columns) -> float:
     return len(first) * shard.size_bytes / max(end, 1)
 
 
-def _find_one(uri: str) -> list[Shard]:
+def _find_one(uri: str, suffixes: tuple[str, ...]) -> list[Shard]:
     if not uri.strip():
         raise Refused("empty URI; expected a folder, a .tar or a .parquet file")
     root, pattern = _pattern(storage.absolute(uri))
@@ -173,12 +181,12 @@ def _find_one(uri: str) -> list[Shard]:
     shown = [(name, entry) for name, entry in named if not _hidden(name) and fnmatch.fnmatchcase(name, pattern)]
     _refuse_compressed(root, [name for name, _ in shown])
     containers = [_container(name, entry) for name, entry in shown if name.lower().endswith(CONTAINER_SUFFIXES)]
-    images = [_loose_file(name, entry) for name, entry in shown if name.lower().endswith(IMAGE_SUFFIXES)]
-    starts = range(0, len(images), FILES_PER_SHARD)
-    slices = [_slice(root, number, images[start : start + FILES_PER_SHARD]) for number, start in enumerate(starts)]
+    files = [_loose_file(name, entry) for name, entry in shown if name.lower().endswith(suffixes)]
+    starts = range(0, len(files), FILES_PER_SHARD)
+    slices = [_slice(root, number, files[start : start + FILES_PER_SHARD]) for number, start in enumerate(starts)]
     if not containers and not slices:
         what = f"{len(named)} files, none of them usable" if named else "nothing here"
-        expected = ", ".join((*CONTAINER_SUFFIXES, *IMAGE_SUFFIXES))
+        expected = ", ".join((*CONTAINER_SUFFIXES, *suffixes))
         raise Refused(f"{uri}: {what}; expected {expected} files; check the URI")
     return [*containers, *slices]
 
@@ -235,7 +243,7 @@ def _read_tar(shard: Shard, columns: Columns) -> Iterator[Sample]:
         try:
             members = (member for member in _members(tar) if not member.isdir() and not _hidden(member.name))
             for index, (key, group) in enumerate(groupby(members, key=lambda member: _split_name(member.name)[0])):
-                yield _tar_sample(index, key, [_extract(tar, member) for member in group], shard, columns)
+                yield _tar_sample(index, key, [_extract(tar, member, columns) for member in group], shard, columns)
         except tarfile.TarError as error:
             raise SemiscaleError(f"{shard.uri}: damaged tar: {error}; write it again") from None
         _refuse_early_end(file, tar.offset, shard)
@@ -269,9 +277,9 @@ def _refuse_early_end(file: BinaryIO, offset: int, shard: Shard) -> None:
         raise SemiscaleError(f"{shard.uri}: damaged tar: {what} at byte {offset}; write it again")
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _Member:
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, columns: Columns) -> _Member:
     suffix = _split_name(member.name)[1]
-    if not suffix.endswith((*IMAGE_SUFFIXES, *LABEL_SUFFIXES)):
+    if not suffix.endswith((*loose_suffixes(columns.videos), *LABEL_SUFFIXES)):
         return _Member(suffix, b"", -1, "")
     if not member.isreg() or member.issparse():
         return _Member(suffix, b"", -1, "not a plain file")
@@ -283,10 +291,12 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _Member:
 def _tar_sample(index: int, key: str, members: list[_Member], shard: Shard, columns: Columns) -> Sample:
     by_rank = (member for suffix in LABEL_SUFFIXES for member in members if member.suffix.endswith(suffix))
     label = next(filter(None, (_label(member, columns) for member in by_rank)), None)
-    images = [member for member in members if member.suffix.endswith(IMAGE_SUFFIXES)]
-    images = [member for member in images if member.suffix in IMAGE_SUFFIXES] or images  # a.jpg before its a.mask.png
+    suffixes = loose_suffixes(columns.videos)
+    images = [member for member in members if member.suffix.endswith(suffixes)]
+    images = [member for member in images if member.suffix in suffixes] or images  # a.jpg before its a.mask.png
     if len(images) != 1:
-        return Sample(index, key, b"", shard.uri, -1, label, f"{'several' if images else 'no'} image members")
+        what = "video" if columns.videos else "image"
+        return Sample(index, key, b"", shard.uri, -1, label, f"{'several' if images else 'no'} {what} members")
     return Sample(index, key, images[0].data, shard.uri, images[0].offset, label, images[0].problem)
 
 
