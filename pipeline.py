@@ -182,7 +182,7 @@ def semiscale(
     # (2) Run it on the unlabeled pool U, keep the top K images of every class: D̂. No pod returns before the whole pool
     # has scores: it takes over what dead ones held, and is started again when it dies itself. A task after the loop to
     # mop up would gain nothing: whatever collects the loop's receipts fails with the loop.
-    with dsl.ParallelFor(planned.outputs["Output"]) as pod:
+    with dsl.ParallelFor(planned.outputs["Output"], name="2 Score U, on every pod") as pod:
         scored = on_scan_gpus(
             score(teacher=teacher.outputs["receipt"], pod=pod, images_per_class=images_per_class, **place)
         ).set_display_name("2 Score U")
@@ -199,7 +199,7 @@ def semiscale(
         )
     ).set_display_name("2 Merge: top K per class")
     packing = {"selection": selected.outputs["receipt"], "packed_tar_bytes": packed_tar_bytes, "seed": seed, **place}
-    with dsl.ParallelFor(planned.outputs["Output"]) as pod:
+    with dsl.ParallelFor(planned.outputs["Output"], name="2 Pack D̂, on every pod") as pod:
         pods = on_cpus(pack(pod=pod, **packing)).set_display_name("2 Pack D̂")
     # One more, which finds all tars there, hands them on as one.
     packed = on_cpus(pack(pod=0, **packing)).after(pods).set_display_name("2 D̂, packed")
@@ -218,7 +218,7 @@ def semiscale(
     ).set_display_name("3 Pre-train the student on D̂")
 
     # (4) Fine-tune it on D, true labels only.
-    with dsl.ParallelFor(finetune_learning_rates) as learning_rate:
+    with dsl.ParallelFor(finetune_learning_rates, name="4 Fine-tune at every learning rate") as learning_rate:
         student = on_training_gpus(
             train(
                 recipe="finetune",
@@ -231,7 +231,7 @@ def semiscale(
         ).set_display_name("4 Fine-tune the student on D")
 
     # What the student is compared with: the same network, on D alone, for as many images.
-    with dsl.ParallelFor(baseline_learning_rates) as learning_rate:
+    with dsl.ParallelFor(baseline_learning_rates, name="Train the baseline at every learning rate") as learning_rate:
         baseline = on_training_gpus(
             train(
                 recipe=baseline_recipe,

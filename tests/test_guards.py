@@ -39,6 +39,13 @@ def test_the_component_takes_what_the_config_has(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_the_ui_shows_what_every_stage_did(stage: str) -> None:
+    outputs = getattr(importlib.import_module(f"components.{stage}.component"), stage).component_spec.outputs
+    shown = {"page": "system.HTML"} if stage == "report" else {"summary": "system.Markdown"}
+    assert {name: outputs[name].type.partition("@")[0] for name in shown} == shown
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_defaults_of_component_and_config_agree(stage: str) -> None:
     component = getattr(importlib.import_module(f"components.{stage}.component"), stage)
     for name, parameter in inspect.signature(component.python_func).parameters.items():

@@ -6,7 +6,7 @@ import pytest
 
 from components.shared.receipts import PackReceipt, Receipt, Renewal
 from components.shared.summaries import plain, scalars, summary
-from tests.test_report import HANDLER, SCRIPT, decided, evaluated, planned, selected, trained
+from tests.test_report import HANDLER, SCRIPT, decided, evaluated, planned, scored, selected, trained
 
 KEPT = {"renewal": Renewal(changed=0.031, retrain_above=0.2, kept=True)}
 PACKED = PackReceipt(
@@ -25,6 +25,14 @@ CASES: list[tuple[Receipt, list[str]]] = [
     (
         trained("finetune", 0.0025, 5, 30_000, 0.72),
         ["| validation top-1 | **72.00%** |", "| 30,000 | 2.5e-06 | 0.3249"],
+    ),
+    (
+        scored(Path("here"), 1),
+        ["**15** of 16", "| units | 1, of which 1 were", "1 images/s", "- failed: 1 × damaged image"],
+    ),
+    (
+        scored(Path("here"), 0),
+        ["thread-seconds |\n| --- | --- |\n| decode | 30.0 |\n| forward | 8.0 |\n| read | 1.0 |"],
     ),
     (selected(Path("here")), ["**29** images selected", "32 listed = 30 scored + 2 failed", "2 classes are short"]),
     (selected(Path("here")).model_copy(update=KEPT), ["3.10% changed", "is 20.00%: **too little"]),

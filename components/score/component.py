@@ -8,6 +8,7 @@ from components import images
 @dsl.component(base_image=images.CUDA, install_kfp_package=False)
 def score(
     receipt: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
     workdir: str,
     plan: dsl.Input[dsl.Artifact],
     teacher: dsl.Input[dsl.Artifact],
@@ -27,6 +28,7 @@ def score(
 
     Returns:
         receipt: What was done, as JSON: what the next stages read.
+        summary: What was done, in words.
     """
     from components.score.score import ScoreConfig
     from components.score.score import score as stage

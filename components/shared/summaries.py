@@ -9,6 +9,7 @@ from components.shared.receipts import (
     PlanReceipt,
     PromotionReceipt,
     Receipt,
+    ScoreReceipt,
     SelectionReceipt,
     TrainReceipt,
 )
@@ -65,6 +66,22 @@ def _train(receipt: TrainReceipt) -> str:
     ]
     head = ["images processed", "learning rate", "loss", "validation top-1"]
     return f"{table(['', ''], facts.items())}\n{table(head, curve)}"
+
+
+@summary.register
+def _scores(receipt: ScoreReceipt) -> str:
+    counts = table(
+        ["", ""],
+        [
+            ["images scored", f"**{receipt.scored:,}** of {receipt.listed:,}"],
+            ["units", f"{receipt.units:,}, of which {receipt.units_found:,} were there already"],
+            ["speed", f"{receipt.scored / receipt.seconds:,.0f} images/s" if receipt.seconds else "no image is new"],
+        ],
+    )
+    spent = sorted(receipt.clocks.model_dump().items(), key=lambda part: -part[1])
+    clocks = table(["part, the slowest first", "thread-seconds"], [[part, f"{one:,.1f}"] for part, one in spent])
+    failed = [f"- failed: {count:,} × {plain(reason)}" for reason, count in receipt.failed.items()]
+    return f"{counts}\n{clocks}\n" + "\n".join([*failed, ""])
 
 
 @summary.register
