@@ -52,6 +52,15 @@ def read(uri: str, columns: Columns | None = None) -> list[Sample]:
     return [sample for shard in shards.find([uri]) for sample in shards.read(shard, columns or Columns(label=""))]
 
 
+def header_of(kind: type[tarfile.TarInfo], header: bytes) -> tuple[str, int, bytes] | type[Exception]:
+    """Read a header; return what a reader needs of it, or the kind of error."""
+    try:
+        member = kind.frombuf(header, "utf-8", "replace")
+    except (tarfile.HeaderError, ValueError) as error:
+        return type(error)
+    return member.name, member.size, member.type
+
+
 def read_tar(folder: Path, members: Iterable[Member | tarfile.TarInfo], **options: Any) -> list[Sample]:
     """Read a tar of these members, with labels."""
     (folder / "a.tar").write_bytes(tar(members, **options))
@@ -193,6 +202,22 @@ class TestTar:
         (tmp_path / "a.tar").write_bytes(data)
         with pytest.raises(Refused, match=rf"^{tmp_path}/a.tar: not a tar file: [a-z ]+$"):
             read(str(tmp_path))
+
+    def test_a_header_is_read_as_tarfile_reads_it_or_is_refused_as_it_is(self) -> None:
+        """Of plain and odd members, and of each with any one byte changed, its checksum made right or not."""
+        long, large, link = tarfile.TarInfo("f" * 90 + "/a.jpg"), tarfile.TarInfo("b.jpg"), tarfile.TarInfo("c.jpg")
+        large.size, link.type = (1 << 33) - 1, tarfile.SYMTYPE
+        for member in (long, large, link, tarfile.TarInfo("d.jpg")):
+            for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT):
+                header = member.tobuf(format)[-512:]
+                assert header_of(shards._Header, header) == header_of(tarfile.TarInfo, header)
+                for place in range(512):
+                    damaged = header[:place] + bytes([header[place] ^ (1 << place % 8)]) + header[place + 1 :]
+                    assert header_of(shards._Header, damaged) == header_of(tarfile.TarInfo, damaged), place
+                    blank = damaged[:148] + b" " * 8 + damaged[156:]
+                    valid = damaged[:148] + b"%06o\0 " % sum(blank) + damaged[156:]
+                    if isinstance(known := header_of(tarfile.TarInfo, valid), tuple):
+                        assert header_of(shards._Header, valid) == known, place
 
     def test_a_tar_cut_anywhere_is_damaged(self, tmp_path: Path) -> None:
         # Also between two members and in a header, where tarfile itself ends without a word.
