@@ -156,6 +156,22 @@ def test_training_learns_and_is_found_again(tmp_path: Path, capfd: pytest.Captur
     assert "finished before" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("images", "at_most", "sizes"),
+    [(24, 24, [24]), (25, 24, [12, 13]), (48, 24, [24, 24]), (49, 24, [16, 16, 17]), (7, 3, [2, 2, 3]), (1, 24, [1])],
+)
+def test_a_share_is_cut_into_nearly_equal_parts(images: int, at_most: int, sizes: list[int]) -> None:
+    parts = loop.in_parts(images, at_most)
+    assert [part.stop - part.start for part in parts] == sizes
+    assert [place for part in parts for place in range(images)[part]] == list(range(images))
+
+
+def test_a_batch_one_larger_than_a_part_is_trained_on(tmp_path: Path) -> None:
+    """Batch normalisation refuses a part of one image of 1 x 1 pixels, which this network ends in."""
+    receipt = Stages(tmp_path).train("teacher", batch_size=25, device_batch_size=24, images_processed=50, resolution=1)
+    assert [point.images_processed for point in receipt.curve] == [25, 50]
+
+
 def test_equal_trainings_leave_equal_bytes(tmp_path: Path) -> None:
     first, second = Stages(tmp_path / "a"), Stages(tmp_path / "b")
     assert Path(first.teacher.checkpoint).read_bytes() == Path(second.teacher.checkpoint).read_bytes()

@@ -197,21 +197,20 @@ class Training:
         """Make one step of SGD; returns the mean loss of this rank's images, on the device.
 
         The gradient is that of the mean over the whole batch, in however many parts it is computed: a part counts by
-        its images, and the ranks' gradients are averaged.
+        its images, and the ranks' gradients are averaged, however many images and parts each rank has.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         # Of layers that draw at random, such as dropout: a function of the step, so that it can be repeated.
         torch.manual_seed((self._config.seed * self._steps + step) * self._ranks.count + self._ranks.rank)
         self._optimizer.zero_grad(set_to_none=True)
-        parts = range(0, len(batch.labels_B), self._config.device_batch_size)
+        parts = in_parts(len(batch.labels_B), self._config.device_batch_size)
         total = torch.zeros((), device=self._device)
-        for start in parts:
-            part = slice(start, start + self._config.device_batch_size)
-            with self._alone() if start != parts[-1] else nullcontext():
-                loss = self._loss(batch.images_BHWC[part], batch.labels_B[part], [step, start])
-                share = len(batch.labels_B[part]) * self._ranks.count / self._config.batch_size
-                (loss * share).backward()  # type: ignore[no-untyped-call]
+        for part in parts:
+            with self._alone() if part != parts[-1] else nullcontext():
+                loss = self._loss(batch.images_BHWC[part], batch.labels_B[part], [step, part.start])
+                share = (part.stop - part.start) * self._ranks.count / self._config.batch_size
+                (loss * share).backward()
             total += loss.detach() * share
         self._optimizer.step()
         self._follow(step)
@@ -254,12 +253,14 @@ class Training:
     def _distributed(self, done: int) -> nn.Module:
         """Return the network as it is run on this device, its gradients averaged over the ranks."""
         if self._device.type == "cuda":
-            size, side = self._config.device_batch_size, self._config.resolution
+            parts = in_parts(math.ceil(self._config.batch_size / self._ranks.count), self._config.device_batch_size)
+            size, side = parts[-1].stop - parts[-1].start, self._config.resolution
             images_BCHW = torch.rand(size, 3, side, side, device=self._device)
-            parts = math.ceil(self._config.batch_size / self._ranks.count / size)
             # Rank 0 says: gradients in different memory formats could not be averaged.
             manner = (
-                speed.fastest(self._model, images_BCHW, (self._steps - done) * parts) if self._ranks.first else None
+                speed.fastest(self._model, images_BCHW, (self._steps - done) * len(parts))
+                if self._ranks.first
+                else None
             )
             self._manner = self._ranks.firsts(manner)
         network = self._manner.apply(self._model)
@@ -363,6 +364,16 @@ class Training:
         change = "" if moment.ranks == now else f" by {moment.ranks} ranks, now with {now}"
         say("train", f"{self._name}: going on after {moment.images_processed:,} images{change}")
         return step
+
+
+def in_parts(images: int, at_most: int) -> list[slice]:
+    """Cut a rank's share of a batch into as few parts as there must be, of nearly equal size.
+
+    Parts of `at_most` and a rest would end in a part of one image where a share is one larger than a multiple: batch
+    normalisation cannot take it, and the statistics of any small rest are poor ones.
+    """
+    count = math.ceil(images / at_most)
+    return [slice(part * images // count, (part + 1) * images // count) for part in range(count)]
 
 
 def _due(step: int, steps: int, times: int) -> bool:
