@@ -172,6 +172,11 @@ def test_a_batch_one_larger_than_a_part_is_trained_on(tmp_path: Path) -> None:
     assert [point.images_processed for point in receipt.curve] == [25, 50]
 
 
+def test_the_receipt_says_what_was_processed_not_what_was_asked_for(tmp_path: Path) -> None:
+    receipt = Stages(tmp_path).train("teacher", batch_size=24, images_processed=50)
+    assert receipt.images_processed == receipt.curve[-1].images_processed == 72
+
+
 def test_equal_trainings_leave_equal_bytes(tmp_path: Path) -> None:
     first, second = Stages(tmp_path / "a"), Stages(tmp_path / "b")
     assert Path(first.teacher.checkpoint).read_bytes() == Path(second.teacher.checkpoint).read_bytes()

@@ -82,12 +82,12 @@ def _trained(config: TrainConfig, folder: str, ranks: Ranks, stopping: Stopping)
         "parameters": sum(parameter.numel() for parameter in training.result.parameters()),
         "classes": plan.classes,
         "preprocessing": preprocessing,
-        "images_processed": total,
+        "images_processed": training.images_processed,
         "samples": data.samples,
         "learning_rate": config.learning_rate,
         "validation_top1": training.curve[-1].validation_top1,
         "curve": training.curve,
-        "images_per_s": total / training.seconds,
+        "images_per_s": training.images_processed / training.seconds,
     }
 
 
@@ -147,6 +147,11 @@ class Training:
     def result(self) -> nn.Module:
         """The model that is measured and kept: the averaged one, where the recipe averages."""
         return self._average or self._model
+
+    @property
+    def images_processed(self) -> int:
+        """What the whole training processes: the last batch is a full one, whatever was asked for."""
+        return self._steps * self._config.batch_size
 
     def run(self, data: TrainingData, folder: str, stopping: Stopping) -> None:
         """Train on batches of a fixed size until all images are processed, from the newest checkpoint there is.
