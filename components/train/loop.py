@@ -1,6 +1,5 @@
 """The training loop, and what a finished training hands on. Only this module and those below it know torch."""
 
-import copy
 import json
 import math
 import time
@@ -23,6 +22,7 @@ from components.shared.shards import Columns, Shard
 from components.shared.splits import LabeledShard, read_split
 from components.shared.stopping import Stopping
 from components.train import objective, speed
+from components.train.average import Average
 from components.train.checkpoints import Checkpoints, Moment
 from components.train.config import TrainConfig
 from components.train.data import TrainingData
@@ -131,7 +131,7 @@ class Training:
         self._config, self._model, self._validation, self._ranks = config, model, validation, ranks
         self._recipe, self._device = RECIPES[config.recipe], models.device()
         self._steps = max(math.ceil(total / config.batch_size), 1)
-        self._average = copy.deepcopy(model) if self._recipe.average else None
+        self._average = Average(model, self._recipe, self._steps) if self._recipe.average else None
         self._normalise = Normalise(
             Preprocessing(resolution=config.resolution, augmentation=config.augmentation), self._device
         )
@@ -146,7 +146,7 @@ class Training:
     @property
     def result(self) -> nn.Module:
         """The model that is measured and kept: the averaged one, where the recipe averages."""
-        return self._average or self._model
+        return self._average.model if self._average else self._model
 
     @property
     def images_processed(self) -> int:
@@ -218,7 +218,8 @@ class Training:
                 (loss * share).backward()
             total += loss.detach() * share
         self._optimizer.step()
-        self._follow(step)
+        if self._average:
+            self._average.follow(step, self._model)
         fresh = (self._bad_step == 0) & ~total.isfinite()
         self._bad_step = torch.where(fresh, step, self._bad_step)
         self._bad_loss = torch.where(fresh, total, self._bad_loss)
@@ -278,20 +279,6 @@ class Training:
             network, device_ids=here, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
-    def _follow(self, step: int) -> None:
-        """Let the averaged weights follow: during the warm-up they are the weights themselves."""
-        if self._average is None:
-            return
-        warm = step <= self._recipe.warmup * self._steps
-        weight = 1.0 if warm else min(1 / (self._recipe.average * self._steps), 1.0)
-        with torch.no_grad():
-            states = (self._average.state_dict(), self._model.state_dict())
-            for kept, new in zip(*(state.values() for state in states), strict=True):
-                if kept.is_floating_point():
-                    kept.lerp_(new, weight)
-                else:
-                    kept.copy_(new)
-
     def _record(self, step: int, rate: float, loss: float) -> None:
         validated = self._top1() if self._ranks.first and _due(step, self._steps, VALIDATIONS) else None
         images = step * self._config.batch_size
@@ -342,8 +329,8 @@ class Training:
     def _tensors(self) -> dict[str, Tensor]:
         """Return all that a step changes: weights, running statistics, averages, momenta."""
         tensors = {f"model.{name}": tensor for name, tensor in self._model.state_dict().items()}
-        if self._average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in self._average.state_dict().items()}
+        if self._average:
+            tensors |= {f"average.{name}": tensor for name, tensor in self._average.model.state_dict().items()}
         momenta = {name: self._optimizer.state[parameter] for name, parameter in self._model.named_parameters()}
         return tensors | {f"momentum.{name}": state["momentum_buffer"] for name, state in momenta.items() if state}
 
@@ -356,10 +343,8 @@ class Training:
         if not found:
             return 0
         moment, tensors = found
-        for prefix, module in (("model.", self._model), ("average.", self._average)):
-            if module is not None:
-                own = {name: tensors[prefix + name] for name in module.state_dict()}
-                module.load_state_dict(own)
+        for prefix, module in {"model.": self._model, **({"average.": self.result} if self._average else {})}.items():
+            module.load_state_dict({name: tensors[prefix + name] for name in module.state_dict()})
         for name, parameter in self._model.named_parameters():
             if f"momentum.{name}" in tensors:
                 buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
