@@ -31,6 +31,7 @@ from components.train.ranks import Ranks
 from components.train.recipes import RECIPES, Recipe, learning_rate
 from components.train.speed import Manner
 from components.train.start import starting_model
+from components.train.waiting import waiting_of
 from components.train.watch import Watch
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class Training:
         self._bad_loss = torch.zeros((), device=self._device)
         self._recent: deque[_Told] = deque(maxlen=max(CHECK_EVERY.values()))
         self._manner = Manner()
+        self._waiting = waiting_of(self._device)
         self.curve: list[Point] = []
         self.seconds = 0.0
 
@@ -186,15 +188,15 @@ class Training:
 
     def _one(self, step: int, batches: Iterator[DeviceBatch]) -> None:
         """Make one step, and tell of it what is due."""
-        size, started = self._config.batch_size, time.monotonic()
-        batch = next(batches)
-        waited_s = time.monotonic() - started
+        size = self._config.batch_size
+        batch = self._waiting.next(batches)
         rate = learning_rate(self._recipe, self._config.learning_rate, size, (step - 1) * size, self._steps * size)
         loss = self._step(batch, rate, step)
+        self._waiting.stepped()
         if step % CHECK_EVERY[self._device.type] == 0 or _due(step, self._steps, CURVE_POINTS):
             self._refuse_no_number()
         if self._watch:
-            self._watch.step(size, rate, loss.item, waited_s)
+            self._watch.step(size, rate, loss.item, self._waiting.settled_s())
         if _due(step, self._steps, CURVE_POINTS):
             self._record(step, rate, self._ranks.mean(loss).item())
 

@@ -53,7 +53,10 @@ class Watch:
         self._progress = Progress("train", total, clock, already)
 
     def step(self, images: int, rate: float, loss: Callable[[], float], waited_s: float) -> None:
-        """Count a step of so many images. The loss is asked for only when it is told, as that waits for the device."""
+        """Count a step of so many images, and what has become known of the device's waiting for data.
+
+        The loss is asked for only when it is told, as that waits for the device.
+        """
         self._images += images
         self._waited_s += waited_s
         if self._clock() - self._recorded >= LINE_EVERY_S:
