@@ -3,11 +3,10 @@
 import json
 import math
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -239,8 +238,9 @@ class Training:
 
     def _alone(self) -> AbstractContextManager[None]:
         """Keep gradients on this rank until the last part of the batch."""
-        network = self._network
-        return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+        if self._ranks.count == 1:
+            return nullcontext()
+        return cast(DistributedDataParallel, self._network).no_sync()  # or what compiling made of one
 
     def _sgd(self) -> torch.optim.SGD:
         decayed: list[nn.Parameter] = []
@@ -255,31 +255,27 @@ class Training:
             lr=self._config.learning_rate,
             momentum=MOMENTUM,
             weight_decay=self._config.weight_decay,
-            fused=self._device.type == "cuda",
+            fused=True,  # on a CPU too, where it takes a fifth of the time: 0.05 s of a step of ResNet-50, not 0.25 s
         )
 
     def _distributed(self, done: int) -> nn.Module:
         """Return the network as it is run on this device, its gradients averaged over the ranks."""
         if self._device.type == "cuda":
-            parts = in_parts(math.ceil(self._config.batch_size / self._ranks.count), self._config.device_batch_size)
-            size, side = parts[-1].stop - parts[-1].start, self._config.resolution
-            images_BCHW = torch.rand(size, 3, side, side, device=self._device)
-            # Rank 0 says: gradients in different memory formats could not be averaged.
-            manner = (
-                speed.fastest(self._model, images_BCHW, (self._steps - done) * len(parts))
-                if self._ranks.first
-                else None
-            )
-            self._manner = self._ranks.firsts(manner)
-        network = self._manner.apply(self._model)
-        if self._ranks.count == 1:
-            return network
-        # A 1x1 convolution's strides are ambiguous; the two ways to write them are the same memory.
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        here = [torch.cuda.current_device()] if self._device.type == "cuda" else None
-        return DistributedDataParallel(
-            network, device_ids=here, forward_sync_buffers=False, gradient_as_bucket_view=True
-        )
+            self._manner = self._fastest(done)
+        if self._average:
+            self._manner.arrange(self._average.model)
+        return self._manner.apply(self._model, self._ranks.averaging())
+
+    def _fastest(self, done: int) -> Manner:
+        """Let rank 0 say how all run the network: gradients in different memory formats could not be averaged."""
+        parts = in_parts(math.ceil(self._config.batch_size / self._ranks.count), self._config.device_batch_size)
+        size, side = parts[-1].stop - parts[-1].start, self._config.resolution
+        images_BCHW = torch.rand(size, 3, side, side, device=self._device)
+        averaging = self._ranks.averaging(of_the_first=True)
+        found = None
+        if self._ranks.first:
+            found = speed.fastest(self._model, images_BCHW, (self._steps - done) * len(parts), averaging)
+        return cast(Manner, self._ranks.firsts(found))
 
     def _record(self, step: int, rate: float, loss: float) -> None:
         validated = self._top1() if self._ranks.first and _due(step, self._steps, VALIDATIONS) else None

@@ -1,12 +1,12 @@
 """The processes of one training: which one this is, what they tell each other, and how one starts them on its devices.
 
 `torchrun … -m -- components.train …` starts them on any number of machines (without the dashes torchrun takes our
---start for an option of its own); on a single machine the stage starts one for every device by itself. Synchronous SGD
-needs an average of the gradients (loop.py); here is the rest.
+--start for an option of its own); on a single machine the stage starts one for every device by itself.
 """
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from components.shared.stopping import Stopped
 from components.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 PATIENCE = timedelta(hours=1)  # for the others: rank 0 validates and writes checkpoints alone
 
@@ -72,6 +72,33 @@ class Ranks:
             return bool(flags.item())
 
         return answer
+
+    def averaging(self, of_the_first: bool = False) -> "Callable[[nn.Module], nn.Module]":
+        """Return what wraps a network so that its gradients are averaged over the ranks; alone, nothing does.
+
+        All ranks must ask. `of_the_first`: as it is done by all, but over rank 0 only, which then waits for nobody.
+        """
+        if self.count == 1:
+            return lambda network: network
+        import torch
+        from torch import distributed
+        from torch.nn.parallel import DistributedDataParallel
+
+        # A 1x1 convolution's strides are ambiguous; the two ways to write them are the same memory.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        group = distributed.new_group([0]) if of_the_first else None
+
+        def averaged(network: "nn.Module") -> "nn.Module":
+            on_gpu = next(network.parameters()).is_cuda
+            return DistributedDataParallel(
+                network,
+                device_ids=[torch.cuda.current_device()] if on_gpu else None,
+                process_group=group,
+                forward_sync_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+
+        return averaged
 
     def mean(self, value: "Tensor") -> "Tensor":
         """Return the mean over the ranks of a scalar on a device."""

@@ -6,6 +6,7 @@ gain a tenth. So both are timed on this card with this network before the traini
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from components.shared.progress import say
 
 STEPS = 8  # timed of each manner, after as many to warm up
+Wrap = Callable[[nn.Module], nn.Module]  # around a network, so that its gradients are averaged over the ranks
 
 
 @dataclass(frozen=True)
@@ -24,25 +26,36 @@ class Manner:
     channels_last: bool = False
     compiled: bool = False
 
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Return the network that runs the model in this manner; they share their parameters."""
+    def arrange(self, model: nn.Module) -> None:
+        """Bring a model's weights into the memory format."""
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
-        compiled: nn.Module = torch.compile(model) if self.compiled else model  # type: ignore[assignment]
+
+    def apply(self, model: nn.Module, averaging: Wrap) -> nn.Module:
+        """Return the network that runs the model in this manner; they share their parameters.
+
+        DistributedDataParallel wraps first and is compiled then, as PyTorch's notes on it ask (docs.pytorch.org, "DDP
+        works with TorchDynamo"): the compiler then splits its graphs where the gradients are averaged, so that one
+        part is averaged while the next is computed. Compiled first, all would be averaged at the end of the step.
+        """
+        self.arrange(model)
+        network = averaging(model)
+        compiled: nn.Module = torch.compile(network) if self.compiled else network  # type: ignore[assignment]
         return compiled
 
 
-def fastest(model: nn.Module, images_BCHW: Tensor, steps: int) -> Manner:
+def fastest(model: nn.Module, images_BCHW: Tensor, steps: int, averaging: Wrap) -> Manner:
     """Time the manners on random images of this shape and return the one that makes so many steps end first.
 
-    The model itself is left as it is. Cost: a second copy of it for some seconds, and the minutes of one compilation.
+    `averaging` wraps the network as the training does, but waits for nobody: what is timed is split as it will be. The
+    model itself is left as it is. Cost: a second copy of it for some seconds, and the minutes of one compilation.
     """
-    seconds = {Manner(last): timed(model, images_BCHW, Manner(last)) for last in (False, True)}
+    seconds = {Manner(last): timed(model, images_BCHW, Manner(last), averaging) for last in (False, True)}
     best = min(seconds, key=lambda manner: seconds[manner])
     compiled = Manner(best.channels_last, compiled=True)
     started = time.monotonic()
     try:
-        seconds[compiled] = timed(model, images_BCHW, compiled)
+        seconds[compiled] = timed(model, images_BCHW, compiled, averaging)
     except Exception as error:  # noqa: BLE001 - a compiler fails in every way there is; training goes on without it
         say("train", f"torch.compile failed, going on without: {str(error).splitlines()[0]}")
         return best
@@ -54,9 +67,9 @@ def fastest(model: nn.Module, images_BCHW: Tensor, steps: int) -> Manner:
     return chosen
 
 
-def timed(model: nn.Module, images_BCHW: Tensor, manner: Manner) -> float:
+def timed(model: nn.Module, images_BCHW: Tensor, manner: Manner, averaging: Wrap) -> float:
     """Return the seconds of one forward and backward pass in bf16."""
-    network = manner.apply(copy.deepcopy(model).train())
+    network = manner.apply(copy.deepcopy(model).train(), averaging)
     labels_B = torch.zeros(len(images_BCHW), dtype=torch.int64, device=images_BCHW.device)
     started = 0.0
     for step in range(2 * STEPS):
