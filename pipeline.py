@@ -47,14 +47,14 @@ def semiscale(
     teacher_images_processed: int = 115_000_000,
     pretrain_images_processed: int = 1_000_000_000,
     finetune_epochs: int = 30,
-    batch_size: int = 1536,
-    device_batch_size: int = 24,
+    batch_size: int = -1,
+    device_batch_size: int = -1,
     teacher_learning_rate: float = 0.1,
     pretrain_learning_rate: float = 0.1,
     baseline_learning_rates: List[float] = [0.05, 0.1, 0.2],  # noqa: B006
     finetune_learning_rates: List[float] = [0.00025, 0.00075, 0.0025],  # noqa: B006
     baseline_recipe: str = "baseline",
-    weight_decay: float = 0.0001,
+    weight_decay: float = -1,
     resolution: int = 224,
     augmentation: str = "crop-flip",
     seed: int = 0,
@@ -91,14 +91,14 @@ def semiscale(
         teacher_images_processed: Length of the teacher's training: 90 epochs of ImageNet; not in the paper.
         pretrain_images_processed: The paper's #iter: images the student sees in pre-training (section 4.1).
         finetune_epochs: Length of the fine-tuning (section 4.1).
-        batch_size: Global minibatch, 64 x 24 (section 4.1).
-        device_batch_size: Images a device forwards and normalises together (section 4.1); gradients are added up.
+        batch_size: Global minibatch. -1: each recipe's, 64 x 24 (section 4.1).
+        device_batch_size: Images a device forwards and normalises together. -1: each recipe's, 24 (section 4.1).
         teacher_learning_rate: For 256 images; scaled to the minibatch.
         pretrain_learning_rate: For 256 images (section 4.1).
         baseline_learning_rates: For 256 images; chosen on validation, as the student's are.
         finetune_learning_rates: For 256 images; chosen on validation. The paper's is the first (section 4.1).
         baseline_recipe: baseline: as the teacher's; modern: torchvision's newest, with mixup and TrivialAugment.
-        weight_decay: In every training (section 4.1).
+        weight_decay: -1: each recipe's, 0.0001 (section 4.1).
         resolution: Height and width the models see, in pixels.
         augmentation: crop-flip: random resized crop and mirror; shift-flip, shift: random shift, for tiny images.
         seed: Of initial weights, data order and augmentation.

@@ -73,10 +73,11 @@ def test_tables_12_and_13(name: RecipeName, epochs: int, rates: list[tuple[int, 
     assert found == pytest.approx([rate for _, rate in rates])
 
 
-@pytest.mark.parametrize(("frames", "batch", "peak"), [(8, 2048, 0.512), (32, 1024, 0.256)])
-def test_table_11(frames: int, batch: int, peak: float) -> None:
+@pytest.mark.parametrize(("frames", "batch", "clips", "peak"), [(8, 2048, 16, 0.512), (32, 1024, 8, 0.256)])
+def test_table_11(frames: int, batch: int, clips: int, peak: float) -> None:
     recipe = RECIPES["video-pretrain-8" if frames == 8 else "video-pretrain-32"]
-    assert (recipe.batch_size, recipe.images_processed) == (batch, 490_000_000)
+    assert (recipe.batch_size, recipe.device_batch_size) == (batch, clips)
+    assert recipe.images_processed == 490_000_000
     rates = [rate_of(recipe, images, 490_000_000) for images in (0, 35_000_000, 455_000_000)]
     assert rates == pytest.approx([0.064, peak / 2, peak / 2**13])
 
@@ -87,6 +88,15 @@ def test_table_11(frames: int, batch: int, peak: float) -> None:
 )
 def test_the_modern_recipe(images: int, rate: float) -> None:
     assert rate_of(RECIPES["modern"], images, 600_000) == pytest.approx(rate, abs=1e-12)
+
+
+def test_what_a_gpu_normalises_together() -> None:
+    """Section 4.1: 24 images; Table 11: 128 GPUs of 16 clips of 8 frames, or 8 of 32; torchvision: 8 GPUs of 128."""
+    for name, recipe in RECIPES.items():
+        expected = {"8": 16, "32": 8}.get(name.rpartition("-")[2], 128 if name == "modern" else 24)
+        assert recipe.device_batch_size == expected, name
+        gpus = {16: 128, 8: 128, 128: 8}.get(expected, 32 if name == "transfer" else 64)
+        assert recipe.batch_size == gpus * expected, name
 
 
 def test_the_weight_decays() -> None:
@@ -116,7 +126,6 @@ def test_the_run_files_defaults_are_the_recipes() -> None:
         recipe = RECIPES[name]
         assert default[f"{name}_learning_rate"] == recipe.learning_rate
         assert default[f"{name}_images_processed"] == recipe.images_processed
-        assert (default["batch_size"], default["weight_decay"]) == (recipe.batch_size, recipe.weight_decay)
     assert default["finetune_learning_rates"][0] == RECIPES["finetune"].learning_rate
     assert default["finetune_epochs"] == RECIPES["finetune"].epochs
 
@@ -130,13 +139,20 @@ def config(tmp_path: Path, **given: object) -> TrainConfig:
 def test_what_is_not_given_is_the_recipes(tmp_path: Path) -> None:
     bare = config(tmp_path)
     assert (bare.learning_rate, bare.batch_size, bare.weight_decay) == (0.0025, 768, 0.001)
+    assert bare.device_batch_size == 24
+    assert config(tmp_path, recipe="video-pretrain-32", device_batch_size=-1).device_batch_size == 8
     assert (bare.images_processed, bare.epochs) == (0, 300)
-    given = config(tmp_path, learning_rate=0.01, batch_size=32, weight_decay=0.0, images_processed=1000)
+    given = config(
+        tmp_path, learning_rate=0.01, batch_size=32, weight_decay=0.0, images_processed=1000, device_batch_size=2
+    )
+    assert given.device_batch_size == 2
     assert (given.learning_rate, given.batch_size, given.weight_decay) == (0.01, 32, 0.0)
     assert (given.images_processed, given.epochs) == (1000, 0)
 
 
-@pytest.mark.parametrize("change", [{"recipe": "fast"}, {"device_batch_size": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "change", [{"recipe": "fast"}, {"device_batch_size": 0}, {"batch_size": 0}, {"weight_decay": -2}]
+)
 def test_bad_numbers_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         config(tmp_path, **change)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from components.shared.errors import Refused, nearest
 from components.shared.hardware import HARDWARE_KEYS, Hardware
@@ -29,6 +30,23 @@ Uri = Annotated[str, Field(pattern=r"\S")]
 Uris = Annotated[list[Uri], BeforeValidator(_one_or_many)]
 LearningRates = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
+THE_RECIPES = -1  # where a number is left to each training's recipe
+
+
+def _positive_or_the_recipes(value: int) -> int:
+    if value < 1 and value != THE_RECIPES:
+        raise PydanticCustomError("the_recipes", "expected 1 or more, or -1: the recipe's")
+    return value
+
+
+def _not_negative_or_the_recipes(value: float) -> float:
+    if value < 0 and value != THE_RECIPES:
+        raise PydanticCustomError("the_recipes", "expected 0 or more, or -1: the recipe's")
+    return value
+
+
+PositiveOrTheRecipes = Annotated[int, AfterValidator(_positive_or_the_recipes)]
+NotNegativeOrTheRecipes = Annotated[float, AfterValidator(_not_negative_or_the_recipes)]
 
 
 class Parameters(BaseModel):
@@ -78,10 +96,12 @@ class Parameters(BaseModel):
         default=1_000_000_000, description="The paper's #iter: images the student sees in pre-training (section 4.1)."
     )
     finetune_epochs: Positive = Field(default=30, description="Length of the fine-tuning (section 4.1).")
-    batch_size: Positive = Field(default=1536, description="Global minibatch, 64 x 24 (section 4.1).")
-    device_batch_size: Positive = Field(
-        default=24,
-        description="Images a device forwards and normalises together (section 4.1); gradients are added up.",
+    batch_size: PositiveOrTheRecipes = Field(
+        default=THE_RECIPES, description="Global minibatch. -1: each recipe's, 64 x 24 (section 4.1)."
+    )
+    device_batch_size: PositiveOrTheRecipes = Field(
+        default=THE_RECIPES,
+        description="Images a device forwards and normalises together. -1: each recipe's, 24 (section 4.1).",
     )
     teacher_learning_rate: float = Field(default=0.1, gt=0, description="For 256 images; scaled to the minibatch.")
     pretrain_learning_rate: float = Field(default=0.1, gt=0, description="For 256 images (section 4.1).")
@@ -96,7 +116,9 @@ class Parameters(BaseModel):
         default="baseline",
         description="baseline: as the teacher's; modern: torchvision's newest, with mixup and TrivialAugment.",
     )
-    weight_decay: float = Field(default=0.0001, ge=0, description="In every training (section 4.1).")
+    weight_decay: NotNegativeOrTheRecipes = Field(
+        default=THE_RECIPES, description="-1: each recipe's, 0.0001 (section 4.1)."
+    )
     resolution: int = Field(default=224, ge=8, le=2048, description="Height and width the models see, in pixels.")
     augmentation: Augmentation = Field(
         default="crop-flip",

@@ -37,10 +37,10 @@ def train(
         recipe: teacher, baseline, modern, pretrain or finetune; others are listed in components/train/recipes.py.
         architecture: The network, by name.
         plan: The plan's receipt: the classes, the training and the validation split.
-        device_batch_size: Images that a device forwards at a time and normalises together.
+        device_batch_size: Images that a device forwards at a time and normalises together; -1 for the recipe's.
         learning_rate: For a minibatch of 256 images; scaled linearly to batch_size.
-        batch_size: Global minibatch.
-        weight_decay: Of all parameters.
+        batch_size: Global minibatch; -1 for the recipe's.
+        weight_decay: Of all parameters; -1 for the recipe's.
         resolution: Height and width that the model sees, in pixels.
         augmentation: How training images are cut.
         image_column: Parquet column of the images.

@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from components.shared import checkpoints
-from components.shared.runfile import Augmentation, Positive
+from components.shared.runfile import THE_RECIPES, Augmentation, Positive
 from components.shared.stage import HOW, ReceiptUri, StageConfig, digest
 from components.train.recipes import RECIPES, RecipeName
 
-THE_RECIPES = -1  # where a number is not given
+OF_THE_RECIPE = ("learning_rate", "batch_size", "device_batch_size", "weight_decay")
 
 
 class TrainConfig(StageConfig):
@@ -45,9 +45,9 @@ class TrainConfig(StageConfig):
     """For a minibatch of 256 images; scaled linearly to batch_size."""
     batch_size: Positive = THE_RECIPES
     """Global minibatch: of all devices together."""
-    device_batch_size: Positive = 24
-    """Images that a device forwards at a time and normalises together (section 4.1); gradients add up to batch_size."""
-    weight_decay: float = THE_RECIPES
+    device_batch_size: Positive = THE_RECIPES
+    """Images that a device forwards at a time and normalises together; gradients add up to batch_size."""
+    weight_decay: Annotated[float, Field(ge=0)] = THE_RECIPES
     """Of all parameters; the modern recipe leaves out the normalisation layers'."""
     resolution: int
     """Height and width that the model sees, in pixels."""
@@ -69,8 +69,8 @@ class TrainConfig(StageConfig):
         if not isinstance(given, dict) or given.get("recipe") not in RECIPES:
             return given  # refused by the field itself
         recipe = RECIPES[given["recipe"]]
-        missing = {"learning_rate", "batch_size", "weight_decay"}
-        filled = {name: getattr(recipe, name) for name in missing if float(given.get(name, THE_RECIPES)) == THE_RECIPES}
+        missing = [name for name in OF_THE_RECIPE if float(given.get(name, THE_RECIPES)) == THE_RECIPES]
+        filled = {name: getattr(recipe, name) for name in missing}
         if not int(given.get("images_processed", 0)) and not int(given.get("epochs", 0)):
             filled |= {"images_processed": recipe.images_processed, "epochs": recipe.epochs}
         return {**given, **filled}

@@ -58,6 +58,7 @@ class Recipe(BaseModel):
     starts_from_another: bool = False  # a receipt's weights, instead of fresh ones
     learning_rate: float
     batch_size: int
+    device_batch_size: int = 24  # section 4.1: what each GPU forwards and normalises at a time
     weight_decay: float = 0.0001  # section 4.1: in all the experiments
     images_processed: int = 0
     epochs: int = 0  # of the labeled set, in addition
@@ -89,13 +90,15 @@ _PAPERS_BATCH = 64 * 24  # section 4.1: 64 GPUs, 24 images each
 _SUPERVISED = Recipe(
     learning_rate=0.1, batch_size=_PAPERS_BATCH, images_processed=115_000_000, warmup=5 / 90, drops_at=_equal(3)
 )
-_CLIPS_OF_8, _CLIPS_OF_32 = 128 * 16, 128 * 8  # Table 11: the minibatches of clips of 8 and of 32 frames
+# Table 11: the minibatches of clips of 8 and of 32 frames, of 128 GPUs.
+_CLIPS_OF_8 = {"batch_size": 128 * 16, "device_batch_size": 16}
+_CLIPS_OF_32 = {"batch_size": 128 * 8, "device_batch_size": 8}
 # Supplement 4.2: 490 million clips, 13 reductions by 2 at equal steps, "with a warm-up" whose length is not stated: the
 # images' share. Table 11: 0.064 for every network, 128 GPUs.
 _VIDEO_PRETRAIN = Recipe(
     learns_from="packed",
     learning_rate=0.064,
-    batch_size=_CLIPS_OF_8,
+    **_CLIPS_OF_8,
     images_processed=490_000_000,
     warmup=0.0064,
     drops_at=_equal(13),
@@ -103,13 +106,13 @@ _VIDEO_PRETRAIN = Recipe(
 )
 # Table 12, fully-supervised: 180 epochs, 40 of warm-up, [40] x 3.
 _VIDEO_SUPERVISED = Recipe(
-    learning_rate=0.16, batch_size=_CLIPS_OF_8, epochs=180, warmup=40 / 180, drops_at=_epochs(180, 80, 120, 160)
+    learning_rate=0.16, **_CLIPS_OF_8, epochs=180, warmup=40 / 180, drops_at=_epochs(180, 80, 120, 160)
 )
 # Table 12, all of semi-weakly and two of weakly supervised: 72 epochs, 16 of warm-up, [16] x 3.
 _VIDEO_FINETUNE = Recipe(
     starts_from_another=True,
     learning_rate=0.00048,
-    batch_size=_CLIPS_OF_8,
+    **_CLIPS_OF_8,
     epochs=72,
     warmup=16 / 72,
     drops_at=_epochs(72, 32, 48, 64),
@@ -135,14 +138,15 @@ RECIPES: dict[RecipeName, Recipe] = {
     ),
     # Not the paper's: a control that has what supervised training has learnt since. torchvision's recipe for its
     # IMAGENET1K_V2 weights, ResNet-50 at 80.9 % (Vryniotis 2021, pytorch.org/blog, "How to Train State-Of-The-Art
-    # Models Using TorchVision's Latest Primitives"; references/classification): rate 0.5 for 1024 images, 5 of 600
+    # Models Using TorchVision's Latest Primitives"; references/classification): rate 0.5 for 8 x 128 images, 5 of 600
     # epochs of warm-up from 1 %, cosine, weight decay 0.00002 and none of normalisation, label smoothing 0.1, mixup 0.2
     # or CutMix 1.0, TrivialAugment, random erasing 0.1, averaged weights. Its average (0.99998 a step of 32, adjusted
     # by 1024 x 32 / 600) looks back on 600 / 0.00002 = 30 million of 769 million images. Left out: repeated
     # augmentation, and other sizes for training and testing.
     "modern": Recipe(
         learning_rate=0.125,
-        batch_size=1024,
+        batch_size=8 * 128,
+        device_batch_size=128,
         weight_decay=0.00002,
         epochs=600,
         warmup=5 / 600,
@@ -166,11 +170,11 @@ RECIPES: dict[RecipeName, Recipe] = {
         drops_at=_epochs(300, 100, 200),
     ),
     "video-pretrain-8": _VIDEO_PRETRAIN,
-    "video-pretrain-32": _VIDEO_PRETRAIN.model_copy(update={"batch_size": _CLIPS_OF_32}),
+    "video-pretrain-32": _VIDEO_PRETRAIN.model_copy(update=_CLIPS_OF_32),
     "video-supervised-8": _VIDEO_SUPERVISED,
-    "video-supervised-32": _VIDEO_SUPERVISED.model_copy(update={"learning_rate": 0.32, "batch_size": _CLIPS_OF_32}),
+    "video-supervised-32": _VIDEO_SUPERVISED.model_copy(update={"learning_rate": 0.32, **_CLIPS_OF_32}),
     "video-finetune-8": _VIDEO_FINETUNE,
-    "video-finetune-32": _VIDEO_FINETUNE.model_copy(update={"learning_rate": 0.00096, "batch_size": _CLIPS_OF_32}),
+    "video-finetune-32": _VIDEO_FINETUNE.model_copy(update={"learning_rate": 0.00096, **_CLIPS_OF_32}),
     # Table 12, weakly supervised, 18 layers, 8 frames: 100 epochs, 16 of warm-up, [28] x 3.
     "video-finetune-weak-8": _VIDEO_FINETUNE.model_copy(
         update={"epochs": 100, "warmup": 16 / 100, "drops_at": _epochs(100, 44, 72)}
