@@ -5,6 +5,7 @@ kustomization is refused, so that this cannot quietly know less than the manifes
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ KNOWN = {"apiVersion", "kind", "namespace", "labels", "resources", "components",
 CLUSTER_WIDE = {"PriorityClass"}  # of custom resources kustomize cannot know it; the API server drops their namespace
 
 
-def build(folder: Path, below: list[Object] | None = None) -> list[Object]:
-    """Return the objects of a kustomization; a component works on those `below` it."""
+def build(folder: Path, added: Sequence[str] = (), below: Sequence[Object] = ()) -> list[Object]:
+    """Return the objects of a kustomization; a component works on those `below` it.
+
+    `added` are names of components beside the kustomization's folder: what `kustomize edit add component` adds to it.
+    """
     content = yaml.safe_load((folder / "kustomization.yaml").read_text())
     assert content.keys() <= KNOWN, f"{folder}: this does not know {content.keys() - KNOWN}"
-    objects = list(below or [])
+    objects = list(below)
     for name in content.get("resources", []):
         path = folder / name
         objects += build(path) if path.is_dir() else [one for one in yaml.safe_load_all(path.read_text()) if one]
-    for name in content.get("components", []):
-        objects = build(folder / name, objects)
+    for name in [*content.get("components", []), *(f"../../components/{name}" for name in added)]:
+        objects = build(folder / name, below=objects)
     for patch in content.get("patches", []):
         objects = _patched(objects, patch["target"], yaml.safe_load(patch["patch"]))
     for labels in content.get("labels", []):

@@ -1,6 +1,7 @@
 """The manifests of every overlay: strict schemas, pod security, least privilege, no credentials."""
 
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -37,23 +38,30 @@ POD_TEMPLATES = {
 }
 
 
+COMPONENTS = ("trainjobs", "kueue", "standalone")  # in the order in which an overlay names them
+
+
 @functools.cache
-def overlay(name: str, standalone: bool = False) -> tuple[Object, ...]:
-    """Return the objects of an overlay, for Kubeflow's profiles or for Kubeflow Pipelines alone."""
-    objects = build(MANIFESTS / "overlays" / name)
-    return tuple(build(MANIFESTS / "components" / "standalone", objects) if standalone else objects)
+def overlay(name: str, *components: str) -> tuple[Object, ...]:
+    """Return the objects of an overlay with components added to it."""
+    return tuple(build(MANIFESTS / "overlays" / name, components))
 
 
-CASES = [(name, standalone) for name in OVERLAYS for standalone in (False, True)]
-OBJECTS = [
-    pytest.param(one, id=f"{name}{'-standalone' * standalone}-{one['kind']}-{one['metadata']['name']}")
-    for name, standalone in CASES
-    for one in overlay(name, standalone)
+CASES = [
+    (name, *chosen)
+    for name in OVERLAYS
+    for count in range(len(COMPONENTS) + 1)
+    for chosen in itertools.combinations(COMPONENTS, count)
 ]
+OBJECTS = {
+    json.dumps(one): pytest.param(one, id="-".join([*case, one["kind"], one["metadata"]["name"]]))
+    for case in CASES
+    for one in overlay(*case)
+}.values()
 PODS = [
     pytest.param(template["spec"], id=f"{name}-{one['metadata']['name']}")
     for name in OVERLAYS
-    for one in overlay(name)
+    for one in overlay(name, "trainjobs")
     if one["kind"] in POD_TEMPLATES
     for template in POD_TEMPLATES[one["kind"]](one)
 ]
@@ -76,7 +84,7 @@ def test_every_object_passes_its_strict_schema(one: Object) -> None:
 
 
 def test_the_schemas_refuse_what_they_do_not_know() -> None:
-    for one in overlay("gke"):
+    for one in overlay("gke", "trainjobs", "kueue"):
         spec = next(name for name in ("spec", "rules", "metadata", "value") if name in one)
         with pytest.raises(jsonschema.ValidationError):
             validate({**one, "surplus": {}, spec: one[spec]})
@@ -87,16 +95,17 @@ def test_the_build_is_kustomizes(tmp_path: Path) -> None:
     if not kustomize:
         pytest.skip("no kustomize: go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.1")
     shutil.copytree(MANIFESTS, tmp_path / "manifests")
-    for name, standalone in CASES:
-        folder = tmp_path / "manifests" / "overlays" / name
-        if standalone:
-            command = [kustomize, "edit", "add", "component", "../../components/standalone"]
+    for name, *components in CASES:
+        folder = tmp_path / "manifests" / "overlays" / f"{name}-{'-'.join(components)}"
+        shutil.copytree(MANIFESTS / "overlays" / name, folder)
+        if components:
+            command = [kustomize, "edit", "add", "component", *(f"../../components/{one}" for one in components)]
             subprocess.run(command, cwd=folder, check=True)
         done = subprocess.run([kustomize, "build", str(folder)], capture_output=True, text=True, check=True)
         theirs = [one for one in yaml.safe_load_all(done.stdout) if one]
-        assert sorted(map(key, theirs)) == sorted(map(key, overlay(name, standalone)))
+        assert sorted(map(key, theirs)) == sorted(map(key, overlay(name, *components)))
         for one in theirs:
-            assert one == next(mine for mine in overlay(name, standalone) if key(mine) == key(one))
+            assert one == next(mine for mine in overlay(name, *components) if key(mine) == key(one))
 
 
 def key(one: Object) -> tuple[str, str]:
@@ -107,6 +116,42 @@ def key(one: Object) -> tuple[str, str]:
 @pytest.mark.parametrize("pod", PODS)
 def test_pods_meet_the_security_level_restricted(pod: Object) -> None:
     assert violations(pod) == []
+
+
+# What Kubeflow Pipelines 2.17 says of every stage's container by itself:
+# https://github.com/kubeflow/pipelines/blob/2.17.0/backend/src/v2/compiler/argocompiler/security_context.go
+KUBEFLOWS = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+COMPILED = [MANIFESTS / "pipeline.yaml", *sorted((MANIFESTS / "compiled").glob("*.yaml"))]
+
+
+def stage_pods(compiled: Path, kubeflows: Object) -> dict[str, Object]:
+    """Return the pods of a compiled pipeline's stages, as far as it says what they are, and `kubeflows` part."""
+    (_, platform) = yaml.safe_load_all(compiled.read_text())
+    pods = {}
+    for stage, said in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
+        # As strings, in protobuf's JSON.
+        own = {
+            name: value if isinstance(value, bool) else int(value) for name, value in said["securityContext"].items()
+        }
+        mounts = said.get("emptyDirMounts", [])
+        volumes = [{"name": one["volumeName"], "emptyDir": {"sizeLimit": one["sizeLimit"]}} for one in mounts]
+        pods[stage] = {"containers": [{"name": "main", "securityContext": {**kubeflows, **own}}], "volumes": volumes}
+    return pods
+
+
+@pytest.mark.parametrize("compiled", COMPILED, ids=lambda path: path.name)
+def test_a_stages_pod_meets_restricted_with_what_kubeflow_adds_and_no_less(compiled: Path) -> None:
+    whole, ours = stage_pods(compiled, KUBEFLOWS), stage_pods(compiled, {})
+    assert len(whole) == 12
+    assert {stage: violations(pod) for stage, pod in whole.items()} == {stage: [] for stage in whole}
+    missing = ["main: allowPrivilegeEscalation", "main: capabilities", "main: seccompProfile"]
+    assert {stage: violations(pod) for stage, pod in ours.items()} == dict.fromkeys(ours, missing)
+    said = (ROOT / "SECURITY.md").read_text()
+    assert [name for name in KUBEFLOWS if f"`{name}" not in said] == []
 
 
 @pytest.mark.parametrize(
@@ -169,29 +214,44 @@ def test_the_namespace_enforces_it_and_is_left_alone_where_it_is_not_ours(name: 
     # Nothing that would take hold of the pods of Kubeflow Pipelines itself.
     whole = {"Namespace", "ResourceQuota", "LimitRange"}
     assert whole <= {one["kind"] for one in overlay(name)}
-    assert not [one["kind"] for one in overlay(name, standalone=True) if one["kind"] in whole]
-    for one in overlay(name, standalone=True):
+    assert not [one["kind"] for one in overlay(name, "standalone") if one["kind"] in whole]
+    for one in overlay(name, "standalone"):
         assert one["kind"] != "NetworkPolicy" or one["spec"]["podSelector"].get("matchLabels")
-    for standalone, expected in ((False, "semiscale"), (True, "kubeflow")):
-        namespaced = [one for one in overlay(name, standalone) if one["kind"] in NAMESPACED]
+    for case in CASES:
+        expected = "kubeflow" if "standalone" in case else "semiscale"
+        namespaced = [one for one in overlay(*case) if one["kind"] in NAMESPACED]
         assert {one["metadata"]["namespace"] for one in namespaced} == {expected}
-        (binding,) = [one for one in namespaced if one["kind"] == "RoleBinding"]
-        assert binding["subjects"][0]["namespace"] == expected
+        bindings = [one for one in namespaced if one["kind"] == "RoleBinding"]
+        assert {one["subjects"][0]["namespace"] for one in bindings} == {expected}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_roles_name_what_they_allow(name: str) -> None:
-    roles = [one for one in overlay(name) if one["kind"] in ("Role", "ClusterRole")]
-    assert [one["kind"] for one in roles] == ["Role"]
-    for rule in roles[0]["rules"]:
+    roles = [one for one in overlay(name, *COMPONENTS) if one["kind"] in ("Role", "ClusterRole")]
+    assert [key(one) for one in roles] == [("Role", "semiscale"), ("Role", "semiscale-trainjobs")]
+    for rule in [rule for one in roles for rule in one["rules"]]:
         assert "*" not in {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
         assert "secrets" not in rule["resources"] or rule.get("resourceNames")
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
+def test_only_with_trainings_on_many_nodes_may_a_run_make_pods(name: str) -> None:
+    """Whoever makes a TrainJob, a pod or a job makes a pod with any service account and Secret of the namespace."""
+    for components in ([], ["kueue", "standalone"]):
+        for rule in [rule for one in overlay(name, *components) if one["kind"] == "Role" for rule in one["rules"]]:
+            assert rule["resources"][0] in ("workflowtaskresults", "configmaps", "secrets")
+            assert set(rule["verbs"]) <= {"get", "create", "patch"}
+    (trainjobs,) = [one for one in overlay(name, "trainjobs") if key(one) == ("Role", "semiscale-trainjobs")]
+    said = (ROOT / "SECURITY.md").read_text()
+    for rule in trainjobs["rules"]:
+        (resource,) = rule["resources"]
+        assert f"{resource}: {', '.join(rule['verbs'])}" in said, "SECURITY.md lists the rights"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
 def test_what_refers_to_something_finds_it(name: str) -> None:
-    names = {(one["kind"], one["metadata"]["name"]) for one in overlay(name)}
-    (runtime,) = [one for one in overlay(name) if one["kind"] == "TrainingRuntime"]
+    names = {key(one) for one in overlay(name, "trainjobs")}
+    (runtime,) = [one for one in overlay(name, "trainjobs") if one["kind"] == "TrainingRuntime"]
     (template,) = POD_TEMPLATES["TrainingRuntime"](runtime)
     assert ("ServiceAccount", template["spec"]["serviceAccountName"]) in names
     assert ("PriorityClass", template["spec"]["priorityClassName"]) in names
@@ -203,7 +263,7 @@ def test_what_refers_to_something_finds_it(name: str) -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_who_has_a_google_account_is_told_to_be_bound_to_it(name: str) -> None:
     told = (MANIFESTS / "overlays" / name / "kustomization.yaml").read_text()
-    annotated = [one for one in overlay(name) if "iam.gke.io/gcp-service-account" in annotations(one)]
+    annotated = [one for one in overlay(name, "trainjobs") if "iam.gke.io/gcp-service-account" in annotations(one)]
     assert bool(annotated) == (name == "gke")
     for one in annotated:
         assert one["kind"] == "ServiceAccount"
@@ -237,7 +297,7 @@ def flavor(queue: Object, **requests: int) -> Object:
     for one in group["flavors"]:
         quotas = {resource["name"]: amount(resource["nominalQuota"]) for resource in one["resources"]}
         if all(asked <= quotas[resource] for resource, asked in requests.items()):
-            return next(each for each in overlay("gke") if key(each) == ("ResourceFlavor", one["name"]))
+            return next(each for each in overlay("gke", "kueue") if key(each) == ("ResourceFlavor", one["name"]))
     raise AssertionError("waits for ever")
 
 
@@ -248,13 +308,28 @@ def amount(quantity: int | str) -> int:
 
 
 def test_the_queue_keeps_pods_without_a_gpu_off_the_nodes_that_have_some() -> None:
-    (queue,) = [one for one in overlay("gke") if one["kind"] == "ClusterQueue"]
+    (queue,) = [one for one in overlay("gke", "kueue") if one["kind"] == "ClusterQueue"]
     merging = flavor(queue, cpu=8, memory=16 * GIB)
     scanning = flavor(queue, cpu=16, memory=48 * GIB, **{"nvidia.com/gpu": 1})
     assert (merging["metadata"]["name"], scanning["metadata"]["name"]) == ("semiscale-cpu", "semiscale-gpu")
     assert "tolerations" not in merging.get("spec", {})
     # A label of one card in the flavor would refuse every other that a run file may select.
     assert "nodeLabels" not in scanning["spec"]
+
+
+ANY = [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 6443}]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_network_is_open_as_far_as_its_comment_says(name: str) -> None:
+    (policy,) = [one for one in overlay(name) if one["kind"] == "NetworkPolicy"]
+    rules = policy["spec"]["egress"]
+    assert [rule["ports"] for rule in rules if not rule.get("to")] == [ANY]
+    assert "ports 443 and 6443\n# of any address" in (MANIFESTS / "base" / "network.yaml").read_text()
+    dns = [rule["to"] for rule in rules if {"protocol": "UDP", "port": 53} in rule.get("ports", [])]
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in dns[0], "NodeLocal DNSCache answers from the node"
+    blocks = [peer["ipBlock"]["cidr"] for rule in rules for peer in rule.get("to", []) if "ipBlock" in peer]
+    assert [cidr for cidr in blocks if not cidr.endswith("/32")] == []
 
 
 SECRET = re.compile(
@@ -269,5 +344,5 @@ def test_there_is_no_credential_in_what_we_ship() -> None:
     assert len(shipped) > 15
     assert [path.name for path in shipped if SECRET.search(path.read_text())] == []
     assert SECRET.search("AWS_SECRET_ACCESS_KEY=abcdefghijk")
-    kinds = {one["kind"] for name in OVERLAYS for one in overlay(name)}
+    kinds = {one["kind"] for case in CASES for one in overlay(*case)}
     assert "Secret" not in kinds

@@ -215,7 +215,7 @@ def test_a_deleted_trainjob_is_a_failure(cluster: Cluster, start: Any) -> None:
 
 def test_a_refusal_of_the_cluster_is_one_line(cluster: Cluster, start: Any) -> None:
     cluster.refusing, cluster.refusal = 1, 403
-    with pytest.raises(Refused, match=r"cannot get the TrainJob: .*\(403\); see manifests/base"):
+    with pytest.raises(Refused, match=r"cannot get the TrainJob: .*\(403\); see manifests/components/trainjobs"):
         start().result(120)
 
 

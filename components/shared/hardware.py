@@ -86,7 +86,7 @@ class TrainingMachine(_GpuMachine):
     nodes: int = Field(default=1, ge=1, le=256)
     """Above 1, the stage creates a Kubeflow TrainJob of as many pods and follows it."""
     runtime: Name = "torch-distributed"
-    """The TrainingRuntime of such a TrainJob; manifests/base has it."""
+    """The TrainingRuntime of such a TrainJob; manifests/components/trainjobs has it."""
 
 
 class Hardware(_Section):

@@ -296,5 +296,5 @@ def _refusal(error: Any, verb: str) -> SemiscaleError:
     except (TypeError, ValueError, LookupError):
         why = error.reason
     kind = Refused if error.status in (400, 403, 404, 422) else SemiscaleError
-    hint = "; see manifests/base" if error.status in (403, 404) else ""
+    hint = "; see manifests/components/trainjobs" if error.status in (403, 404) else ""
     return kind(f"train: cannot {verb} the TrainJob: {why} ({error.status}){hint}")
