@@ -38,6 +38,7 @@ def _of_receipt(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Module, str]
     if described.architecture != config.architecture or described.classes != plan.classes:
         raise Refused(
             f"{start.checkpoint}: a {described.architecture} of {len(described.classes)} classes; "
-            f"expected {config.architecture} of the plan's {len(plan.classes)}"
+            f"expected {config.architecture} of the plan's {len(plan.classes)}; for other classes give it as "
+            "--start-weights, which takes all but its head"
         )
     return model, start.checkpoint
