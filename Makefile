@@ -14,10 +14,10 @@ help: ## list the verbs
 
 setup: .venv/ready ## make .venv with the pinned dependencies (the other verbs do it by themselves)
 
-.venv/ready: requirements/dev.txt pyproject.toml
+.venv/ready: requirements/dev.txt requirements/uv.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "semiscale needs Python 3.11 or newer; set PYTHON=" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "could not make .venv: install python3-venv" >&2; exit 2; }
-	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes \
 	  --build-constraints requirements/dev.txt requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
@@ -79,9 +79,9 @@ imports: setup
 	$(BIN)/lint-imports --no-cache
 
 lock: setup ## pin the requirements anew
-	@for image in dev bench cuda cpu; do \
+	@for image in uv dev bench cuda cpu; do \
 	  $(BIN)/uv pip compile $(LOCK) requirements/$$image.in -o requirements/$$image.txt \
-	    $$(test $$image = dev || echo "-c requirements/dev.txt"); done
+	    $$(case $$image in bench|cuda|cpu) echo "-c requirements/dev.txt";; esac); done
 
 clean: ## remove the environment and what the demo made
 	rm -rf .venv runs

@@ -14,7 +14,6 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS builder
-ARG UV=0.13.9
 # One package has no wheel; what builds it is held to the hashes of cuda.txt, which pins setuptools.
 RUN --mount=type=secret,id=index \
     --mount=type=secret,id=certificates \
@@ -23,7 +22,7 @@ RUN --mount=type=secret,id=index \
     set -aeu; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     python3 -m venv /opt/uv; \
-    /opt/uv/bin/python -m pip install --quiet --no-cache-dir uv==${UV}; \
+    /opt/uv/bin/python -m pip install --quiet --no-cache-dir --require-hashes -r /requirements/uv.txt; \
     python3 -m venv --without-pip /opt/venv; \
     /opt/uv/bin/uv pip sync --python /opt/venv/bin/python --require-hashes --link-mode copy --compile-bytecode \
       --build-constraints /requirements/cuda.txt /requirements/cpu.txt

@@ -26,6 +26,7 @@ from components.verbs import build as building
 from components.verbs import run as running
 from components.verbs.build import KINDS, build_images
 from components.verbs.compile import COMPILED, with_pushed_images
+from components.verbs.demo import write_images
 from tests import pictures
 
 pytestmark = pytest.mark.docker
@@ -148,6 +149,15 @@ def registry(tmp_path: Path) -> Iterator[str]:
         process.terminate()
 
 
+def digits(root: Path, **changes: object) -> dict[str, object]:
+    """Write the demo's images, real ones, and return the content of a small run file for them."""
+    images = root / "images"
+    write_images(images, seed=0)
+    sets = {name: [str(images / name)] for name in ("labeled", "test", "unlabeled")}
+    validation = [str(images / "validation.parquet")]
+    return pictures.write_run(root, **sets, validation=validation, classes=str(images / "classes.txt"), **changes)
+
+
 def tag_of(image: str) -> str:
     """Return the tag that the tests build an image under: a developer's own stays what it was."""
     return f"semiscale-test/{image.rpartition('/')[2]}"
@@ -215,7 +225,7 @@ def test_the_whole_pipeline_in_containers(build: Callable[[str], str], tmp_path:
     text = COMPILED.read_text()
     for kind, image in KINDS.items():
         text = text.replace(f"image: {image}\n", f"image: {build(kind)}\n")
-    run = pictures.write_run(tmp_path)
+    run = digits(tmp_path)
     for folder in (tmp_path, tmp_path / "work", tmp_path / "kfp"):  # the containers' user is not ours
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
@@ -223,7 +233,7 @@ def test_the_whole_pipeline_in_containers(build: Callable[[str], str], tmp_path:
     local.init(runner, pipeline_root=str(tmp_path), workspace_root=str(tmp_path / "kfp"))
     components.load_component_from_text(text)(**run)
     results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
-    assert results["ledger"] == {"listed": 120, "scored": 120, "failed": 0, "removed": 0}
+    assert results["ledger"] == {"listed": 1633, "scored": 1633, "failed": 0, "removed": 0}
     assert (tmp_path / "work" / "trial" / "results.json").stat().st_uid == 1000
 
 
@@ -239,7 +249,7 @@ def test_the_verb_run_in_containers(
     compiled.write_text(text)
     monkeypatch.setattr(running, "COMPILED", compiled)
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(pictures.write_run(tmp_path, pods=1)))
+    path.write_text(yaml.safe_dump(digits(tmp_path, pods=1)))
     running.run(path, docker=True)
-    assert "120 listed, 120 scored, 0 failed, 0 removed" in capsys.readouterr().out
+    assert "1,633 listed, 1,633 scored, 0 failed, 0 removed" in capsys.readouterr().out
     assert {task.state for task in Board(str(tmp_path / "work"), "trial").tasks()} == {"finished"}

@@ -51,6 +51,17 @@ def unsafe(source: str) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("name", ["Makefile", "docker/cpu.Dockerfile", "docker/cuda.Dockerfile"])
+def test_nothing_is_installed_whose_bytes_are_not_pinned(name: str) -> None:
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    installed = re.findall(r"pip (?:install|sync) [^;\n]*", text)
+    assert any("-r" in one and "requirements/uv.txt" in one for one in installed)
+    # Ourselves alone are installed without: what lies here.
+    foreign = [one for one in installed if "--no-deps --no-build-isolation --editable ." not in one]
+    assert [one for one in foreign if "--require-hashes" not in one] == []
+    assert all("--hash=sha256:" in path.read_text() for path in (ROOT / "requirements").glob("*.txt"))
+
+
 def test_members_of_a_tar_name_no_paths(tmp_path: Path) -> None:
     names = ["../../outside.png", "/etc/outside.png", "a/../../outside2.png"]
     folder = tmp_path / "below" / "pool"
