@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from components.score import score
 from components.score.config import ScoreConfig
-from components.shared import claims
+from components.shared import claims, storage
 from components.shared.claims import Claims
 from components.shared.errors import SemiscaleError
 from tests import pictures
@@ -128,6 +129,43 @@ def test_a_claim_is_renewed_while_its_holder_works(tmp_path: Path, monkeypatch: 
     with Claims(str(tmp_path)).claimed("u"):
         time.sleep(0.8)
         assert Claims(str(tmp_path))._claim("u") is None
+
+
+def test_what_others_hold_is_one_listing_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "LEASE_S", 2.0)
+    monkeypatch.setattr(claims, "RENEW_EVERY_S", 0.1)
+    asked: list[str] = []
+    read = storage.read_if_there
+
+    def counted(uri: str) -> bytes | None:
+        asked.append(uri)
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_if_there", counted)
+    mine, yours = Claims(str(tmp_path)), Claims(str(tmp_path))
+    before = threading.active_count()
+    with mine.claimed("a"), mine.claimed("b"):
+        assert threading.active_count() == before + 1, "one thread renews both"
+        assert yours._claim("dead") is not None
+        for _ in range(25):
+            assert yours.held() >= {"a", "b"}
+            time.sleep(0.1)
+        assert yours.held() == {"a", "b"}, "renewed, and what was not is void"
+        assert len([uri for uri in asked if "/claims/" in uri]) == 3, "each was read once"
+    assert yours.held() == set()
+
+
+def test_a_claim_whose_answer_was_lost_is_its_pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client writes again when it gets no answer, and is then told that there is an object: its own."""
+    write = storage.write
+
+    def written_twice(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
+        write(uri, data, if_absent=if_absent)
+        return write(uri, data, if_absent=if_absent)
+
+    monkeypatch.setattr(storage, "write", written_twice)
+    with Claims(str(tmp_path)).claimed("u") as mine, Claims(str(tmp_path)).claimed("u") as yours:
+        assert (mine, yours) == (True, False)
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])

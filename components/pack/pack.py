@@ -116,7 +116,9 @@ class _Pod:
         start = self._config.pod * len(uris) // self._plan.pods % len(uris)
         mine_first = [*uris[start:], *uris[:start]]
         while missing := self._missing(mine_first):
-            written = (uri for uri in missing if self._claimed(uri, write))
+            others = self._claims.held()
+            free = [uri for uri in missing if PurePosixPath(uri).stem not in others]
+            written = (uri for uri in free if self._claimed(uri, write))
             if not list(islice(written, BEFORE_LISTING)):
                 say("pack", f"with other pods: {len(missing)} of {len(uris)}")
                 time.sleep(POLL_S)

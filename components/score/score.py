@@ -158,9 +158,14 @@ class _Pod:
         return shard.digest() in self._scored
 
     def _score(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Score the shards that no pod holds, each committed while the next ones are scanned; returns the others."""
+        """Score the shards that no pod holds, each committed while the next ones are scanned; returns the others.
+
+        Those that others hold cost one listing: of what another pod has just finished, its claim is gone, and the next
+        call finds the scores.
+        """
         held: dict[str, ExitStack] = {}
-        claimed = self._claimed(shards, held)
+        others = self._claims.held()
+        claimed = self._claimed([shard for shard in shards if shard.digest() not in others], held)
         try:
             # Without work the teacher is not loaded.
             if (first := next(claimed, None)) is not None:
@@ -168,7 +173,7 @@ class _Pod:
         finally:
             for claim in held.values():
                 claim.close()
-        return [shard for shard in shards if not self._is_scored(shard)]
+        return [shard for shard in shards if shard.digest() not in self._scored]
 
     def _claimed(self, shards: Sequence[Shard], held: dict[str, ExitStack]) -> Iterator[Shard]:
         """Claim one shard after the other, as they are asked for, passing over those that are scored or held."""
@@ -210,7 +215,8 @@ class _Pod:
 
     def _seal(self, units: Sequence[Unit], sealed: dict[str, UnitReceipt]) -> list[Unit]:
         """Put the files of each unit together, unless another pod does; returns the units that others hold."""
-        for unit in units:
+        others = self._claims.held()
+        for unit in [unit for unit in units if unit.digest not in others]:
             folder = storage.join(self.folder, unit.digest)
             if receipt := self._sealed(unit):
                 sealed[unit.digest] = receipt

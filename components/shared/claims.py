@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 from components.shared import storage
@@ -17,6 +18,7 @@ from components.shared.errors import SemiscaleError
 
 LEASE_S = 120.0  # a pod that has been silent for so long is taken for dead; clocks may differ by half of it
 RENEW_EVERY_S = LEASE_S / 6
+READERS = 32  # claims read at once: hides an object store's latency
 
 
 class Claims:
@@ -25,48 +27,88 @@ class Claims:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._holder = uuid.uuid4().hex
+        self._held: set[str] = set()
+        self._lock = threading.Lock()  # of what is held, and while a claim is renewed: it is not given back meanwhile
+        self._renewing = False
+        self._seen: dict[str, tuple[str, float]] = {}
 
     @contextmanager
     def claimed(self, work: str) -> Iterator[bool]:
         """Hold a shard or a unit for the length of a `with`; yields False where another pod holds it.
 
-        The claim is renewed by a thread, and given back at the end, so that the next pod need not wait.
+        The claim is renewed by the thread of all this pod's claims, and given back at the end, so that the next pod
+        need not wait.
         """
         uri = self._claim(work)
         if uri is None:
             yield False
             return
-        over = threading.Event()
-        renewing = threading.Thread(target=self._renew, args=(uri, over), daemon=True)
-        renewing.start()
+        self._hold(uri)
         try:
             yield True
         finally:
-            over.set()
-            renewing.join()
+            with self._lock:
+                self._held.remove(uri)
             storage.delete(uri)
+
+    def held(self) -> set[str]:
+        """Return the work that any pod holds: one listing, which is a request for every thousand claims.
+
+        A claim is read when it is first seen; one that has changed since was renewed, and holds for as long again.
+        """
+        now = time.time()
+        found = list(storage.entries(storage.join(self._folder, "claims")))
+        with ThreadPoolExecutor(READERS) as pool:
+            untils = pool.map(lambda entry: self._holds_until(entry, now), found)
+            self._seen = {entry.uri: (entry.version, until) for entry, until in zip(found, untils, strict=True)}
+        return {uri.split("/")[-2] for uri, (_, until) in self._seen.items() if until > now}
+
+    def _holds_until(self, entry: storage.Entry, now: float) -> float:
+        version, until = self._seen.get(entry.uri, ("", 0.0))
+        if not version:
+            return self._read(entry.uri)[1]
+        return until if version == entry.version else now + LEASE_S
 
     def _claim(self, work: str) -> str | None:
         """Create the next claim after those that are void; whoever creates it first has it."""
         folder = storage.join(self._folder, "claims", work)
         numbers = [int(entry.uri.rpartition("/")[2]) for entry in storage.entries(folder)]
         latest = max(numbers, default=-1)
-        if latest >= 0 and self._holds(storage.join(folder, f"{latest:06}")):
+        if latest >= 0 and self._read(storage.join(folder, f"{latest:06}"))[1] > time.time():
             return None
         uri = storage.join(folder, f"{latest + 1:06}")
         claim = self._content(time.time() + LEASE_S)
-        return uri if storage.write(uri, claim, if_absent=True) else None
+        # Where the answer to a write is lost, the client writes again and is told that there is a claim: this one.
+        mine = storage.write(uri, claim, if_absent=True) or self._read(uri)[0] == self._holder
+        return uri if mine else None
 
     @staticmethod
-    def _holds(uri: str) -> bool:
+    def _read(uri: str) -> tuple[str, float]:
+        """Return who holds a claim and until when; nobody where it was given back."""
         data = storage.read_if_there(uri)
-        return data is not None and float(json.loads(data)["until"]) > time.time()
+        claim = json.loads(data or b'{"holder": "", "until": 0}')
+        return claim["holder"], float(claim["until"])
 
-    def _renew(self, uri: str, over: threading.Event) -> None:
-        while not over.wait(RENEW_EVERY_S):
-            # A claim that is not renewed costs another pod's work at most; what fails the work itself will say so.
-            with suppress(OSError, SemiscaleError):
-                self._write(uri, until=time.time() + LEASE_S)
+    def _hold(self, uri: str) -> None:
+        with self._lock:
+            self._held.add(uri)
+            if not self._renewing:
+                self._renewing = True
+                threading.Thread(target=self._renew, daemon=True, name="claims").start()
+
+    def _renew(self) -> None:
+        """Renew what is held, one claim after the other, until nothing is."""
+        while True:
+            time.sleep(RENEW_EVERY_S)
+            with self._lock:
+                self._renewing = bool(held := list(self._held))
+            if not held:
+                return
+            for uri in held:
+                # A claim that is not renewed costs another pod's work at most; what fails the work itself will say so.
+                with self._lock, suppress(OSError, SemiscaleError):
+                    if uri in self._held:
+                        self._write(uri, until=time.time() + LEASE_S)
 
     def _write(self, uri: str, until: float) -> None:
         storage.write(uri, self._content(until))
