@@ -1,8 +1,11 @@
 """Selecting again from the scores at hand: other K, P, a threshold, a removal list, each equal to a run of its own."""
 
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -114,7 +117,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(stages.content))
     assert main(NO_PIPELINE, ["reselect", str(path)]) == 2
-    assert "no receipts; run the pipeline first" in capsys.readouterr().err
+    assert "no scores of the whole pool of a run 'trial'; run the pipeline first" in capsys.readouterr().err
     assert stages.report
     assert main(NO_PIPELINE, ["reselect", str(path), "--images-per-class", "200", "--classes-per-image", "1"]) == 0
     printed = capsys.readouterr().out
@@ -125,3 +128,25 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = capsys.readouterr().err
         assert error.startswith(f"refused: {option[2:].replace('-', '_')}: input should be")
         assert error.count("\n") == 1
+
+
+def test_the_verb_on_a_run_that_ended_after_its_scan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the workdir is left, as where a pod died in pack: the selection is the one that the run itself makes."""
+    stages = Stages(tmp_path, images_per_class=100)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(stages.content))
+    assert stages.scores
+    shutil.rmtree(tmp_path / "receipts")
+    assert main(NO_PIPELINE, ["reselect", str(path)]) == 0
+    selection = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("selection: "))
+    found = pq.read_table(selection)
+    assert selection.resolve() == Path(Stages.on(stages.config, tmp_path).selection.selection).resolve()
+    assert main(NO_PIPELINE, ["reselect", str(path), "--min-probability", "0.9"]) == 0
+    above = found.filter(pc.greater(found["score"], math.log(9)))
+    assert 0 < len(above) < len(found)
+    assert f"{len(above):,} images" in capsys.readouterr().out
+    other = Stages.on(stages.config, tmp_path)
+    other.teacher = stages.train("teacher", learning_rate=0.5)
+    assert other.scores
+    assert main(NO_PIPELINE, ["reselect", str(path)]) == 2
+    assert "has scores by 2 teachers: " in capsys.readouterr().err

@@ -178,7 +178,7 @@ def add_reselect(verbs: Verbs) -> None:
     selecting = add(
         verbs, "reselect", about, reselect, "my-run.yaml --images-per-class 8000 --remove gs://b/opt-outs.txt"
     )
-    selecting.add_argument("run_file", type=Path, help="of a finished run")
+    selecting.add_argument("run_file", type=Path, help="of a run whose pool has been scored")
     selecting.add_argument("--images-per-class", type=int, metavar="K")
     selecting.add_argument("--classes-per-image", type=int, metavar="P")
     selecting.add_argument("--min-probability", type=float, metavar="SHARE", help="select nothing below this score")
