@@ -55,10 +55,8 @@ def unfinished(settings: RunFile) -> tuple[str, list[str]]:
     _, plan_uri, _ = max(found)
     scored = [folder for _, uri, folder in found if uri == plan_uri]
     if len(scored) > 1:
-        raise Refused(
-            f"run {settings.name!r} has scores by {len(scored)} teachers, {', '.join(scored)}; finish the run"
-        )
-    return plan_uri, [all_pods(scored[0], len(units[scored[0]]))]
+        raise Refused(f"run {settings.name!r} has scores by {len(scored)} teachers: {', '.join(scored)}; finish it")
+    return plan_uri, [all_pods(scored[0])]
 
 
 def plans(name: str, folder: str) -> list[tuple[str, PlanReceipt]]:
@@ -68,12 +66,15 @@ def plans(name: str, folder: str) -> list[tuple[str, PlanReceipt]]:
     return [(uri, plan) for uri, plan in found if plan.name == name]
 
 
-def all_pods(folder: str, units: int) -> str:
-    """Write the receipt of the pods that left a folder of scores, as far as a merge reads it; returns its URI."""
+def all_pods(folder: str) -> str:
+    """Write the receipt of the pods that left a folder of scores, as far as a merge reads it: no counts.
+
+    Returns its URI.
+    """
     name = folder.rpartition("/")[2]
     receipt = ScoreReceipt(
-        stage="score", digest=name, folder=folder, seconds=0, pod=0, teacher=name.rpartition("-top")[0], units=units,
-        units_found=units, listed=0, scored=0, failed={}, clocks=Clocks(),
+        stage="score", digest=name, folder=folder, seconds=0, pod=0, teacher=name.rpartition("-top")[0], units=0,
+        units_found=0, listed=0, scored=0, failed={}, clocks=Clocks(),
     )  # fmt: skip
     uri = storage.join(folder, "pods.json")
     storage.write(uri, receipt.model_dump_json(indent=1).encode())
