@@ -81,7 +81,7 @@ def semiscale(
         images_per_class: K: images selected per class (section 4.1).
         classes_per_image: P: classes an image may be ranked in (section 4.1).
         remove: URI of a text file, one key a line: images never to select (opt-outs).
-        packed_tar_bytes: Size of D̂'s tars, about: eight to the 2 GiB that a training shuffles at a time.
+        packed_tar_bytes: Size of D̂'s tars, about. A training reads up to 64 at a time.
         teacher_architecture: The teacher (section 4.1).
         student_architecture: Student and baseline (section 4.1).
         teacher_checkpoint: URI of a ready-made teacher, checked and used as it is; #sha256=… after it pins its bytes.

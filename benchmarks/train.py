@@ -79,6 +79,8 @@ def write_sets(folder: Path, images: list[bytes]) -> None:
 
 def ours(folder: Path, options: argparse.Namespace) -> Callable[[], float]:
     """The stage's own training loop, without its checkpoints and validations."""
+    import numpy as np
+
     from components.shared import shards as sharding
     from components.shared.receipts import Preprocessing
     from components.shared.shards import Columns
@@ -89,7 +91,7 @@ def ours(folder: Path, options: argparse.Namespace) -> Callable[[], float]:
 
     listed = sharding.find([str(folder / "tars")])
     shards = [
-        LabeledShard(shard, {index: (100 * number + index) % CLASSES for index in range(samples)})
+        LabeledShard(shard, (100 * number + np.arange(samples, dtype=np.int32)) % CLASSES)
         for number, shard in enumerate(listed)
         for samples in [len(list(sharding.read(shard, Columns())))]
     ]

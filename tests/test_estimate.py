@@ -3,6 +3,7 @@
 import math
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,12 @@ def test_the_papers_trainings_by_hand(paper: RunFile) -> None:
     assert found["finetune"].hours == pytest.approx(30 * labeled / 1000 / 3600 / 8), "side by side"
     assert found["baseline"].device_hours == pytest.approx(3 * (1e9 + 30 * labeled) / 1000 / 3600)
     assert found["evaluate"].device_hours == pytest.approx((50_000 / 1700 + 3 * 50_000 / 4000) / 3600)
+
+
+def test_a_set_that_fits_in_memory_is_read_once_by_every_device(paper: RunFile) -> None:
+    small = replace(IMAGENET, labeled=Images(1_000, 100_000_000, 1_000, 1))
+    found = {stage.name: stage for stage in estimate(paper, small, RATES, PRICES).stages}
+    assert (found["teacher"].read_bytes, found["teacher"].reads) == (8 * 100_000_000, 8 * 1_000)
 
 
 def test_selection_and_pack_by_hand(paper: RunFile) -> None:

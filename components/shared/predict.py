@@ -33,7 +33,7 @@ class PreparedSplit:
         self._columns = columns
         self._shards = read_split(split)
         # Samples are read in the order they are stored in.
-        self.labels_B = torch.tensor([label for shard in self._shards for _, label in sorted(shard.labels.items())])
+        self.labels_B = torch.tensor([label for shard in self._shards for label in shard.labels.tolist() if label >= 0])
         size_bytes = 3 * preprocessing.resolution**2 * len(self.labels_B)
         self._held = list(self._decoded()) if size_bytes <= HELD_BYTES else None
 

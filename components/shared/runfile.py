@@ -72,7 +72,7 @@ class Parameters(BaseModel):
         default="", description="URI of a text file, one key a line: images never to select (opt-outs)."
     )
     packed_tar_bytes: Positive = Field(
-        default=256 << 20, description="Size of D̂'s tars, about: eight to the 2 GiB that a training shuffles at a time."
+        default=256 << 20, description="Size of D̂'s tars, about. A training reads up to 64 at a time."
     )
     teacher_architecture: str = Field(default="resnext101_32x48d", description="The teacher (section 4.1).")
     student_architecture: str = Field(default="resnet50", description="Student and baseline (section 4.1).")

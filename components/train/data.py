@@ -1,9 +1,9 @@
 """Training batches in an order that depends on the seed and nothing else.
 
-An epoch visits the shards in a random order, a window of them at a time; the samples of a window are shuffled. A set
-that fits in one window, as every small one does, is shuffled as a whole and read once; of a larger one the next window
-is read while the device works on this one. Loose files are dealt out at random first, so that a window has images of
-all class folders; tars and Parquet files are taken as they are.
+A set that fits in memory, as every small one does, is read once and shuffled as a whole. A larger one is read anew in
+every epoch, along lanes that shuffle a window at a time (lanes.py), the next window while the device works on this one.
+Loose files are dealt out at random first, so that a window has images of all class folders; tars and Parquet files are
+taken as they are.
 
 Every batch, its order and its random cuts are a function of the seed and the step, so that a training can go on in the
 middle of an epoch, and that the ranks of a training need not speak of data: each cuts its own part of every batch.
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count, islice, pairwise
+from itertools import count, islice
 from queue import Queue
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,16 +23,17 @@ from numpy.typing import NDArray
 from components.shared.cores import cores
 from components.shared.decode import Pixels, decode, reason
 from components.shared.errors import SemiscaleError
-from components.shared.preprocess import RANDOMS, Batch, padded, random_crop, reduction, shifted
+from components.shared.preprocess import RANDOMS, Batch, margin, padded, random_crop, reduction, shifted
 from components.shared.receipts import Preprocessing
-from components.shared.shards import FILES_PER_SHARD, Columns, Sample, Shard
-from components.shared.splits import LabeledShard
+from components.shared.shards import Columns, Sample, Shard
+from components.shared.splits import WINDOW_BYTES, LabeledShard
+from components.train.lanes import Lanes, lanes_of
 from components.train.ranks import Ranks
 
 if TYPE_CHECKING:  # it imports torchvision, eight CPU-seconds: for those who use it
     from components.train.augment import Augment
 
-WINDOW_BYTES = 1 << 30  # of encoded images that are shuffled together; this window and the next are in memory
+DEALT_FILES = 64  # loose files to a new shard: of one that two lanes share, both read the files
 READERS = 8  # shards read at a time: hides an object store's latency
 PREFETCH = 2  # batches prepared ahead of the device
 
@@ -54,20 +55,16 @@ class TrainingBatch(NamedTuple):
     keys: list[str]
 
 
-class _Visit(NamedTuple):
-    """A window and the order that its samples are shown in; `first` is the place of the first in the whole training."""
-
-    window: tuple[int, ...]
-    order: NDArray[np.int64]
-    first: int
-
-
 class TrainingData:
     """Yields batches forever: epochs follow each other inside a batch, none is cut short.
 
-    Memory: two windows of encoded images and PREFETCH batches, whatever the size of the set; of a set that is larger
-    than a window, each rank keeps its own samples only. Every rank reads the whole set: N ranks read N times its size
-    from an object store in every epoch.
+    Memory: a set of up to WINDOW_BYTES is held whole, on every rank. Of a larger one, whatever its size, all ranks
+    together hold two times WINDOW_BYTES, and each an open file for every lane that it reads: 8 MiB of a tar in an
+    object store, a row group of a Parquet file. Besides, PREFETCH batches.
+
+    Reading: N ranks read a larger set once in every epoch, and half a shard more for every lane: the shard that its
+    part begins in is read, and passed over, up to there. More ranks than lanes read more: a whole lane each.
+    benchmarks/README.md has what that means for the paper's D̂.
     """
 
     def __init__(
@@ -81,13 +78,14 @@ class TrainingData:
     ) -> None:
         self._augment = augment
         self._columns, self._preprocessing, self._seed, self._ranks = columns, preprocessing, seed, ranks
-        fits = sum(shard.shard.size_bytes for shard in shards) <= WINDOW_BYTES
-        self._shards = shards if fits else dealt(shards, seed)
-        self._whole: list[Picture] | None = None  # the set, where it fits in one window
-        self._fits = fits
         self._tiny = preprocessing.augmentation != "crop-flip"
         self._stop = threading.Event()
-        self.samples = sum(len(shard.labels) for shard in shards)
+        self.samples = sum(shard.samples for shard in shards)
+        held_bytes = self._held_bytes(shards)
+        self._window = self.samples * WINDOW_BYTES // max(held_bytes, 1)  # images that are shuffled together
+        self._fits = held_bytes <= WINDOW_BYTES
+        self._shards = shards if self._fits else dealt(shards, seed)
+        self._whole: list[Picture] = []  # the set, where it fits in one window, from its first use on
 
     def batches(self, batch_size: int, steps: int, after: int = 0) -> Iterator[TrainingBatch]:
         """Yield this rank's part of the batches of steps `after` to `steps`, prepared by a thread ahead of the caller.
@@ -122,10 +120,9 @@ class TrainingData:
     def _prepared(self, batch_size: int, steps: int, after: int) -> Iterator[TrainingBatch]:
         mine = self._ranks.share(batch_size)
         threads = max(cores() // self._ranks.local_count, 1)
-        pictures = self._stream(range(after * batch_size, steps * batch_size), batch_size)
+        pictures = self._from_memory(batch_size, after) if self._fits else self._from_lanes(batch_size, steps, after)
         with ThreadPoolExecutor(threads) as pool:
-            for step in range(after, steps):
-                chosen = [picture for picture in list(islice(pictures, batch_size))[mine] if picture]
+            for step, chosen in zip(range(after, steps), pictures, strict=False):
                 cut_BR = np.random.default_rng([self._seed, 1, step]).random((batch_size, RANDOMS))[mine]
                 more = self._augment.randoms if self._augment else 0
                 more_BR = np.random.default_rng([self._seed, 4, step]).random((batch_size, more))[mine]
@@ -135,71 +132,72 @@ class TrainingData:
                 labels_B = np.array([picture.label for picture in chosen], np.int64)
                 yield TrainingBatch(np.stack(list(cuts)), labels_B, [picture.key for picture in chosen])
 
-    def _stream(self, images: range, batch_size: int) -> Iterator[Picture | None]:
-        """Yield the training's pictures at these places in its order, None for what other ranks cut."""
-        visits = self._visits(images)
-        with ThreadPoolExecutor(1) as ahead:
-            visit = next(visits, None)
-            loading = ahead.submit(self._load, visit, batch_size)
-            while visit:
-                pictures = loading.result()
-                following = next(visits, None)
-                loading = ahead.submit(self._load, following, batch_size)
-                yield from (pictures[place] for place in visit.order[max(images.start - visit.first, 0) :].tolist())
-                visit = following
+    def _from_memory(self, batch_size: int, after: int) -> Iterator[list[Picture]]:
+        """Yield this rank's pictures of every batch: each epoch shuffles the set as a whole."""
+        self._whole = self._whole or self._all()
+        epoch, done = divmod(after * batch_size, self.samples)
+        orders = (np.random.default_rng([self._seed, 0, number]).permutation(self.samples) for number in count(epoch))
+        places = islice((place for order in orders for place in order.tolist()), done, None)
+        while True:
+            yield [self._whole[place] for place in list(islice(places, batch_size))[self._ranks.share(batch_size)]]
 
-    def _visits(self, images: range) -> Iterator[_Visit]:
-        """Yield the windows in their order, without those that end before or begin after these places."""
-        for epoch in count(images.start // self.samples):
-            first = epoch * self.samples
-            rng = np.random.default_rng([self._seed, 0, epoch])
-            for window in self._windows_of(rng.permutation(len(self._shards))):
-                if first >= images.stop:
-                    return
-                order = rng.permutation(sum(len(self._shards[number].labels) for number in window))
-                if first + len(order) > images.start:
-                    yield _Visit(window, order, first)
-                first += len(order)
-
-    def _windows_of(self, order: NDArray[np.int64]) -> Iterator[tuple[int, ...]]:
-        window: list[int] = []
-        size = 0
-        for number in order.tolist():
-            size_bytes = self._shards[number].shard.size_bytes
-            if window and size + size_bytes > WINDOW_BYTES:
-                yield tuple(sorted(window))
-                window, size = [], 0
-            window.append(number)
-            size += size_bytes
-        yield tuple(sorted(window))
-
-    def _load(self, visit: _Visit | None, batch_size: int) -> list[Picture | None]:
-        if visit is None:
-            return []
-        if self._fits:
-            self._whole = self._whole or [picture for picture in self._read(visit.window, None) if picture]
-            return list(self._whole)
-        places = (visit.first + np.argsort(visit.order)) % batch_size  # of each sample in its batch
-        mine = self._ranks.share(batch_size)
-        return self._read(visit.window, (places >= mine.start) & (places < mine.stop))
-
-    def _read(self, window: tuple[int, ...], keep_B: NDArray[np.bool_] | None) -> list[Picture | None]:
-        ends = np.cumsum([0, *(len(self._shards[number].labels) for number in window)])
-        keeps = [None if keep_B is None else keep_B[start:end] for start, end in pairwise(ends)]
+    def _all(self) -> list[Picture]:
         with ThreadPoolExecutor(READERS) as pool:
-            parts = list(pool.map(self._shard, (self._shards[number] for number in window), keeps))
-        return [picture for part in parts for picture in part]
+            parts = pool.map(lambda shard: [self._picture(*pair) for pair in self._pairs(shard, 0)], self._shards)
+            return [picture for part in parts for picture in part]
 
-    def _shard(self, shard: LabeledShard, keep_B: NDArray[np.bool_] | None) -> list[Picture | None]:
-        if self._stop.is_set():  # nobody waits for it any more, but the process would wait before it ends
-            return []
-        pictures = [
-            self._picture(sample, label) if keep_B is None or keep_B[place] else None
-            for place, (sample, label) in enumerate(shard.read(self._columns))
-        ]
-        if len(pictures) != len(shard.labels):
-            raise SemiscaleError(f"{shard.shard.uri}: {len(pictures)} samples where {len(shard.labels)} were planned")
-        return pictures
+    def _from_lanes(self, batch_size: int, steps: int, after: int) -> Iterator[list[Picture]]:
+        """Yield this rank's pictures of every batch, from the lanes that have places in its share."""
+        lanes = lanes_of(batch_size, len(self._shards))
+        window = max(self._window // lanes, 1)
+        order = Lanes(self._seed, batch_size, self.samples, lanes, window, self._ranks.share(batch_size))
+        images = range(after * batch_size, steps * batch_size)
+        with ThreadPoolExecutor(READERS) as pool:
+            streams = [
+                (_ahead(self._lane(order, lane, images), pool), places) for lane, places in order.places().items()
+            ]
+            while True:
+                yield [picture for stream, places in streams for picture in islice(stream, places)]
+
+    def _lane(self, order: Lanes, lane: int, images: range) -> Iterator[list[Picture]]:
+        """Yield this rank's pictures of a lane, in order, a window at a time."""
+        epoch = -1
+        pairs: Iterator[tuple[Sample, int]] = iter(())
+        for window in order.windows(lane, images):
+            if self._stop.is_set():  # nobody waits for it any more, but the process would wait before it ends
+                return
+            if window.epoch != epoch:
+                epoch, pairs = window.epoch, self._epoch(window.epoch, window.start)
+            shown = set(window.shown.tolist())
+            read = {
+                number: self._picture(*pair)
+                for number, pair in zip(range(window.size), pairs, strict=False)
+                if number in shown
+            }
+            yield [read[number] for number in window.shown.tolist()]
+
+    def _epoch(self, epoch: int, start: int) -> Iterator[tuple[Sample, int]]:
+        """Yield an epoch's samples as its shards are read, from the `start`-th on."""
+        for number in np.random.default_rng([self._seed, 0, epoch]).permutation(len(self._shards)).tolist():
+            shard = self._shards[number]
+            if start < shard.samples:
+                yield from self._pairs(shard, start)
+            start = max(start - shard.samples, 0)
+
+    def _pairs(self, shard: LabeledShard, start: int) -> Iterator[tuple[Sample, int]]:
+        seen = 0
+        for seen, pair in enumerate(shard.read(self._columns), 1):
+            if seen > start:
+                yield pair
+        if seen != shard.samples:
+            raise SemiscaleError(f"{shard.shard.uri}: {seen} samples where {shard.samples} were planned")
+
+    def _held_bytes(self, shards: list[LabeledShard]) -> int:
+        """Return what all samples take in memory: as stored, or as pixels where they are tiny."""
+        if not self._tiny:
+            return sum(shard.shard.size_bytes for shard in shards)
+        side = self._preprocessing.resolution + 2 * margin(self._preprocessing)
+        return self.samples * 3 * side**2
 
     def _picture(self, sample: Sample, label: int) -> Picture:
         if not self._tiny:
@@ -232,6 +230,14 @@ class TrainingData:
             raise SemiscaleError(why) from error
 
 
+def _ahead(windows: Iterator[list[Picture]], pool: ThreadPoolExecutor) -> Iterator[Picture]:
+    """Yield the pictures of windows, the next of which is read meanwhile."""
+    loading = pool.submit(next, windows, None)
+    while (window := loading.result()) is not None:
+        loading = pool.submit(next, windows, None)
+        yield from window
+
+
 def dealt(shards: list[LabeledShard], seed: int) -> list[LabeledShard]:
     """Deal the loose files of class folders out at random into new shards; tars and Parquet files stay as they are.
 
@@ -243,18 +249,19 @@ def dealt(shards: list[LabeledShard], seed: int) -> list[LabeledShard]:
         (shard.shard.files[index], label)
         for shard in shards
         if shard.shard.kind == "files"
-        for index, label in shard.labels.items()
+        for index, label in enumerate(shard.labels.tolist())
+        if label >= 0
     ]
     order = np.random.default_rng([seed, 2]).permutation(len(files)).tolist()
-    for start in range(0, len(files), FILES_PER_SHARD):
-        chosen = [files[place] for place in order[start : start + FILES_PER_SHARD]]
+    for start in range(0, len(files), DEALT_FILES):
+        chosen = [files[place] for place in order[start : start + DEALT_FILES]]
         shard = Shard(
             uri="",
-            name=f"dealt-{start // FILES_PER_SHARD:06}",
+            name=f"dealt-{start // DEALT_FILES:06}",
             kind="files",
             size_bytes=sum(file.size_bytes for file, _ in chosen),
             version="",
             files=[file for file, _ in chosen],
         )
-        kept.append(LabeledShard(shard, {index: label for index, (_, label) in enumerate(chosen)}))
+        kept.append(LabeledShard(shard, np.array([label for _, label in chosen], np.int32)))
     return kept

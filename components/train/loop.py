@@ -17,8 +17,8 @@ from components.shared.errors import Refused, SemiscaleError
 from components.shared.predict import PreparedSplit, hits, logits
 from components.shared.progress import say
 from components.shared.receipts import PackReceipt, PlanReceipt, Point, Preprocessing, load
-from components.shared.shards import Columns, Shard
-from components.shared.splits import LabeledShard, read_split
+from components.shared.shards import Columns
+from components.shared.splits import LabeledShard, read_packed, read_split
 from components.shared.stopping import Stopping
 from components.train import objective, speed
 from components.train.average import Average
@@ -104,9 +104,7 @@ def _shards(config: TrainConfig, plan: PlanReceipt) -> list[LabeledShard]:
         return read_split(plan.train)
     if not config.packed:
         raise Refused(f"train: recipe {config.recipe} needs --packed, the receipt of the pack stage")
-    packed = load(config.packed, PackReceipt)
-    listed = json.loads(storage.read(packed.shards))
-    return [LabeledShard(Shard.model_validate(item["shard"]), dict(enumerate(item["labels"]))) for item in listed]
+    return read_packed(load(config.packed, PackReceipt).shards)
 
 
 class _Told(NamedTuple):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from math import ceil
 
 from components.shared.runfile import RunFile
+from components.shared.splits import WINDOW_BYTES
 from components.verbs.rates import Stated
 
 READ_BYTES = 8 << 20  # of one request for a tar or a Parquet file
-WINDOW_BYTES = 2 << 30  # a labeled set below this is read once and kept in memory by the training
 KEPT_CLASSES = 10  # of each image at least
 ROW_BYTES = 10.3  # of the scores, for each image and class: measured on 10^9 rows
 SAMPLE_BYTES = 40.0  # of the table of samples, for each image
@@ -190,14 +190,18 @@ class _Run:
         )
 
     def training(self, recipe: str, images: int, times: int = 1) -> Stage:
-        """Train for so many images, once for each learning rate, side by side."""
+        """Train for so many images, once for each learning rate, side by side.
+
+        A set that fits in memory is read once by every device, a larger one in every epoch by all of them together.
+        """
         source = self.selected if recipe == "pretrain" else self._inputs.labeled
         model = "teacher" if recipe == "teacher" else "student"
-        passes = 1 if source.size_bytes < WINDOW_BYTES else images / max(source.images, 1)
+        devices = self._stated.training_devices
+        passes = devices if source.size_bytes <= WINDOW_BYTES else images / max(source.images, 1)
         device = {"the device": self._rates[f"{model}_train_images_per_s"]}
         speed, bound_by = self._slowest(device, source.image_bytes * passes * source.images / max(images, 1))
         device_hours = images / speed / HOUR_S
-        hours = device_hours / self._stated.training_devices
+        hours = device_hours / devices
         return Stage(
             recipe,
             hours,

@@ -1,0 +1,177 @@
+"""A set larger than memory: its order by definition, every sample once by one of several ranks, who reads what."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.shared import shards as sharding
+from components.shared import storage
+from components.shared.receipts import Preprocessing
+from components.shared.shards import Columns
+from components.shared.splits import LabeledShard
+from components.train import data as training_data
+from components.train.config import TrainConfig
+from components.train.data import TrainingData
+from components.train.lanes import lanes_of
+from components.train.ranks import Ranks
+from components.train.train import train
+from tests import pictures
+from tests.stages import Stages
+from tests.test_train_restart import assert_equal, config_of, vouchers, wait_for_a_checkpoint
+
+PIXELS = Preprocessing(resolution=8, augmentation="shift")
+HELD_BYTES = 3 * 10 * 10  # of a padded image
+WINDOW_BYTES = 9_000  # of the tests with photographs: six of them
+SEED = 3
+
+
+def numbered(folder: Path, sizes: list[int]) -> list[LabeledShard]:
+    """Tars of so many images, each with its place in the whole set as its label."""
+    ends = np.cumsum(sizes)
+    for shard, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+        members = {f"{number:05}.png": pictures.picture(number % 3, number) for number in range(end - size, end)}
+        pictures.write_tar(folder / f"{shard:03}.tar", members)
+    found = sharding.find([str(folder)])
+    return [
+        LabeledShard(shard, np.arange(end - size, end, dtype=np.int32))
+        for shard, size, end in zip(found, sizes, ends, strict=True)
+    ]
+
+
+def by_definition(sizes: list[int], batch_size: int, steps: int, window: int) -> list[int]:
+    """The order of a training, one place after the other."""
+    lanes = max(lanes for lanes in (1, 2, 4, 8, 16, 32, 64) if lanes <= min(batch_size, len(sizes)))
+    lane_of = [
+        lane for lane in range(lanes) for _ in range(lane * batch_size // lanes, (lane + 1) * batch_size // lanes)
+    ]
+    shards = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    shown = [0] * lanes
+    shuffled: dict[int, int] = {}
+    for epoch in range(batch_size * steps // sum(sizes) + 1):
+        order = np.random.default_rng([SEED, 0, epoch]).permutation(len(sizes))
+        left = [number for shard in order for number in shards[shard].tolist()]
+        places = range(epoch * sum(sizes), (epoch + 1) * sum(sizes))
+        for lane in range(lanes):
+            own = [place for place in places if lane_of[place % batch_size] == lane]
+            part, left = left[: len(own)], left[len(own) :]
+            for at in range(0, len(own), window):
+                some = part[at : at + window]
+                lots = np.random.default_rng([SEED, 5, lane, shown[lane] + at]).permutation(len(some))
+                shuffled |= {own[at + number]: some[lot] for number, lot in enumerate(lots)}
+            shown[lane] += len(own)
+    return [shuffled[place] for place in range(batch_size * steps)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 10, 16])
+@pytest.mark.parametrize("images", [1, 12, 40])
+def test_the_order_by_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, images: int) -> None:
+    sizes = [10, 3, 14, 1, 9, 12, 8]
+    monkeypatch.setattr(training_data, "WINDOW_BYTES", HELD_BYTES * images)
+    data = TrainingData(numbered(tmp_path, sizes), Columns(), PIXELS, SEED, Ranks())
+    seen = [int(label) for batch in data.batches(batch_size, 150 // batch_size) for label in batch.labels_B]
+    window = max(images // lanes_of(batch_size, len(sizes)), 1)
+    assert seen == by_definition(sizes, batch_size, 150 // batch_size, window)
+
+
+def read_bytes() -> int:
+    """What this process has read so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="bytes are counted by Linux")
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_each_of_n_ranks_reads_its_nth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    shards = numbered(tmp_path, [25, 35] * 32)
+    monkeypatch.setattr(training_data, "WINDOW_BYTES", HELD_BYTES * 100)
+    sizes = [shard.shard.size_bytes for shard in shards]
+    lanes = lanes_of(8, 64) // count
+    for rank in range(count):
+        data = TrainingData(shards, Columns(), PIXELS, SEED, Ranks(rank, count))
+        before = read_bytes()
+        assert sum(len(batch.keys) for batch in data.batches(8, 240)) == 30 * 64 // count, "an epoch"
+        share = sum(sizes) / count
+        assert 0.9 * share < read_bytes() - before < share + lanes * max(sizes)
+
+
+def jpeg(number: int) -> bytes:
+    """A small photograph, in one of three colours."""
+    pixels = np.random.default_rng(number).integers(0, 120, (40, 52, 3), np.uint8)
+    pixels[..., number % 3] += 110
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def photographs(folder: Path, shards: int, per_shard: int) -> list[str]:
+    """Labeled tars of JPEGs whose keys are numbers."""
+    for start in range(0, shards * per_shard, per_shard):
+        numbers = range(start, start + per_shard)
+        members = {f"{n:05}.{end}": data for n in numbers for end, data in (("jpg", jpeg(n)), ("cls", b"%d" % (n % 3)))}
+        pictures.write_tar(folder / f"{start:05}.tar", members)
+    return [str(folder)]
+
+
+def start(config: TrainConfig, window_bytes: int, folder: Path, *launcher: str) -> "subprocess.Popen[bytes]":
+    """Start a training of real processes that log their keys."""
+    folder.mkdir(exist_ok=True)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
+    command = [sys.executable, *(launcher or ["-m"]), "tests.logged_training", *options]
+    environment = {**os.environ, "WINDOW_BYTES": str(window_bytes), "KEYS": str(folder)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+
+
+def cropped(stages: Stages, workdir: Path, **changes: Any) -> TrainConfig:
+    """A training on photographs that are cut at random."""
+    return config_of(stages, str(workdir), augmentation="crop-flip", resolution=16, **changes)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_sample_of_an_epoch_is_seen_once_by_one_rank(tmp_path: Path, count: int) -> None:
+    """48 samples by 7: epochs begin inside batches; by 2 and 3 ranks, with and without a lane that two share."""
+    stages = Stages(tmp_path, labeled=photographs(tmp_path / "photographs", 8, 6))
+    config = cropped(stages, tmp_path / "work", batch_size=7, images_processed=3 * 48, checkpoint_minutes=10)
+    torchrun = f"-m torch.distributed.run --standalone --nproc-per-node={count} -m --".split()
+    process = start(config, WINDOW_BYTES, tmp_path / "keys", *torchrun)
+    output = process.communicate(timeout=100)[0].decode()
+    assert process.returncode == 0, output
+    logs = [(tmp_path / "keys" / f"{rank}.jsonl").read_text().splitlines() for rank in range(count)]
+    assert {len(log) for log in logs} == {21}
+    shown = [key for lines in zip(*logs, strict=True) for line in lines for key in json.loads(line)["keys"]]
+    for epoch in range(3):
+        assert Counter(shown[48 * epoch : 48 * (epoch + 1)]) == Counter(f"{number:05}" for number in range(48))
+    assert shown[:48] != shown[48:96] != shown[96:144]
+
+
+@pytest.mark.parametrize("window_bytes", [WINDOW_BYTES, pytest.param(1 << 30, marks=pytest.mark.slow)])
+def test_a_training_on_photographs_goes_on_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window_bytes: int
+) -> None:
+    """Killed in the middle of an epoch: JPEGs that several threads decode and cut at random, in memory and in lanes."""
+    monkeypatch.setattr(training_data, "WINDOW_BYTES", window_bytes)
+    stages = Stages(tmp_path, labeled=photographs(tmp_path / "photographs", 8, 6))
+    long = {"batch_size": 7, "images_processed": 7 * 150}
+    undisturbed = train(cropped(stages, tmp_path / "undisturbed", checkpoint_minutes=10, **long))
+    config = cropped(stages, tmp_path / "disturbed", **long)
+    process = start(config, window_bytes, tmp_path / "keys")
+    while not in_an_epoch(config):
+        wait_for_a_checkpoint(config, process)
+        assert process.poll() is None, process.communicate()[0].decode()
+    process.kill()
+    process.communicate()
+    assert in_an_epoch(config)
+    assert_equal(train(config.model_copy(update={"checkpoint_minutes": 10})), undisturbed)
+
+
+def in_an_epoch(config: TrainConfig) -> bool:
+    """Say whether a training's newest checkpoint is in the middle of an epoch, and of the training."""
+    done = [json.loads(storage.read(uri))["moment"]["images_processed"] for uri in vouchers(config)[-1:]]
+    return any(number % 48 and number < config.images_processed for number in done)
