@@ -1,0 +1,74 @@
+"""What the reading of a set larger than memory gives a training, and what of the set each rank reads.
+
+    python -m benchmarks.loading
+
+A packed set of bytes that stand for images of 110 kB, on this machine's disk (half a GB), and an epoch of it on each of
+1, 2 and 4 ranks, one after the other; the window is a 16th of the set. Nothing is decoded: it is what the parsing of
+tars allows at most.
+"""
+
+import io
+import tarfile
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from components.shared.receipts import Preprocessing
+from components.shared.shards import Columns, find
+from components.shared.splits import LabeledShard
+from components.train import data
+from components.train.ranks import Ranks
+
+IMAGE_BYTES = 110_000
+BATCH = 256
+TARS = 256
+
+
+def write(folder: Path) -> list[LabeledShard]:
+    """Write the tars: of random sizes, so that lanes begin anywhere in them."""
+    sizes = np.random.default_rng(1).integers(10, 30, TARS).tolist()
+    image = np.random.default_rng(0).bytes(IMAGE_BYTES)
+    for number, samples in enumerate(sizes):
+        with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
+            for key in range(100 * number, 100 * number + samples):
+                for suffix, content in (("cls", b"1"), ("jpg", image)):
+                    member = tarfile.TarInfo(f"{key:09}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    found = find([str(folder)])
+    return [LabeledShard(shard, np.ones(samples, np.int32)) for shard, samples in zip(found, sizes, strict=True)]
+
+
+def read_bytes() -> int:
+    """What this process has read so far; Linux counts it."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def measure(shards: list[LabeledShard], ranks: Ranks) -> str:
+    """Read an epoch of one rank."""
+    preprocessing = Preprocessing(resolution=224, augmentation="crop-flip")
+    loaded = data.TrainingData(shards, Columns(), preprocessing, 0, ranks)
+    steps = loaded.samples // BATCH
+    before, started, used = read_bytes(), time.perf_counter(), time.process_time()
+    seen = sum(len(pictures) for pictures in islice(loaded._from_lanes(BATCH, steps, 0), steps))
+    samples_per_s = seen / (time.perf_counter() - started)
+    cpu_us = 1e6 * (time.process_time() - used) / seen
+    share = (read_bytes() - before) / sum(shard.shard.size_bytes for shard in shards)
+    return f"{samples_per_s:,.0f} samples/s, {cpu_us:.0f} CPU-us a sample, {share:.3f} of the set read"
+
+
+def main() -> None:
+    """Measure, and print a line for each rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        shards = write(Path(folder))
+        vars(data)["WINDOW_BYTES"] = sum(shard.shard.size_bytes for shard in shards) // 16
+        for count in (1, 2, 4):
+            for rank in range(count):
+                print(f"rank {rank} of {count}: {measure(shards, Ranks(rank, count))}")
+
+
+if __name__ == "__main__":
+    main()
