@@ -70,7 +70,7 @@ def test_a_run_is_submitted_with_the_run_files_values(
     assert set(parameters) == set(
         next(yaml.safe_load_all(version["pipeline_spec"]))["root"]["inputDefinitions"]["parameters"]
     )
-    assert Board(f"file://{run_file.parent}/work", "birds").tasks()[0].state == "submitted"
+    assert Board(f"file://{run_file.parent}/work", "birds").news()[0].state == "submitted"
 
 
 def test_the_same_pipeline_is_uploaded_once(kfp: KubeflowPipelines, run_file: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from components.shared import storage
 from components.shared.errors import Refused, TooManyFailures
 from components.shared.receipts import PlanReceipt, Split
 from components.shared.shards import Columns
-from components.shared.tasks import Board, Task
+from components.shared.stage import reporting
+from components.shared.tasks import Board, Spending, Task, announce
+from components.verbs.watch import over
 from tests import pictures
 
 
@@ -222,9 +225,19 @@ def test_what_changes_no_result_may_change_under_the_same_name(tmp_path: Path) -
     assert (after.digest, after.pool_digest, after.pods) == (before.digest, before.pool_digest, 3)
 
 
+def begun(content: dict[str, Any]) -> PlanReceipt:
+    """Plan as the first task of a run, which tells of itself."""
+    return reporting(PlanConfig.model_validate(content), plan)
+
+
 def test_a_second_run_of_one_name_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
+    """And leaves what the first has told as it is: `watch` goes on, and its budget knows all that was spent."""
     content = pictures.write_run(tmp_path)
-    planned(content)
+    begun(content)
+    board = Board(str(content["workdir"]), "trial")
+    now = time.time()
+    spent = Task(task="train-teacher-1.0", stage="train", pod="", state="finished", started=now, updated=now)
+    storage.write(board.uri(spent.task), spent.model_copy(update={"device_s": 7200.0}).model_dump_json().encode())
     script = (
         "import sys, time; from components.shared import tasks; tasks.WRITE_EVERY_S = 0.2\n"
         "with tasks.reported(tasks.Board(sys.argv[1], 'trial'), 'score-0', 'score'): print(flush=True); time.sleep(60)"
@@ -233,13 +246,35 @@ def test_a_second_run_of_one_name_is_refused_while_the_first_is_at_work(tmp_path
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         assert other.stdout
         other.stdout.readline()
-        while not Board(str(content["workdir"]), "trial").tasks():
+        while len(board.tasks()) < 3:
             pass
+        announce(str(content["workdir"]), "trial")  # as `submit` and `run` do before
         with pytest.raises(Refused, match=r"^name: a run 'trial' is under way \(score-0 is at work\)"):
-            planned(content)
+            begun(content)
+        assert [task.task for task in board.tasks()] == ["plan", "train-teacher-1.0", "score-0"]
+        assert [task.task for task in board.news()] == ["plan", "train-teacher-1.0", "score-0"]
+        assert Spending(board.tasks()).device_s == 7200.0
+        assert over(board.news(), time.time()) is None
         other.kill()
         other.wait()
-        assert planned(content).name == "trial"
+        assert begun(content).name == "trial"
+        assert [task.task for task in board.tasks()] == ["plan"]
+
+
+def test_a_plan_that_is_at_work_is_a_run(tmp_path: Path) -> None:
+    content = pictures.write_run(tmp_path)
+    script = (
+        "import sys, time; from components.shared import tasks; tasks.WRITE_EVERY_S = 0.2\n"
+        "with tasks.reported(tasks.Board(sys.argv[1], 'trial'), 'plan', 'plan'): print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(content["workdir"])], stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        while not Board(str(content["workdir"]), "trial").tasks():
+            pass
+        with pytest.raises(Refused, match=r"\(plan is at work\)"):
+            begun(content)
+        other.kill()
 
 
 def test_what_a_dead_pod_left_does_not_hold_a_run_up_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,4 +284,4 @@ def test_what_a_dead_pod_left_does_not_hold_a_run_up_for_long(tmp_path: Path, mo
     storage.write(board.uri("score-0"), task.model_dump_json().encode())
     monkeypatch.setattr(overlap, "FRESH_S", 0.3)
     monkeypatch.setattr(overlap, "LOOK_EVERY_S", 0.1)
-    assert planned(content).name == "trial"
+    assert begun(content).name == "trial"

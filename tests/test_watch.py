@@ -110,7 +110,7 @@ def plan(content: dict[str, Any], killed: bool) -> None:
     options = [f"--{key.replace('_', '-')}={value_of(value)}" for key, value in content.items()]
     with subprocess.Popen([sys.executable, "-m", "components.plan", *options], stdout=subprocess.DEVNULL) as process:
         board = Board(str(content["workdir"]), str(content["name"]))
-        while killed and process.poll() is None and board.tasks()[0].state == "submitted":
+        while killed and process.poll() is None and not board.tasks():
             time.sleep(0.05)
         if killed:
             process.send_signal(signal.SIGKILL)

@@ -1,4 +1,5 @@
-"""Overlap: two runs of one name at a time would train the same models twice; the second is refused by its plan.
+"""Overlap: two runs of one name at a time would train the same models twice; the second is refused by its plan, before
+it says that it began: what the first has told stays the latest try's.
 
 Kubeflow keeps the runs of one schedule apart, not those of a schedule that was replaced, nor one that is submitted by
 hand meanwhile.
@@ -10,13 +11,13 @@ import time
 
 from components.shared.errors import Refused
 from components.shared.progress import say
-from components.shared.tasks import FIRST, FRESH_S, Board, Task
+from components.shared.tasks import FRESH_S, Board, Task
 
 LOOK_EVERY_S = 1.0
 
 
 def refuse_overlap(workdir: str, run: str) -> None:
-    """Raise Refused where other tasks of this run are at work; none of its own is before the plan is finished.
+    """Raise Refused where tasks of this run are at work, a plan among them; none of its own is yet.
 
     What works writes its object anew every few seconds: one that stays as it is for FRESH_S is a dead pod's. No clocks
     are compared, and where nothing was left unfinished, nothing is waited for.
@@ -41,12 +42,8 @@ def refuse_overlap(workdir: str, run: str) -> None:
 
 
 def _running(board: Board) -> dict[str, float]:
-    """Return when the tasks that say they run last said so, but for the plan and what died on this machine."""
-    return {
-        task.task: task.updated
-        for task in board.all_tasks()
-        if task.state == "running" and task.task != FIRST and not _died_here(task)
-    }
+    """Return when the tasks that say they run last said so, but for what died on this machine."""
+    return {task.task: task.updated for task in board.all_tasks() if task.state == "running" and not _died_here(task)}
 
 
 def _died_here(task: Task) -> bool:

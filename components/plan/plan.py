@@ -29,6 +29,10 @@ class PlanConfig(Parameters, StageConfig):
 
     stage: ClassVar[str] = "plan"
 
+    def admit(self) -> None:
+        """A run begins with its plan's object: while another of its name is at work, there must be none."""
+        refuse_overlap(self.workdir, self.name)
+
 
 def plan(config: PlanConfig) -> PlanReceipt:
     """List, decode and check the labeled sets, list the pool, and write both down.
@@ -39,7 +43,6 @@ def plan(config: PlanConfig) -> PlanReceipt:
     if config.remove:
         read_keys(config.remove)  # refused here rather than after the scan
     refuse_other_run(config)
-    refuse_overlap(config.workdir, config.name)
     columns = Columns(config.image_column, config.label_column)
     sets = labeled_sets(config, columns)
     classes = class_names(config, sets["labeled"])

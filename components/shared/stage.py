@@ -59,6 +59,9 @@ class StageConfig(BaseModel):
         """Return what tells this task from the others of its run, in the name of a file."""
         return self.stage
 
+    def admit(self) -> None:
+        """Raise Refused where this task may not begin: asked before its object says that it did."""
+
     def folder(self) -> str:
         """Return the URI of the folder that this work, and no other, is kept in."""
         return storage.join(self.workdir, "stages", self.stage, self.digest())
@@ -171,6 +174,7 @@ def reporting(config: C, stage: Callable[[C], R]) -> R:
         return stage(config)
     board = tasks.Board(config.workdir, run[0])
     tasks.refuse_again(board, config.task())
+    config.admit()
     with tasks.reported(board, config.task(), config.stage, config.on_device, run[1]):
         return stage(config)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from components.shared import metrics, storage
 from components.shared.errors import BudgetSpent, Refused, SemiscaleError
@@ -30,6 +30,7 @@ RETRY = (
     "KFP_RETRY_INDEX"  # Kubeflow Pipelines' number of a pod's try: 0 is the first, also of a run that a person retries
 )
 FIRST = "plan"  # the task that every run begins with: what is older than its start is of an earlier try
+SUBMITTED: Final = "submitted"  # the object that says that a try was asked for; whether it begins, its plan decides
 
 
 class Task(Document):
@@ -63,13 +64,21 @@ class Board:
         self._known: dict[str, tuple[str, Task]] = {}
 
     def tasks(self) -> list[Task]:
-        """Return the tasks of the run's latest try, in order of their start."""
-        tasks = self.all_tasks()
-        begun = max((task.started for task in tasks if task.task == FIRST), default=0.0)
-        return sorted((task for task in tasks if task.updated >= begun), key=lambda task: (task.started, task.task))
+        """Return the tasks of the run's latest try that began, in order of their start."""
+        return _latest([task for task in self.all_tasks() if task.state != SUBMITTED])
+
+    def news(self) -> list[Task]:
+        """Return the same, or the plan of a try that was asked for where nothing has been heard of any since.
+
+        Another try that is at work is heard of within WRITE_EVERY_S: this one waits, or is refused.
+        """
+        found = self.all_tasks()
+        told = _latest([task for task in found if task.state != SUBMITTED])
+        asked = [task for task in found if task.state == SUBMITTED]
+        return asked if asked and all(task.updated < asked[0].started for task in told) else told
 
     def all_tasks(self) -> list[Task]:
-        """Return the tasks of all tries of the run."""
+        """Return the tasks of all tries of the run, begun or asked for."""
         entries = [entry for entry in storage.entries(self.folder) if entry.uri.endswith(".json")]
         with ThreadPoolExecutor(READERS) as pool:
             found = dict(zip((entry.uri for entry in entries), pool.map(self._read, entries), strict=True))
@@ -91,11 +100,19 @@ class Board:
         return storage.join(self.folder, f"{task}.json")
 
 
+def _latest(tasks: list[Task]) -> list[Task]:
+    begun = max((task.started for task in tasks if task.task == FIRST), default=0.0)
+    return sorted((task for task in tasks if task.updated >= begun), key=lambda task: (task.started, task.task))
+
+
 def announce(workdir: str, run: str) -> None:
-    """Say that a run is about to begin, so that `watch` does not take an earlier try's end for this one's."""
+    """Say that a run was asked for, so that `watch` does not take an earlier try's end for this one's.
+
+    It stands beside the tasks: of a run of that name that is at work, nothing is forgotten.
+    """
     now = time.time()
-    first = Task(task=FIRST, stage=FIRST, pod="", state="submitted", started=now, updated=now)
-    storage.write(Board(workdir, run).uri(FIRST), first.model_dump_json().encode())
+    first = Task(task=FIRST, stage=FIRST, pod="", state=SUBMITTED, started=now, updated=now)
+    storage.write(Board(workdir, run).uri(SUBMITTED), first.model_dump_json().encode())
 
 
 def refuse_again(board: Board, task: str) -> None:

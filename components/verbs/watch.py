@@ -26,7 +26,7 @@ def watch(path: Path, once: bool, every_s: float) -> None:
     board = Board(storage.absolute(settings.workdir), settings.name)
     live = sys.stdout.isatty() and not once
     while True:
-        found = board.tasks()
+        found = board.news()
         if once and not found:
             raise Refused(f"{board.folder}: nothing here; was the run {settings.name!r} started?")
         now = time.time()
