@@ -66,6 +66,14 @@ def test_the_run_file_is_the_pipelines_parameters() -> None:
         assert field.is_required() or default == field.default, name
 
 
+def test_a_run_file_of_the_defaults_gives_kfp_the_types_it_checks() -> None:
+    """kfp refuses an integer where the pipeline takes a float."""
+    settings = Parameters(name="n", workdir="w", labeled=["l"], unlabeled=["u"], test=["t"])
+    for name, parameter in inspect.signature(pipeline.semiscale.pipeline_func).parameters.items():
+        if parameter.annotation is float:
+            assert isinstance(getattr(settings, name), float), name
+
+
 def test_every_parameter_is_described_to_the_ui_in_the_run_files_words() -> None:
     documented = pipeline.semiscale.pipeline_func.__doc__ or ""
     for name, field in Parameters.model_fields.items():

@@ -117,7 +117,9 @@ class Parameters(BaseModel):
         description="baseline: as the teacher's; modern: torchvision's newest, with mixup and TrivialAugment.",
     )
     weight_decay: NotNegativeOrTheRecipes = Field(
-        default=THE_RECIPES, description="-1: each recipe's, 0.0001 (section 4.1)."
+        # kfp tells 1 from 1.0.
+        default=float(THE_RECIPES),
+        description="-1: each recipe's, 0.0001 (section 4.1).",
     )
     resolution: int = Field(default=224, ge=8, le=2048, description="Height and width the models see, in pixels.")
     augmentation: Augmentation = Field(
