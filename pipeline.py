@@ -59,6 +59,7 @@ def semiscale(
     augmentation: str = "crop-flip",
     seed: int = 0,
     pods: int = 8,
+    decoder: str = "cpu",
     max_failed_fraction: float = 0.01,
     budget_hours: float = 0.0,
     retrain_above: float = 0.0,
@@ -103,6 +104,7 @@ def semiscale(
         augmentation: crop-flip: random resized crop and mirror; shift-flip, shift: random shift, for tiny images.
         seed: Of initial weights, data order and augmentation.
         pods: Containers that share the scan of the unlabeled images, and the packing.
+        decoder: What decodes the unlabeled JPEGs: cpu, as in training; gpu: nvJPEG, whose pixels differ slightly.
         max_failed_fraction: Share of unreadable samples in a set above which the run fails.
         budget_hours: Device-hours (GPUs, or pods without) after which the run stops cleanly; 0: no limit.
         retrain_above: Share of the selection that a grown pool must have changed before students are trained again.
@@ -145,6 +147,7 @@ def semiscale(
         augmentation=augmentation,
         seed=seed,
         pods=pods,
+        decoder=decoder,
         max_failed_fraction=max_failed_fraction,
         budget_hours=budget_hours,
         retrain_above=retrain_above,
@@ -184,7 +187,9 @@ def semiscale(
     # mop up would gain nothing: whatever collects the loop's receipts fails with the loop.
     with dsl.ParallelFor(planned.outputs["Output"], name="2 Score U, on every pod") as pod:
         scored = on_scan_gpus(
-            score(teacher=teacher.outputs["receipt"], pod=pod, images_per_class=images_per_class, **place)
+            score(
+                teacher=teacher.outputs["receipt"], pod=pod, images_per_class=images_per_class, decoder=decoder, **place
+            )
         ).set_display_name("2 Score U")
     selected = on_cpus(
         merge(

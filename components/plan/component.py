@@ -46,6 +46,7 @@ def plan(
     augmentation: str,
     seed: int,
     pods: int,
+    decoder: str,
     max_failed_fraction: float,
     budget_hours: float,
     retrain_above: float,

@@ -15,6 +15,7 @@ def score(
     pod: int,
     images_per_class: int,
     image_column: str,
+    decoder: str,
 ):
     """Run the teacher over this pod's share of the unlabeled pool and keep every image's best classes.
 
@@ -25,6 +26,7 @@ def score(
         pod: Which of the pods this is.
         images_per_class: K: how the score files are laid out for the merge; any other K can still be selected.
         image_column: Parquet column of the images.
+        decoder: cpu, or gpu: what decodes plain JPEGs.
 
     Returns:
         receipt: What was done, as JSON: what the next stages read.

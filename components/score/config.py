@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from components.shared.runfile import Decoder
 from components.shared.stage import ReceiptUri, StageConfig
 
 
@@ -21,6 +22,8 @@ class ScoreConfig(StageConfig):
     """K: how the score files are laid out; any other K can still be selected."""
     image_column: str = "image"
     """Parquet column of the images."""
+    decoder: Decoder = "cpu"
+    """What decodes plain JPEGs; the scores of each are kept apart, because their pixels differ slightly."""
 
     def task(self) -> str:
         """The pod's number."""

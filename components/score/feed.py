@@ -15,6 +15,7 @@ from queue import Queue
 import numpy as np
 import torch
 
+from components.score.gpu_decode import GpuDecoder
 from components.shared import shards as sharding
 from components.shared.cores import cores
 from components.shared.decode import decode, reason
@@ -72,7 +73,8 @@ class Feed:
     """Decodes for one scan.
 
     Memory: AHEAD + `in_use` batches of pixels, and as many of encoded images; whoever takes batches may keep `in_use`
-    of them at a time. `allocate` makes a batch of a shape, in memory that the device can fetch from.
+    of them at a time. `allocate` makes a batch of a shape, in memory that the device can fetch from. Where there is
+    `on_gpu`, it decodes what it can, and the CPU the rest.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class Feed:
         batch_size: int,
         in_use: int,
         allocate: Callable[[tuple[int, ...]], Batch] = lambda shape: np.zeros(shape, np.uint8),
+        on_gpu: GpuDecoder | None = None,
     ) -> None:
+        self._on_gpu = on_gpu
         self._preprocessing, self._columns, self._batch_size = preprocessing, columns, batch_size
         self._pool = ThreadPoolExecutor(cores(), "decode", torch.set_num_threads, (1,))
         self._free: Queue[Batch] = Queue()
@@ -166,7 +170,19 @@ class Feed:
         span = batch.spans[-1]
         samples, images_BHWC = span.samples[span.handed_over :], batch.images_BHWC[span.places][span.handed_over :]
         span.handed_over = len(span.samples)
-        span.decoding.append(self._pool.submit(lambda: list(map(self._decode, samples, images_BHWC))))
+        span.decoding.append(self._pool.submit(self._decode_all, samples, images_BHWC))
+
+    def _decode_all(self, samples: list[Sample], images_BHWC: Batch) -> list[Decoded]:
+        if self._on_gpu is None:
+            return list(map(self._decode, samples, images_BHWC))
+        started = time.monotonic()
+        cuts = self._on_gpu.cut([sample.image for sample in samples])
+        each = Decoded("", (time.monotonic() - started) / max(sum(cut is not None for cut in cuts), 1))
+        for image_HWC, cut in zip(images_BHWC, cuts, strict=True):
+            if cut is not None:
+                image_HWC[:] = cut
+        places = zip(samples, images_BHWC, cuts, strict=True)
+        return [self._decode(sample, image) if cut is None else each for sample, image, cut in places]
 
     def _decode(self, sample: Sample, image_HWC: Batch) -> Decoded:
         if sample.problem:

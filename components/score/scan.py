@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from components.score import forward
 from components.score.feed import Feed, Prepared, Span
 from components.score.forward import Best
+from components.score.gpu_decode import GpuDecoder
 from components.score.parts import Part
 from components.shared import models, networks
 from components.shared.receipts import Clocks, Failure, ShardCount, TrainReceipt
+from components.shared.runfile import Decoder
 from components.shared.shards import Columns, Sample, Shard
 
 MAX_FAILURES_LISTED = 100  # of each shard; all are counted
@@ -34,13 +36,19 @@ class Scan:
     """One pod's scan. `seen` is told of every scored span: how many images and encoded bytes of which shard."""
 
     def __init__(
-        self, teacher: TrainReceipt, kept: int, columns: Columns, seen: Callable[[Shard, int, int], None]
+        self,
+        teacher: TrainReceipt,
+        kept: int,
+        columns: Columns,
+        decoder: Decoder,
+        seen: Callable[[Shard, int, int], None],
     ) -> None:
         self._kept, self._seen = kept, seen
         heads = networks.head_tensors(teacher.architecture, len(teacher.classes), teacher.preprocessing.resolution)
         model = networks.float_head(models.read(teacher.checkpoint)[0], heads)
-        self._on = forward.on(models.device(), model, teacher.preprocessing, kept)
-        self._feed = Feed(teacher.preprocessing, columns, self._on.batch_size, self._on.in_flight, self._on.allocate)
+        self._on = on = forward.on(models.device(), model, teacher.preprocessing, kept)
+        on_gpu = GpuDecoder(teacher.preprocessing, models.device()) if decoder == "gpu" else None
+        self._feed = Feed(teacher.preprocessing, columns, on.batch_size, on.in_flight, on.allocate, on_gpu)
 
     def parts(self, shards: Iterable[Shard]) -> Generator[tuple[Shard, Part]]:
         """Score shards, in order. Memory: a shard's rows and keys, about 100 bytes an image at ten classes each.

@@ -47,9 +47,13 @@ def score(config: ScoreConfig) -> ScoreReceipt:
     """Score shards until none is left, then seal the units; returns when the whole pool has scores.
 
     Memory: sealing holds one unit, 6.5 GB and 52 CPU-seconds for eight million images at ten classes each. Raises
-    Refused where the teacher's classes are not the plan's, SemiscaleError where a shard disappeared or changed since it
-    was planned, Stopped on SIGTERM.
+    Refused where the teacher's classes are not the plan's or there is no GPU for `decoder: gpu`, SemiscaleError where a
+    shard disappeared or changed since it was planned, Stopped on SIGTERM.
     """
+    if config.decoder == "gpu":
+        from components.score.gpu_decode import refuse_without_gpu  # imports torch, as `_scan` below
+
+        refuse_without_gpu()
     plan = load(config.plan, PlanReceipt)
     teacher = load(config.teacher, TrainReceipt)
     if teacher.classes != plan.classes:
@@ -100,8 +104,9 @@ class _Pod:
     def __init__(self, config: ScoreConfig, plan: PlanReceipt, teacher: TrainReceipt, units: list[Unit]) -> None:
         self._config, self._plan, self._teacher, self._units = config, plan, teacher, units
         self._kept = min(max(plan.classes_per_image, KEPT_CLASSES), len(plan.classes))
-        # Teacher and kept classes are in the name, so that scores of different ones are never mixed.
-        self.folder = storage.join(config.workdir, "stages", "score", f"{teacher.digest}-top{self._kept}")
+        # Teacher, kept classes and decoder are in the name, so that scores of different ones are never mixed.
+        name = f"{teacher.digest}-top{self._kept}" + ("" if config.decoder == "cpu" else f"-{config.decoder}-decoded")
+        self.folder = storage.join(config.workdir, "stages", "score", name)
         self._claims = Claims(self.folder)
         self._scored: set[str] = set()
         self._pace = Pace([shard for unit in units for shard in unit.shards], plan.pods)
@@ -270,7 +275,8 @@ class _Pod:
     def _scan(self) -> "Scan":
         from components.score.scan import Scan  # torch takes seconds to import; finished work is found without it
 
-        scan = Scan(self._teacher, self._kept, Columns(self._config.image_column, ""), self._seen)
+        columns, decoder = Columns(self._config.image_column, ""), self._config.decoder
+        scan = Scan(self._teacher, self._kept, columns, decoder, self._seen)
         self._pace.start()
         self._progress = Progress("score", 0)
         return scan

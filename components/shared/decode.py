@@ -81,19 +81,30 @@ def _plain_jpeg(data: bytes, reduction: Callable[[int, int], int]) -> Pixels | N
 
     `strict`: what libjpeg would only warn of, a file that is cut off before all, is an error here.
     """
-    if not data.startswith(_JPEG) or any(mark in data for mark in _MAY_BE_TURNED):
+    header = plain_jpeg_header(data)
+    if header is None:
         return None
+    height, width, _ = header
+    by = reduction(height, width)
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
-        if colours not in _PLAIN or height * width > MAX_PIXELS:
-            return None
-        by = reduction(height, width)
         pixels: Pixels = simplejpeg.decode_jpeg(
             data, "RGB", strict=True, min_height=-(-height // by), min_width=-(-width // by), min_factor=by
         )
     except ValueError:
         return None
     return pixels
+
+
+def plain_jpeg_header(data: bytes) -> tuple[int, int, str] | None:
+    """Return height, width and colours of a JPEG that has nothing odd about it, as far as its header tells; None for
+    any other file."""
+    if not data.startswith(_JPEG) or any(mark in data for mark in _MAY_BE_TURNED):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
+    except ValueError:
+        return None
+    return (height, width, colours) if colours in _PLAIN and height * width <= MAX_PIXELS else None
 
 
 def _load(data: bytes) -> Image.Image:

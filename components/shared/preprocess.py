@@ -28,12 +28,16 @@ def fixed_cut(image: Pixels, preprocessing: Preprocessing) -> Pixels:
     """
     image = _middle_of_a_strip(image)
     size = preprocessing.resolution
-    short = short_side(preprocessing)
-    height, width = image.shape[:2]
-    scale = short / min(height, width)
-    resized = _resize(image, max(round(width * scale), size), max(round(height * scale), size))
+    height, width = resized_size(image.shape[0], image.shape[1], preprocessing)
+    resized = _resize(image, width, height)
     top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
     return resized[top : top + size, left : left + size]
+
+
+def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the height and width that an image is resized to before its centre is cut."""
+    scale = short_side(preprocessing) / min(height, width)
+    return max(round(height * scale), preprocessing.resolution), max(round(width * scale), preprocessing.resolution)
 
 
 def _middle_of_a_strip(image: Pixels) -> Pixels:

@@ -17,6 +17,7 @@ from components.shared.hardware import HARDWARE_KEYS, Hardware
 
 Augmentation = Literal["crop-flip", "shift-flip", "shift"]
 Promotion = Literal["if-not-worse", "never"]
+Decoder = Literal["cpu", "gpu"]
 BaselineRecipe = Literal["baseline", "modern"]
 
 
@@ -132,6 +133,10 @@ class Parameters(BaseModel):
         ge=1,
         le=256,
         description="Containers that share the scan of the unlabeled images, and the packing.",
+    )
+    decoder: Decoder = Field(
+        default="cpu",
+        description="What decodes the unlabeled JPEGs: cpu, as in training; gpu: nvJPEG, whose pixels differ slightly.",
     )
     max_failed_fraction: float = Field(
         default=0.01, ge=0, le=1, description="Share of unreadable samples in a set above which the run fails."
