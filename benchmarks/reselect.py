@@ -4,7 +4,8 @@
 
 A scored pool as the scan leaves it: units of eight million images, sealed by the scan's own code, ten scored classes of
 1000 an image. One unit is drawn; the others have its rows under shard names, and so ties, of their own: that is enough
-for a clock. Prints what sealing a unit costs, then what `merge` does with K, P and a list of keys to remove.
+for a clock. Prints what sealing a unit costs, then what `merge` does with another K and a list of keys to remove. The
+last line is one JSON object, its seconds and peak_rss_bytes those of the dearest selection.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +39,7 @@ from components.shared.shards import Shard, Unit
 
 FOLDER = Path("runs/bench")
 REMOVED_KEYS = 10_000
+SEALERS = 2  # processes that write units
 RESELECT = """
 import sys
 from components.merge.merge import MergeConfig, merge
@@ -82,7 +85,7 @@ class ScoredPool:
             return
         drawn = [drawn_part(shard, IMAGES_PER_SHARD) for shard in range(self._per_unit // IMAGES_PER_SHARD)]
         started, cpu = time.monotonic(), time.process_time()
-        files = parts.unit_files(drawn, self._head, CLASSES, self._metadata(0, drawn))
+        files = parts.unit_files(drawn, self._head, CLASSES, self._metadata(0, [part.count for part in drawn]))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(
             f"sealing {self._per_unit:,} images: {time.process_time() - cpu:.0f} CPU-s, "
@@ -90,15 +93,27 @@ class ScoredPool:
             + ", ".join(f"{name} {len(data) / 1e6:.0f} MB" for name, data in files.items()),
             flush=True,
         )
-        rows = scores.banded(parts.rows(drawn), self._head)
-        for unit in range(self._units):
-            files["scores"] = scores.encode(rows, CLASSES, self._metadata(unit, drawn))
-            files["places"], files["samples"] = places.encode(parts.samples(drawn), rows, self._digest(unit))
-            self._write_unit(unit, files, drawn)
-        self._write_plan(drawn)
+        del files
+        rows, samples = scores.banded(parts.rows(drawn), self._head), parts.samples(drawn)
+        counts = [part.count for part in drawn]
+        del drawn  # the processes share what is left
+        children = [self._start(range(first, self._units, SEALERS), rows, samples, counts) for first in range(SEALERS)]
+        if any(os.waitpid(child, 0)[1] for child in children):
+            raise SystemExit("a unit could not be written")
+        self._write_plan(counts)
 
-    def reselect(self, images_per_class: int, remove: bool) -> None:
-        """Select with another K in a fresh process, and print what it cost."""
+    def _start(self, units: range, rows: scores.Banded, samples: pa.Table, counts: list[ShardCount]) -> int:
+        """Write some of the units in a process of its own; returns its id. The rows, one unit's, are in memory once."""
+        if child := os.fork():
+            return child
+        for unit in units:
+            files = {"scores": scores.encode(rows, CLASSES, self._metadata(unit, counts))}
+            files["places"], files["samples"] = places.encode(samples, rows, self._digest(unit))
+            self._write_unit(unit, files, counts)
+        os._exit(0)
+
+    def reselect(self, images_per_class: int, remove: bool) -> dict[str, Any]:
+        """Select with another K in a fresh process; prints and returns what it cost."""
         config = {
             "workdir": str(self.folder / f"work-{time.time_ns()}"),
             "plan": str(self.folder / "plan.json"),
@@ -112,46 +127,54 @@ class ScoredPool:
         process = subprocess.Popen([sys.executable, "-c", RESELECT, json.dumps(config)], stdout=subprocess.PIPE)
         assert process.stdout is not None
         said = process.stdout.read().decode().splitlines()
-        _, _, usage = os.wait4(process.pid, 0)
-        print(f"K = {images_per_class:,}, keys removed: {remove}: {time.monotonic() - started:.1f} s", end=", ")
-        print(
-            f"{usage.ru_utime + usage.ru_stime:.1f} CPU-s, peak {usage.ru_maxrss / 1e6:.2f} GB: {said[-1]}", flush=True
-        )
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit("the selection failed")
+        cost: dict[str, Any] = {
+            "images_per_class": images_per_class,
+            "keys_removed": REMOVED_KEYS if remove else 0,
+            "seconds": round(time.monotonic() - started, 2),
+            "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
+            "peak_rss_bytes": usage.ru_maxrss * 1024,
+            **json.loads(said[-1]),
+        }
+        print(", ".join(f"{name} {value}" for name, value in cost.items()), flush=True)
+        return cost
 
     def _digest(self, unit: int) -> str:
         return f"{unit:016}"
 
-    def _names(self, unit: int, drawn: list[Part]) -> list[str]:
-        return [f"{unit:03}/{part.count.shard}" for part in drawn]
+    def _names(self, unit: int, counts: list[ShardCount]) -> list[str]:
+        return [f"{unit:03}/{count.shard}" for count in counts]
 
-    def _metadata(self, unit: int, drawn: list[Part]) -> dict[str, object]:
-        return {"teacher": "t", "unit": self._digest(unit), "shards": self._names(unit, drawn)}
+    def _metadata(self, unit: int, counts: list[ShardCount]) -> dict[str, object]:
+        return {"teacher": "t", "unit": self._digest(unit), "shards": self._names(unit, counts)}
 
-    def _write_unit(self, unit: int, files: dict[str, bytes], drawn: list[Part]) -> None:
+    def _write_unit(self, unit: int, files: dict[str, bytes], counts: list[ShardCount]) -> None:
         folder = self.folder / "scores" / self._digest(unit)
         for name, data in files.items():
             storage.write(str(folder / f"{name}.parquet"), data)
-        counts = [
-            part.count.model_copy(update={"shard": name, "digest": shard.digest()})
-            for part, name, shard in zip(drawn, self._names(unit, drawn), self._shards(unit, drawn), strict=True)
+        named = [
+            count.model_copy(update={"shard": name, "digest": shard.digest()})
+            for count, name, shard in zip(counts, self._names(unit, counts), self._shards(unit, counts), strict=True)
         ]
         common = {"stage": "score", "digest": self._digest(unit), "folder": str(folder), "seconds": 0.0}
         uris = {name: str(folder / f"{name}.parquet") for name in files}
         self._keep(
             folder / "receipt.json",
-            UnitReceipt(**common, **uris, teacher="t", pod=0, shards=counts, failures=[], clocks=Clocks()),
+            UnitReceipt(**common, **uris, teacher="t", pod=0, shards=named, failures=[], clocks=Clocks()),
         )
 
-    def _shards(self, unit: int, drawn: list[Part]) -> list[Shard]:
+    def _shards(self, unit: int, counts: list[ShardCount]) -> list[Shard]:
         return [
             Shard(uri=f"gs://bucket/{name}", name=name, kind="tar", size_bytes=1, version="1")
-            for name in self._names(unit, drawn)
+            for name in self._names(unit, counts)
         ]
 
-    def _write_plan(self, drawn: list[Part]) -> None:
-        units = [Unit(digest=self._digest(unit), shards=self._shards(unit, drawn)) for unit in range(self._units)]
+    def _write_plan(self, counts: list[ShardCount]) -> None:
+        units = [Unit(digest=self._digest(unit), shards=self._shards(unit, counts)) for unit in range(self._units)]
         storage.write(str(self.folder / "units.json"), json.dumps([unit.model_dump() for unit in units]).encode())
-        keys = [key(number % len(drawn), number // len(drawn)) for number in range(REMOVED_KEYS)]
+        keys = [key(number % len(counts), number // len(counts)) for number in range(REMOVED_KEYS)]
         storage.write(str(self.folder / "remove.txt"), "\n".join(keys).encode())
         common = {"seconds": 0.0, "folder": str(self.folder / "scores")}
         pod = ScoreReceipt(
@@ -184,10 +207,12 @@ def main() -> None:
     if os.fork() == 0:  # in a process of its own, whose memory is not counted into the selections'
         pool.write()
         os._exit(0)
-    os.wait()
-    pool.reselect(images_per_class, remove=False)
-    pool.reselect(images_per_class // 2, remove=True)
-    pool.reselect(2 * images_per_class, remove=True)
+    if os.wait()[1]:
+        raise SystemExit("the pool could not be written")
+    asked = [(images_per_class, False), (max(images_per_class // 2, 1), True), (2 * images_per_class, True)]
+    costs = [pool.reselect(wanted, remove) for wanted, remove in asked]
+    worst = {name: max(cost[name] for cost in costs) for name in ("seconds", "cpu_s", "peak_rss_bytes")}
+    print(json.dumps({"images": images, "machine": machine(), **worst, "selections": costs}))
 
 
 if __name__ == "__main__":
