@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from components.plan import ledger
 from components.shared import shards as sharding
 from components.shared import storage
 from components.shared.errors import SemiscaleError, TooManyFailures
@@ -61,12 +62,27 @@ def test_an_image_in_two_classes_counts_once_as_unique(tmp_path: Path) -> None:
     assert receipt.images > 120
 
 
-def test_the_selection_does_not_depend_on_the_pods(tmp_path: Path) -> None:
-    found = []
-    for pods in (1, 2, 3):
-        table = pq.read_table(Stages(tmp_path / str(pods), pods=pods).selection.selection)
-        found.append(table.drop(["uri"]).to_pylist())
-    assert found[0] == found[1] == found[2]
+@pytest.mark.parametrize(
+    ("shards", "pods_and_units"),
+    [
+        (12, [(1, 1000), (2, 7), (7, 100)]),
+        pytest.param(256, [(1, 1000), (256, 7)], marks=pytest.mark.slow),
+    ],
+)
+def test_the_selections_bytes_depend_neither_on_the_pods_nor_on_the_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, pods_and_units: list[tuple[int, int]]
+) -> None:
+    pool = pictures.write_pool(tmp_path / "many", shards, 256 // shards)
+    first = Stages(tmp_path, unlabeled=[str(pool)], images_per_class=70)
+    found = set()
+    for pods, images_per_unit in pods_and_units:
+        monkeypatch.setattr(ledger, "IMAGES_PER_UNIT", images_per_unit)
+        changes = {"pods": pods, "workdir": str(tmp_path / f"{pods}-pods")}
+        stages = Stages.on(first.config.model_copy(update=changes), tmp_path / f"{pods}")
+        stages.teacher = first.teacher
+        assert len(stages.scores) == pods
+        found.add(Path(stages.selection.selection).read_bytes())
+    assert len(found) == 1
 
 
 def test_a_hole_is_named(tmp_path: Path) -> None:
