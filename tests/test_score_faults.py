@@ -168,6 +168,33 @@ def test_a_claim_whose_answer_was_lost_is_its_pods(tmp_path: Path, monkeypatch: 
         assert (mine, yours) == (True, False)
 
 
+RACE = """
+import sys, time
+from components.shared.claims import Claims
+claims = Claims(sys.argv[1])
+print("ready", flush=True)
+start = float(input())
+for turn in range(20):
+    time.sleep(max(start + turn / 10 - time.time(), 0))
+    print(int(bool(claims._claim(f"shard-{turn}"))), end=" ")
+"""
+
+
+def test_of_many_processes_that_want_one_shard_at_once_one_gets_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RACE, str(tmp_path)]
+    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(12)]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    start = f"{time.time() + 0.5}\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write(start)
+        racer.stdin.flush()
+    won = [racer.communicate()[0].split() for racer in racers]
+    assert [sum(map(int, turn)) for turn in zip(*won, strict=True)] == [1] * 20
+
+
 @pytest.mark.parametrize("damage", ["gone", "changed"])
 def test_a_shard_that_disappeared_or_changed_is_refused_by_name(tmp_path: Path, damage: str) -> None:
     stages = stages_of(tmp_path, shards=2, per_shard=8)
