@@ -102,6 +102,23 @@ def test_packing_pods_killed_at_random_moments(tmp_path: Path, kills: int) -> No
     assert len(found) > 70
 
 
+def test_a_packing_pod_that_is_told_to_stop_gives_its_claim_back(tmp_path: Path) -> None:
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    pack(pack_config(tmp_path, undisturbed))
+    pod = start(pack_config(tmp_path, stopped))
+    while whole(stopped) < 5 and pod.poll() is None:
+        time.sleep(0.001)
+    pod.send_signal(signal.SIGTERM)
+    _, error = pod.communicate(timeout=60)
+    assert pod.returncode == 128 + signal.SIGTERM
+    assert "told to stop; what was finished is kept" in error
+    assert error.count("\n") == 1
+    assert not [path for path in stopped.rglob("claims/**/0*") if path.is_file()]
+    assert not list(stopped.rglob("receipt.json"))
+    pack(pack_config(tmp_path, stopped))
+    assert products(stopped) == products(undisturbed)
+
+
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     """A scored pool."""
