@@ -17,6 +17,7 @@ from tests import pictures
 from tests.stages import Stages
 
 ROOT = Path(__file__).resolve().parents[1]
+SECRETS = {name: f"Sentinel0000{name}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
 
 
 def run(folder: Path, content: dict[str, Any]) -> subprocess.CompletedProcess[str]:
@@ -27,10 +28,28 @@ def run(folder: Path, content: dict[str, Any]) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=dict(os.environ), timeout=600)
 
 
-def test_the_whole_pipeline_twice(tmp_path: Path) -> None:
+def left(folder: Path, bucket: str) -> dict[str, bytes]:
+    """Return all that a run left, by path and URI: receipts, progress, reports, logs, and kfp's own files."""
+    files = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    objects = {one.uri: storage.read(one.uri) for one in storage.entries(bucket)}
+    for kind in ("receipt.json", "/progress/", "results.json", "report.html", "local.log", "/receipts/"):
+        assert any(kind in name for name in {**files, **objects}), kind
+    return {**files, **objects}
+
+
+def leaks(done: subprocess.CompletedProcess[str], everything: dict[str, bytes]) -> list[str]:
+    """Return where a secret can be read: names of files and objects, and the terminal."""
+    said = {"the terminal": (done.stdout + done.stderr).encode(), **everything}
+    return [name for name, data in said.items() if any(secret.encode() in data for secret in SECRETS.values())]
+
+
+def test_the_whole_pipeline_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
     content = pictures.write_run(tmp_path)
     first = run(tmp_path, content)
     assert first.returncode == 0, first.stdout + first.stderr
+    assert leaks(first, left(tmp_path, f"{tmp_path}/work")) == []
     results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
     models = {"teacher", "baseline", "pretrained", "student"}
     assert results.keys() == models | {"comparisons", "promotion", "selection", "ledger", "seconds"}
@@ -85,8 +104,10 @@ def test_bad_input_ends_a_run_in_one_line_with_code_2(tmp_path: Path, changes: d
 
 
 @pytest.mark.slow
-def test_the_whole_pipeline_in_a_bucket(tmp_path: Path, remote: str) -> None:
-    """Data and workdir in one bucket: no stage has a disk that another sees."""
+def test_the_whole_pipeline_in_a_bucket(tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data and workdir in one bucket: no stage has a disk that another sees. The keys that open it are told nowhere."""
+    for name, secret in SECRETS.items():  # the S3 server takes any
+        monkeypatch.setenv(name, secret)
     content = pictures.write_run(tmp_path)
     for path in (tmp_path / "data").rglob("*.*"):
         storage.upload(path, storage.join(remote, str(path.relative_to(tmp_path))))
@@ -98,4 +119,7 @@ def test_the_whole_pipeline_in_a_bucket(tmp_path: Path, remote: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(storage.read(f"{remote}/work/trial/results.json"))
     assert results["student"]["top1"] > 0.8
-    assert storage.read(f"{remote}/work/trial/report.html").startswith(b"<!doctype html>")
+    everything = left(tmp_path, remote)
+    assert everything[f"{remote}/work/trial/report.html"].startswith(b"<!doctype html>")
+    assert leaks(done, everything) == []
+    assert leaks(done, {"here": SECRETS["AWS_SESSION_TOKEN"].encode()}) == ["here"]

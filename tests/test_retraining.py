@@ -29,14 +29,17 @@ GROWTH = (("first", 3, 40, 1000), ("second", 1, 4, 5000), ("third", 3, 40, 9000)
 class Rounds:
     """The three rounds, each finished with its report before the pool grows."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, bucket: str = "") -> None:
         self.root = root
-        first = Stages(root, retrain_above=0.25, baseline_learning_rates=[1.0], finetune_learning_rates=[0.1])
-        self.pool = Path(str(first.content["unlabeled"][0]))
-        shutil.rmtree(self.pool)
+        places = {"workdir": f"{bucket}/work", "unlabeled": [f"{bucket}/pool"]} if bucket else {}
+        first = Stages(root, retrain_above=0.25, baseline_learning_rates=[1.0], finetune_learning_rates=[0.1], **places)
+        pool = root / "data" / "pool"
+        shutil.rmtree(pool)
         self.stages = []
         for name, shards, images, seed in GROWTH:
-            pictures.write_pool(self.pool / name, shards, images, seed)
+            pictures.write_pool(pool / name, shards, images, seed)
+            for path in (pool / name).iterdir() if bucket else []:
+                storage.upload(path, f"{bucket}/pool/{name}/{path.name}")
             stages = Stages.on(first.config, root)
             assert stages.report
             self.stages.append(stages)
@@ -45,6 +48,21 @@ class Rounds:
 @pytest.fixture(scope="module")
 def rounds(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
     return Rounds(tmp_path_factory.mktemp("rounds"))
+
+
+def test_three_rounds_over_a_bucket_that_grows(tmp_path: Path, gs_bucket: str) -> None:
+    """All that the rounds below do in a folder, with the pool, the workdir and the champion in an object store."""
+    first, second, third = Rounds(tmp_path, gs_bucket).stages
+    assert [one.selection.ledger.listed for one in (first, second, third)] == [120, 124, 244]
+    before = json.loads(storage.read(second.plan.units))
+    assert sum(pod.units_found for pod in third.scores) == len(before), "only new shards were scored"
+    assert (second.students, second.pretrained) == (first.students, first.pretrained), "it changed little"
+    assert third.students[0].digest != first.students[0].digest
+    assert third.promotion.comparison
+    assert third.promotion.comparison.against == "champion"
+    found = read(champion_uri(f"{gs_bucket}/work", "trial"))
+    assert found
+    assert found.current.model == (third if third.promotion.promoted else first).promotion.model
 
 
 def test_a_round_scores_only_new_shards(rounds: Rounds) -> None:
