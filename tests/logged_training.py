@@ -1,11 +1,13 @@
 """The training stage with a small window, whose ranks write down the keys of every step: for tests of real processes.
 
-WINDOW_BYTES and KEYS, a folder, come from the environment; the rest are the stage's own options.
+WINDOW_BYTES, KEYS, a folder, and KILLED_AT, the step that a rank dies in, come from the environment; the rest are the
+stage's own options.
 """
 
 import json
 import os
 import runpy
+import signal
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +20,9 @@ STEP = Training._step
 
 
 def logged(self: Training, batch: DeviceBatch, rate: float, step: int) -> Tensor:
-    """Write a line for a step, and make it."""
+    """Write a line for a step, and make it, or die in it."""
+    if step == int(os.environ["KILLED_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
     with (Path(os.environ["KEYS"]) / f"{self._ranks.rank}.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "keys": batch.keys}) + "\n")
     return STEP(self, batch, rate, step)
