@@ -6,6 +6,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -68,6 +69,62 @@ class Flaky:
         client.shutdown(socket.SHUT_RD)  # wakes the thread that reads from it, which would keep it open
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
+
+
+class Relay:
+    """Passes everything on, each request `latency_s` late; between `stall` and `resume` it answers nothing at all."""
+
+    def __init__(self, address: str, latency_s: float = 0.0) -> None:
+        host, _, port = address.removeprefix("http://").partition(":")
+        self._backend, self._latency_s = (host, int(port)), latency_s
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._open = threading.Event()
+        self.resume()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def stall(self) -> None:
+        """Stop answering; connections stay open."""
+        self._open.clear()
+
+    def resume(self) -> None:
+        """Answer again, also what was asked meanwhile."""
+        self._open.set()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError), socket.create_connection(self._backend) as server:
+            asking = threading.Thread(target=self._pass_on, args=(client, server, self._latency_s), daemon=True)
+            asking.start()
+            self._pass_on(server, client, 0.0)
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, latency_s: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                time.sleep(latency_s)
+                self._open.wait()
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def relayed(address: str, latency_s: float = 0.0) -> Iterator[Relay]:
+    """Serve a server's address through a Relay for the length of a `with`."""
+    relay = Relay(address, latency_s)
+    try:
+        yield relay
+    finally:
+        relay.resume()
+        relay.close()
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:

@@ -18,6 +18,7 @@ from components.shared import claims, storage
 from components.shared.claims import Claims
 from components.shared.errors import SemiscaleError
 from tests import pictures
+from tests.flaky import relayed
 from tests.stages import Stages
 
 
@@ -39,11 +40,12 @@ def config_of(stages: Stages, workdir: Path, pod: int = 0) -> ScoreConfig:
     )
 
 
-def start(config: ScoreConfig) -> subprocess.Popen[bytes]:
-    """Start a pod as a process of its own."""
+def start(config: ScoreConfig, program: str = "", **environment: str) -> subprocess.Popen[bytes]:
+    """Start a pod as a process of its own, or a program that is one with other settings."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
-    command = [sys.executable, "-m", "components.score", *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ))
+    command = [sys.executable, *(["-c", program] if program else ["-m", "components.score"]), *options]
+    environment = {**os.environ, **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
 
 
 def scores_in(workdir: Path) -> dict[str, bytes]:
@@ -123,12 +125,58 @@ def test_a_claim_has_one_holder_until_it_expires(tmp_path: Path, monkeypatch: py
     assert yours._claim("hung") is not None
 
 
-def test_a_claim_is_renewed_while_its_holder_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_is_renewed_while_its_holders_work_advances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "LEASE_S", 0.4)
     monkeypatch.setattr(claims, "RENEW_EVERY_S", 0.05)
-    with Claims(str(tmp_path)).claimed("u"):
-        time.sleep(0.8)
+    monkeypatch.setattr(claims, "STALLED_S", 0.4)
+    working = Claims(str(tmp_path))
+    with working.claimed("u"):
+        for _ in range(12):
+            time.sleep(0.1)
+            working.advanced()
         assert Claims(str(tmp_path))._claim("u") is None
+        time.sleep(1.2)
+        assert Claims(str(tmp_path))._claim("u") is not None, "its holder hangs"
+
+
+HURRIED = """
+import sys
+from components.score import score
+from components.shared import claims, storage
+claims.LEASE_S, claims.RENEW_EVERY_S, claims.STALLED_S, score.POLL_S = 1.0, 0.1, 1.0, 0.2
+from components.shared.stage import command_line
+sys.exit(command_line(score.ScoreConfig, score.score))
+"""
+
+
+def test_a_pod_that_hangs_loses_its_shards_and_wakes_up_harmless(
+    tmp_path: Path, gs_server: str, gs_bucket: str
+) -> None:
+    # One pod's reading hangs, at a store that does not answer, one is frozen as a whole; the third does all of it.
+    for path in pictures.write_pool(tmp_path / "large", 24, 64).iterdir():
+        storage.upload(path, f"{gs_bucket}/pool/{path.name}")
+    stages = Stages(tmp_path, unlabeled=[f"{gs_bucket}/pool"], pods=3)
+    score.score(config_of(stages, tmp_path / "undisturbed"))
+    workdir = tmp_path / "disturbed"
+    with relayed(gs_server, latency_s=0.02) as relay:
+        reading = start(config_of(stages, workdir, 0), HURRIED, STORAGE_EMULATOR_HOST=relay.address)
+        frozen = start(config_of(stages, workdir, 1), HURRIED)
+        wait_for_a_part(workdir, 0, [reading, frozen])
+        relay.stall()
+        frozen.send_signal(signal.SIGSTOP)
+        assert list(workdir.rglob("claims/*/*"))
+        third = start(config_of(stages, workdir, 2), HURRIED)
+        output = third.communicate(timeout=60)[0].decode()
+        assert third.returncode == 0, output
+        assert "that other pods hold" in output
+        receipts = {path: path.read_bytes() for path in workdir.rglob("receipt.json")}
+        assert reading.poll() is None
+        relay.resume()
+        frozen.send_signal(signal.SIGCONT)
+        outputs = [pod.communicate(timeout=60)[0].decode() for pod in (reading, frozen)]
+        assert [pod.returncode for pod in (reading, frozen)] == [0, 0], outputs
+    assert scores_in(workdir) == scores_in(tmp_path / "undisturbed")
+    assert {path: path.read_bytes() for path in workdir.rglob("receipt.json")} == receipts
 
 
 def test_what_others_hold_is_one_listing_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

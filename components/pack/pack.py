@@ -149,6 +149,7 @@ class _Pod:
         uris = rows.uris.take(pa.array(rows.uri[chosen])).to_pylist()
         places = [Place(*place) for place in zip(uris, rows.offset[chosen], rows.size_bytes[chosen], strict=True)]
         images = ranges.read(places)
+        self._claims.advanced()
         storage.write(uri, tar_of(images, rows.label[chosen].tolist(), self._layout.edges[tar]))
         self._progress.add(len(images), PurePosixPath(uri).name)
 

@@ -25,6 +25,7 @@ from components.shared.receipts import Preprocessing
 from components.shared.shards import Columns, Sample, Shard
 
 TOGETHER = 8  # images that a thread is handed at a time: handing over costs as much as a twentieth of decoding one
+STOPPING_S = 5.0  # that a read under way is waited for, when the scan stops
 AHEAD = 4  # batches decoded or being decoded while the model works on others
 
 
@@ -112,7 +113,9 @@ class Feed:
                 yield item
         finally:
             stop.set()
-            while reader.is_alive():  # it may be waiting for a place in the queue or for a free batch
+            until = time.monotonic() + STOPPING_S
+            # It may be waiting for a place in the queue, for a free batch, or for a store that does not answer.
+            while reader.is_alive() and time.monotonic() < until:
                 self._drain(waiting)
                 reader.join(0.01)
             self._drain(waiting)

@@ -209,7 +209,9 @@ class _Pod:
                 writer.shutdown(wait=False, cancel_futures=True)
 
     def _commit(self, shard: Shard, part: Part, held: dict[str, ExitStack]) -> None:
-        storage.write(part_uri(self.folder, shard), part.encode())
+        # A pod that hung and woke up may come second: what is there has been read, perhaps.
+        storage.write(part_uri(self.folder, shard), part.encode(), if_absent=True)
+        self._claims.advanced()
         self._found(shard.digest())
         self._log(part)
         held.pop(shard.digest()).close()
@@ -239,11 +241,13 @@ class _Pod:
             read = list(pool.map(storage.read, [part_uri(self.folder, shard) for shard in unit.shards]))
         scored = [parts.decode(data) for data in read]
         del read
+        self._claims.advanced()
         head = scores.head_size(self._config.images_per_class, len(self._units))
         metadata = {"teacher": self._teacher.digest, "unit": unit.digest, "shards": [one.name for one in unit.shards]}
         files = parts.unit_files(scored, head, len(self._plan.classes), metadata)
         uris = {name: storage.join(folder, f"{name}.parquet") for name in files}
         for name, data in files.items():
+            self._claims.advanced()
             storage.write(uris[name], data)
         sealing_s = time.monotonic() - started
         images = max(sum(part.count.scored for part in scored), 1)
@@ -260,6 +264,7 @@ class _Pod:
         }
 
     def _seen(self, shard: Shard, images: int, size_bytes: int) -> None:
+        self._claims.advanced()
         self._pace.scored(shard.digest(), size_bytes)
         self._progress.add(images, self._pace.line())
 

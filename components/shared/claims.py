@@ -1,8 +1,9 @@
 """Claims: how any number of pods, joining and dying at any time, share the work without a coordinator.
 
-A claim is a small object, created on the condition that there is none. Its holder renews it while it works; one that
-has not been renewed for LEASE_S is void, and whoever creates the next number holds the work. A claim only saves work:
-two pods that do it at once leave the same bytes.
+A claim is a small object, created on the condition that there is none. Its holder renews it while its work advances;
+one that has not been renewed for LEASE_S is void, and whoever creates the next number holds the work. So a pod that is
+dead loses its work after LEASE_S, one that hangs, in a read or on its device, after STALLED_S more. A claim only saves
+work: two pods that do it at once, because one of them was slow or woke up again, leave the same bytes.
 """
 
 import json
@@ -19,6 +20,9 @@ from components.shared.errors import SemiscaleError
 LEASE_S = 120.0  # a pod that has been silent for so long is taken for dead; clocks may differ by half of it
 RENEW_EVERY_S = LEASE_S / 6
 READERS = 32  # claims read at once: hides an object store's latency
+# A pod whose work has not advanced for so long is taken for hung. Compiling a large network takes minutes, and so does
+# one batch of the largest on a slow core.
+STALLED_S = 600.0
 
 
 class Claims:
@@ -31,18 +35,24 @@ class Claims:
         self._lock = threading.Lock()  # of what is held, and while a claim is renewed: it is not given back meanwhile
         self._renewing = False
         self._seen: dict[str, tuple[str, float]] = {}
+        self.advanced()
+
+    def advanced(self) -> None:
+        """Say that the work this pod holds goes on: without, its claims are renewed no longer than STALLED_S."""
+        self._advanced = time.monotonic()
 
     @contextmanager
     def claimed(self, work: str) -> Iterator[bool]:
         """Hold a shard or a unit for the length of a `with`; yields False where another pod holds it.
 
-        The claim is renewed by the thread of all this pod's claims, and given back at the end, so that the next pod
-        need not wait.
+        The claim is renewed, while the work advances, by the thread of all this pod's claims, and given back at the
+        end, so that the next pod need not wait.
         """
         uri = self._claim(work)
         if uri is None:
             yield False
             return
+        self.advanced()
         self._hold(uri)
         try:
             yield True
@@ -104,6 +114,8 @@ class Claims:
                 self._renewing = bool(held := list(self._held))
             if not held:
                 return
+            if time.monotonic() - self._advanced > STALLED_S:
+                continue
             for uri in held:
                 # A claim that is not renewed costs another pod's work at most; what fails the work itself will say so.
                 with self._lock, suppress(OSError, SemiscaleError):

@@ -124,8 +124,9 @@ def once(
     seconds = round(time.monotonic() - started, 3)
     common = {"stage": config.stage, "digest": config.digest(), "folder": folder, "seconds": seconds}
     receipt = kind.model_validate({**common, **fields})
-    if writes:
-        storage.write(uri, receipt.model_dump_json(indent=1).encode())
+    if writes and not storage.write(uri, receipt.model_dump_json(indent=1).encode(), if_absent=True):
+        # Another process that did the same work was first; its receipt may have been read already.
+        return kind.model_validate_json(storage.read(uri))
     say(config.stage, f"finished in {duration(seconds)}")
     return receipt
 
