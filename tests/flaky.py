@@ -102,18 +102,26 @@ class Relay:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError), socket.create_connection(self._backend) as server:
-            asking = threading.Thread(target=self._pass_on, args=(client, server, self._latency_s), daemon=True)
-            asking.start()
-            self._pass_on(server, client, 0.0)
+        """The server is called once there is something to tell it: one that serves a client at a time would wait."""
+        with client, contextlib.suppress(OSError):
+            asked = self._asked(client)
+            with socket.create_connection(self._backend) as server:
+                server.sendall(asked)
+                threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
+                while data := server.recv(1 << 16):
+                    client.sendall(data)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, latency_s: float) -> None:
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                time.sleep(latency_s)
-                self._open.wait()
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
+            while data := self._asked(client):
+                server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+
+    def _asked(self, client: socket.socket) -> bytes:
+        data = client.recv(1 << 16)
+        time.sleep(self._latency_s)
+        self._open.wait()
+        return data
 
 
 @contextmanager

@@ -76,6 +76,11 @@ def _insert(insert: Callable[..., None], request: Any, response: Any, storage: A
 
 
 def _download(download: Callable[..., None], request: Any, response: Any, storage: Any) -> None:
+    stored = storage.objects.get(request.params["bucket_name"], {}).get(request.params["object_id"])
+    asked = request.query.get("ifGenerationMatch")
+    if stored and asked and asked != [str(stored["generation"])]:
+        response.status = HTTPStatus.PRECONDITION_FAILED
+        return
     download(request, response, storage)
     if response.status == HTTPStatus.PARTIAL_CONTENT and not response._content:
         response.status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE

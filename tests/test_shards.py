@@ -401,12 +401,27 @@ class TestLooseFiles:
         assert [sample.index for sample in samples] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
         assert [sample.image for sample in samples] == [image(number) for number in range(10)]
 
-    def test_a_file_that_is_empty_or_went_away(self, bucket: str) -> None:
-        for name in ("0.jpg", "1.jpg", "2.jpg"):
-            storage.write(storage.join(bucket, name), b"" if name == "1.jpg" else image(0))
+    def test_an_empty_file_is_counted(self, bucket: str) -> None:
+        for name in ("0.jpg", "1.jpg"):
+            storage.write(storage.join(bucket, name), b"" if name == "0.jpg" else image(0))
+        assert [sample.problem for sample in read(bucket)] == ["empty file", ""]
+
+    def test_a_link_to_nothing_is_counted(self, tmp_path: Path) -> None:
+        (tmp_path / "0.jpg").symlink_to(tmp_path / "nothing")
+        assert [sample.problem for sample in read(str(tmp_path))] == ["missing file"]
+
+    @pytest.mark.parametrize("what", ["gone", "changed"])
+    def test_a_file_that_went_away_or_changed_is_refused_by_name(self, bucket: str, what: str) -> None:
+        for number in range(3):
+            storage.write(storage.join(bucket, f"{number}.jpg"), image(number))
         (shard,) = shards.find([bucket])
-        storage.delete(storage.join(bucket, "0.jpg"))
-        assert [sample.problem for sample in shards.read(shard, Columns())] == ["missing file", "empty file", ""]
+        victim = storage.join(bucket, "1.jpg")
+        if what == "gone":
+            storage.delete(victim)
+        else:
+            storage.write(victim, image(7))
+        with pytest.raises(SemiscaleError, match=f"^{victim}: {what} since it was listed; .*run the plan again$"):
+            list(shards.read(shard, Columns()))
 
     def test_hidden_files_are_left_out(self, bucket: str) -> None:
         for name in ("cat/1.jpg", "cat/._1.jpg", "cat/.ipynb_checkpoints/1-checkpoint.jpg"):

@@ -239,6 +239,16 @@ class TestOpenRead:
         with pytest.raises(FileNotFoundError):
             storage.open_read(storage.join(bucket, "a"))
 
+    def test_one_version_is_read(self, remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(store, "READ_CHUNK_BYTES", 1000)
+        uri = storage.join(remote, "a")
+        storage.write(uri, b"old" * 5000)
+        with storage.open_read(uri) as file:
+            assert file.read(3) == b"old"
+            storage.write(uri, b"new" * 5000)
+            with pytest.raises(SemiscaleError, match=f"^{uri}: changed since it was listed; run the plan again$"):
+                file.read(9000)
+
 
 class TestWrite:
     def test_replaces_and_makes_folders(self, bucket: str) -> None:

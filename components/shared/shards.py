@@ -127,7 +127,8 @@ def read(shard: Shard, columns: Columns) -> Iterator[Sample]:
 
     Memory: one sample of a tar or of loose files, one row group of a Parquet file. Raises FileNotFoundError where the
     shard is gone, Refused where it is of another format, SemiscaleError where it is damaged or is not what was listed
-    any more.
+    any more; of loose files, where one of them is gone or another. An image that a Parquet file names by its URI is
+    taken as it is: the shard's digest vouches for the names only.
     """
     if shard.kind == "tar":
         return _read_tar(shard, columns)
@@ -232,10 +233,7 @@ def _hidden(name: str) -> bool:
 def _open(shard: Shard) -> BinaryIO:
     """Open a tar or Parquet file. A digest vouches for the version that was listed, so another one is not read;
     what a stage wrote itself is listed without a version: its name is the digest of what it holds."""
-    entry = storage.stat(shard.uri)
-    if entry and shard.version and entry.version != shard.version:
-        raise SemiscaleError(f"{shard.uri}: changed since it was listed; run the plan again")
-    return storage.open_read(shard.uri)
+    return storage.open_read(shard.uri, shard.version)
 
 
 def _read_tar(shard: Shard, columns: Columns) -> Iterator[Sample]:
@@ -417,8 +415,19 @@ def _linked_sample(index: int, key: str, link: str, label: str | None, shard: Sh
 def _read_files(shard: Shard) -> Iterator[Sample]:
     """A file's label is its folder's name; the unlabeled side does not look at it."""
     for index, file in enumerate(shard.files):
-        data, problem = _content(file.uri)
+        data, problem = _listed_content(file)
         yield Sample(index, file.name, data, file.uri, 0, PurePosixPath(file.name).parent.name or None, problem)
+
+
+def _listed_content(file: LooseFile) -> tuple[bytes, str]:
+    """Read a file that the digest of its shard vouches for: no other than was listed. A link to nothing is counted."""
+    try:
+        data = storage.read(file.uri, version=file.version)
+    except FileNotFoundError:
+        if not file.version:
+            return b"", "missing file"
+        raise SemiscaleError(f"{file.uri}: gone since it was listed; put it back, or run the plan again") from None
+    return data, "" if data else "empty file"
 
 
 def _content(uri: str) -> tuple[bytes, str]:

@@ -40,13 +40,17 @@ def stat(uri: str) -> Entry | None:
     return _store(uri).stat(uri)
 
 
-def read(uri: str, start: int = 0, size: int | None = None) -> bytes:
-    """Read an object, or `size` bytes of it from `start`; fewer where it ends before. Raises FileNotFoundError."""
+def read(uri: str, start: int = 0, size: int | None = None, version: str = "") -> bytes:
+    """Read an object, or `size` bytes of it from `start`; fewer where it ends before. Raises FileNotFoundError.
+
+    With the version that was listed, raises SemiscaleError where the object is another by now; the request says so, and
+    costs no more.
+    """
     if size == 0:  # HTTP has no range of no bytes
         if stat(uri) is None:
             raise FileNotFoundError(uri)
         return b""
-    return _store(uri).read(uri, start, size)
+    return _store(uri).read(uri, start, size, version)
 
 
 def read_if_there(uri: str) -> bytes | None:
@@ -57,10 +61,11 @@ def read_if_there(uri: str) -> bytes | None:
         return None
 
 
-def open_read(uri: str) -> BinaryIO:
+def open_read(uri: str, version: str = "") -> BinaryIO:
     """Open an object for reading, seekable. Over the network one request fetches READ_CHUNK_BYTES, which are kept until
-    a read outside of them. Raises FileNotFoundError."""
-    return _store(uri).open(uri)
+    a read outside of them; all of them see one version, the one that was listed where it is given. Raises
+    FileNotFoundError, and what `read` raises."""
+    return _store(uri).open(uri, version)
 
 
 def write(uri: str, data: bytes, *, if_absent: bool = False) -> bool:

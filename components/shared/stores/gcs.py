@@ -13,7 +13,7 @@ from requests import RequestException
 from requests.adapters import HTTPAdapter
 
 from components.shared.errors import SemiscaleError
-from components.shared.stores.store import CONNECTIONS, Entry, RangeReader, bucket_and_key
+from components.shared.stores.store import CONNECTIONS, Entry, RangeReader, bucket_and_key, changed
 
 
 class GcsStore:
@@ -63,16 +63,20 @@ class GcsStore:
             return None
         return _entry(uri, blob)
 
-    def read(self, uri: str, start: int, size: int | None) -> bytes:
+    def read(self, uri: str, start: int, size: int | None, version: str) -> bytes:
         end = None if size is None else start + size - 1
+        generation = int(version) if version else None
         try:
             with _errors(uri):
-                return cast(bytes, self._blob(uri).download_as_bytes(start=start or None, end=end))
+                blob = self._blob(uri)
+                return cast(bytes, blob.download_as_bytes(start=start or None, end=end, if_generation_match=generation))
+        except exceptions.PreconditionFailed:
+            raise changed(uri) from None
         except exceptions.RequestRangeNotSatisfiable:
             return b""
 
-    def open(self, uri: str) -> BinaryIO:
-        return RangeReader(self, uri).buffered()
+    def open(self, uri: str, version: str) -> BinaryIO:
+        return RangeReader(self, uri, version).buffered()
 
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
         return self._write(uri, data, generation=0 if if_absent else None)
@@ -80,7 +84,7 @@ class GcsStore:
     def replace(self, uri: str, old: bytes, new: bytes) -> bool:
         # The generation is asked for first: what is written in between fails the precondition, whatever was read.
         entry = self.stat(uri)
-        if entry is None or self.read(uri, 0, None) != old:
+        if entry is None or self.read(uri, 0, None, "") != old:
             return False
         return self._write(uri, new, generation=int(entry.version))
 

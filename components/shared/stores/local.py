@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from components.shared.errors import Refused
-from components.shared.stores.store import Entry
+from components.shared.stores.store import Entry, changed
 
 
 def local_path(uri: str) -> Path:
@@ -45,18 +45,22 @@ class LocalStore:
         path = local_path(uri)
         return self._entry(path) if path.is_file() else None
 
-    def read(self, uri: str, start: int, size: int | None) -> bytes:
-        with self.open(uri) as file:
+    def read(self, uri: str, start: int, size: int | None, version: str) -> bytes:
+        with self.open(uri, version) as file:
             file.seek(start)
             return file.read(-1 if size is None else size)
 
-    def open(self, uri: str) -> BinaryIO:
+    def open(self, uri: str, version: str) -> BinaryIO:
         try:
-            return local_path(uri).open("rb")
+            file = local_path(uri).open("rb")
         except OSError as error:
             if error.errno in _NO_SUCH_FILE:
                 raise FileNotFoundError(uri) from None
             raise
+        if version and version != _version(os.fstat(file.fileno())):
+            file.close()
+            raise changed(uri)
+        return file
 
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
         path = local_path(uri)
@@ -92,15 +96,22 @@ class LocalStore:
 
     @staticmethod
     def _entry(path: Path) -> Entry | None:
-        """A link to nothing is listed as it is: who reads it then finds it missing, instead of never hearing of it."""
-        status = path.stat() if path.exists() else path.lstat()
-        if not stat_module.S_ISREG(status.st_mode) and not stat_module.S_ISLNK(status.st_mode):
+        """A link to nothing is listed, without a version: who reads it finds it missing, instead of never hearing of
+        it."""
+        if not path.exists():
+            return Entry(str(path), 0, "") if path.is_symlink() else None
+        status = path.stat()
+        if not stat_module.S_ISREG(status.st_mode):
             return None  # a pipe or a device: reading it could wait forever
-        return Entry(str(path), status.st_size, f"{status.st_mtime_ns}-{status.st_size}")
+        return Entry(str(path), status.st_size, _version(status))
 
 
 _TEMPORARY = ".writing-"
 _NO_SUCH_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_size}"
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from botocore.exceptions import (
 )
 
 from components.shared.errors import SemiscaleError
-from components.shared.stores.store import CONNECTIONS, Entry, RangeReader, bucket_and_key
+from components.shared.stores.store import CONNECTIONS, Entry, RangeReader, bucket_and_key, changed
 
 ATTEMPTS = 8  # of each request, and of each body: half a minute of a store that is slow or restarting
 
@@ -58,14 +58,16 @@ class S3Store:
             return None
         return Entry(uri, head["ContentLength"], head["ETag"].strip('"'))
 
-    def read(self, uri: str, start: int, size: int | None) -> bytes:
+    def read(self, uri: str, start: int, size: int | None, version: str) -> bytes:
         ranged = {"Range": f"bytes={start}-{'' if size is None else start + size - 1}"} if start or size else {}
         try:
             with _errors(uri):
-                return self._whole_body(_place(uri) | ranged)
+                return self._whole_body(_place(uri) | ranged | ({"IfMatch": version} if version else {}))
         except ClientError as error:
             if _status(error) == 416:  # the range starts at the object's end or past it
                 return b""
+            if _status(error) == 412:
+                raise changed(uri) from None
             raise
 
     def _whole_body(self, request: dict[str, str]) -> bytes:
@@ -79,8 +81,8 @@ class S3Store:
                 time.sleep(random.random() * 0.1 * 2**attempt)  # noqa: S311 - spreads the retries of many pods
         raise AssertionError("unreachable")
 
-    def open(self, uri: str) -> BinaryIO:
-        return RangeReader(self, uri).buffered()
+    def open(self, uri: str, version: str) -> BinaryIO:
+        return RangeReader(self, uri, version).buffered()
 
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
         return self._write(uri, data, {"IfNoneMatch": "*"} if if_absent else {})
@@ -88,7 +90,7 @@ class S3Store:
     def replace(self, uri: str, old: bytes, new: bytes) -> bool:
         # The ETag is asked for first: what is written in between fails the condition, whatever was read.
         entry = self.stat(uri)
-        if entry is None or self.read(uri, 0, None) != old:
+        if entry is None or self.read(uri, 0, None, "") != old:
             return False
         return self._write(uri, new, {"IfMatch": entry.version})
 

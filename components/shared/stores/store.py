@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from components.shared.errors import Refused
+from components.shared.errors import Refused, SemiscaleError
 
 CONNECTIONS = 64  # kept open by a client: above the number of threads that any stage reads with
 READ_CHUNK_BYTES = 8 << 20  # of a sequential read over the network: long enough to hide 30 ms of latency
@@ -30,8 +30,8 @@ class Store(Protocol):
     def entries(self, prefix: str) -> Iterator[Entry]: ...
     def folders(self, prefix: str) -> list[str]: ...
     def stat(self, uri: str) -> Entry | None: ...
-    def read(self, uri: str, start: int, size: int | None) -> bytes: ...
-    def open(self, uri: str) -> BinaryIO: ...
+    def read(self, uri: str, start: int, size: int | None, version: str) -> bytes: ...
+    def open(self, uri: str, version: str) -> BinaryIO: ...
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool: ...
     def replace(self, uri: str, old: bytes, new: bytes) -> bool: ...
     def upload(self, path: Path, uri: str) -> None: ...
@@ -46,14 +46,22 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def changed(uri: str) -> SemiscaleError:
+    """Say that an object is not of the version that was asked for."""
+    return SemiscaleError(f"{uri}: changed since it was listed; run the plan again")
+
+
 class RangeReader(io.RawIOBase):
     """A seekable view of one object of any store: every read is one ranged request for the bytes asked for."""
 
-    def __init__(self, store: Store, uri: str) -> None:
+    def __init__(self, store: Store, uri: str, version: str) -> None:
         entry = store.stat(uri)
         if entry is None:
             raise FileNotFoundError(uri)
-        self._store, self._uri, self._size, self._position = store, uri, entry.size_bytes, 0
+        if version and entry.version != version:
+            raise changed(uri)
+        self._store, self._uri, self._version, self._size = store, uri, entry.version, entry.size_bytes
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -81,7 +89,7 @@ class RangeReader(io.RawIOBase):
 
     def _next(self, size: int) -> bytes:
         size = min(size, self._size - self._position)
-        data = self._store.read(self._uri, self._position, size) if size > 0 else b""
+        data = self._store.read(self._uri, self._position, size, self._version) if size > 0 else b""
         self._position += len(data)
         return data
 
