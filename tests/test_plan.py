@@ -135,10 +135,6 @@ def workdir_under_a_file(root: Path, content: dict[str, Any]) -> None:
     content["workdir"] = str(root / "file" / "work")
 
 
-def same_names(root: Path, content: dict[str, Any]) -> None:
-    content["unlabeled"] = [str(pictures.write_pool(root / one, 1, 4)) for one in ("a", "b")]
-
-
 def damaged_labeled(root: Path, content: dict[str, Any]) -> None:
     path = root / "data" / "labeled" / "red" / "000.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -161,7 +157,6 @@ def damaged_labeled(root: Path, content: dict[str, Any]) -> None:
         (twice_the_same_class, r"^classes: .*: 'red' is listed more than once"),
         (latin_1_classes, r"^classes: .*: not UTF-8"),
         (workdir_under_a_file, r"^workdir: cannot write"),
-        (same_names, r"both called 'pool-000.tar'"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_in_one_line(tmp_path: Path, damage: Any, line: str) -> None:
@@ -285,3 +280,17 @@ def test_what_a_dead_pod_left_does_not_hold_a_run_up_for_long(tmp_path: Path, mo
     monkeypatch.setattr(overlap, "FRESH_S", 0.3)
     monkeypatch.setattr(overlap, "LOOK_EVERY_S", 0.1)
     assert begun(content).name == "trial"
+
+
+def test_pools_of_equal_names_are_used_together(tmp_path: Path) -> None:
+    for pool in ("a", "b"):
+        pictures.write_pool(tmp_path / pool, 2, 5)
+        (tmp_path / pool / "0.png").write_bytes(pictures.picture(0, 1))
+    before, after = (
+        {shard.name: shard for unit in ledger.draw_up(uris, str(tmp_path / "work"), Columns()) for shard in unit.shards}
+        for uris in ([str(tmp_path / "a")], [str(tmp_path / "a"), str(tmp_path / "b")])
+    )
+    names = ["files from 0.png", "pool-000.tar", "pool-001.tar"]
+    assert sorted(before) == names
+    assert sorted(after) == sorted([*names, *(f"b/{name}" for name in names)])
+    assert all(after[name] == before[name] for name in names)

@@ -390,16 +390,38 @@ class TestLooseFiles:
 
     def test_slices(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shards, "FILES_PER_SHARD", 4)
-        for number in range(10):
-            storage.write(storage.join(bucket, f"{number}.jpg"), image(number))
+        monkeypatch.setattr(shards, "MOST_FILES", 6)
+        for number in range(20):
+            storage.write(storage.join(bucket, f"{number:02}.jpg"), image(number))
         found = shards.find([bucket + "/"])
-        assert [shard.name for shard in found] == ["files-000000", "files-000001", "files-000002"]
-        assert [len(shard.files) for shard in found] == [4, 4, 2]
+        assert 3 < len(found) < 10
+        assert max(len(shard.files) for shard in found) <= 6
+        assert [shard.name for shard in found] == [f"files from {shard.files[0].name}" for shard in found]
         assert {shard.uri for shard in found} == {bucket}
-        assert found[2].size_bytes == len(image(8)) + len(image(9))
+        assert found[-1].size_bytes == sum(file.size_bytes for file in found[-1].files)
         samples = [sample for shard in found for sample in shards.read(shard, Columns())]
-        assert [sample.index for sample in samples] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
-        assert [sample.image for sample in samples] == [image(number) for number in range(10)]
+        assert [sample.index for sample in samples] == [place for one in found for place in range(len(one.files))]
+        assert [sample.image for sample in samples] == [image(number) for number in range(20)]
+
+    def test_a_file_more_or_less_changes_its_own_slice_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shards, "FILES_PER_SHARD", 8)
+        monkeypatch.setattr(shards, "MOST_FILES", 32)
+        for number in range(200):
+            (tmp_path / f"m{number:03}.jpg").write_bytes(b"x")
+        before = {shard.digest(): len(shard.files) for shard in shards.find([str(tmp_path)])}
+        assert 15 < len(before) < 40
+        for name in ("a.jpg", "m050b.jpg", "m123.jpg", "z.jpg"):
+            path = tmp_path / name
+            if there := path.exists():
+                path.unlink()
+            else:
+                path.write_bytes(b"x")
+            after = {shard.digest(): len(shard.files) for shard in shards.find([str(tmp_path)])}
+            assert len(before.keys() - after.keys()) <= 1
+            assert sum(after.values()) == sum(before.values()) + (-1 if there else 1)
+            before = after
 
     def test_an_empty_file_is_counted(self, bucket: str) -> None:
         for name in ("0.jpg", "1.jpg"):
@@ -449,7 +471,7 @@ class TestFind:
         assert [(shard.kind, shard.name) for shard in found] == [
             ("parquet", "a/two.parquet"),
             ("tar", "b/one.TAR"),
-            ("files", "files-000000"),
+            ("files", "files from c/three.jpg"),
         ]
         assert [sample.image for sample in read(bucket)] == [image(1), image(0), image(2)]
 
@@ -459,6 +481,14 @@ class TestFind:
         found = shards.find([storage.join(bucket, "b.tar"), storage.join(bucket, "a.tar")])
         assert [shard.name for shard in found] == ["b.tar", "a.tar"]
 
+    def test_equal_names_are_told_apart_by_what_survives_a_move(self, tmp_path: Path) -> None:
+        for name in ("x/pool/a.tar", "y/pool/a.tar", "z/pool/a.tar", "z/pool/c.tar"):
+            storage.write(str(tmp_path / name), tar([]))
+        uris = [str(tmp_path / name) for name in ("x/pool", "y/pool", "x/pool", "z/pool")]
+        found = shards.find(uris)
+        assert [shard.name for shard in found] == ["a.tar", "pool/a.tar", "a.tar", "pool-4/a.tar", "c.tar"]
+        assert len({shard.digest() for shard in found}) == 4
+
     def test_a_relative_path_and_a_file_uri_are_the_same_shards(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -467,7 +497,7 @@ class TestFind:
         (tmp_path / "set" / "a.jpg").write_bytes(image(0))
         monkeypatch.chdir(tmp_path)
         expected = shards.find([str(tmp_path / "set")])
-        assert [shard.name for shard in expected] == ["a.tar", "files-000000"]
+        assert [shard.name for shard in expected] == ["a.tar", "files from a.jpg"]
         for uri in ("set", "./set/", f"file://{tmp_path}/set", f"{tmp_path}/set/"):
             assert [shard.digest() for shard in shards.find([uri])] == [shard.digest() for shard in expected]
 

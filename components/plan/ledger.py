@@ -24,10 +24,10 @@ PROBED_SHARDS = 8  # opened to learn how large an image is
 def draw_up(uris: list[str], workdir: str, columns: Columns) -> list[Unit]:
     """List the pool and group it into units, in order of their digests. Raises Refused where a URI holds nothing.
 
-    Memory: about 1 kB a shard, 100 MB for a billion images in shards of 10,000.
+    Memory: about 1 kB a tar or Parquet file, 100 MB for a billion images in shards of 10,000; of loose files 700 bytes
+    each, so 700 GB for a billion: pack them into tars first, from some tens of millions on.
     """
     shards = {shard.digest(): shard for shard in sharding.find(uris)}
-    refuse_equal_names(list(shards.values()))
     folder = storage.join(workdir, "stages", "plan", "units")
     kept = [unit for unit in _kept_units(folder) if all(member in shards for member in unit)]
     assigned: set[str] = set()
@@ -43,18 +43,6 @@ def draw_up(uris: list[str], workdir: str, columns: Columns) -> list[Unit]:
         (Unit(digest=digest(unit), shards=[shards[member] for member in unit]) for unit in [*units, *fresh]),
         key=lambda unit: unit.digest,
     )
-
-
-def refuse_equal_names(shards: list[Shard]) -> None:
-    """Raise Refused where two shards have one name: samples could not be told apart."""
-    seen: dict[str, str] = {}
-    for shard in shards:
-        if shard.name in seen:
-            raise Refused(
-                f"unlabeled: {seen[shard.name]} and {shard.uri} are both called {shard.name!r}; "
-                "list their common folder instead"
-            )
-        seen[shard.name] = shard.uri
 
 
 def _kept_units(folder: str) -> list[list[str]]:

@@ -9,9 +9,9 @@ import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import count, groupby, islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
@@ -27,7 +27,8 @@ VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm")
 LABEL_SUFFIXES = (".cls", ".json", ".txt")  # in this order, where a sample has several
 CONTAINER_SUFFIXES = (".tar", ".parquet")
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-FILES_PER_SHARD = 1024  # loose files to a shard: a few seconds of scanning
+FILES_PER_SHARD = 1024  # loose files to a shard, on average: a few seconds of scanning
+MOST_FILES = 4 * FILES_PER_SHARD  # to a shard; one in fifty is so long
 ROWS_PER_READ = 256  # of a Parquet file: what is Python objects at a time
 _PROBED_SAMPLES = 16  # of a tar, to learn how large they are
 # The header of a file as almost all tars have it (POSIX ustar): an ASCII name that ends in its field, size and checksum
@@ -48,7 +49,10 @@ class LooseFile(BaseModel):
 
 
 class Shard(BaseModel):
-    """One unit of scanning. `name` is relative to the URI it was listed from, so it survives a move of the bucket."""
+    """One unit of scanning. `name` is relative to the URI it was listed from, so it survives a move of the bucket.
+
+    `prefix` is what was put before the name because another shard has it (`find`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,10 +62,12 @@ class Shard(BaseModel):
     size_bytes: int
     version: str
     files: list[LooseFile] = []
+    prefix: str = ""
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that change when the shard's place or bytes do."""
+        """Return 16 hexadecimal digits that change when the shard's place or bytes do, or its name's prefix."""
         identity = [self.uri, self.version, *(f"{file.name}@{file.version}" for file in self.files)]
+        identity += [self.prefix] if self.prefix else []
         return hashlib.blake2b("\0".join(identity).encode(), digest_size=8).hexdigest()
 
 
@@ -118,8 +124,34 @@ def find(uris: Iterable[str], videos: bool = False) -> list[Shard]:
     """List the shards under URIs, in order. Raises Refused for a URI that holds no tar, Parquet, image or video file.
 
     What is hidden, a name or a folder that starts with a dot, is left out: it is what macOS and Jupyter leave behind.
+    No two shards have one name: where URIs hold equal ones, the later is prefixed with its URI's last folder or number.
     """
-    return [shard for uri in uris for shard in _find_one(uri, loose_suffixes(videos))]
+    found: dict[str, Shard] = {}
+    listed = []
+    for number, uri in enumerate(uris, 1):
+        for shard in _find_one(uri, loose_suffixes(videos)):
+            listed.append(_told_apart(shard, uri, number, found))
+            found[listed[-1].name] = listed[-1]
+    return listed
+
+
+def _told_apart(shard: Shard, uri: str, number: int, found: Mapping[str, Shard]) -> Shard:
+    """Name a shard as no other is, by what survives a move of the bucket; the same shard again keeps its name."""
+    named, prefixes = shard, _prefixes(uri, number)
+    while found.get(named.name, named) != named:
+        prefix = next(prefixes)
+        named = shard.model_copy(update={"name": f"{prefix}/{shard.name}", "prefix": prefix})
+    return named
+
+
+def _prefixes(uri: str, number: int) -> Iterator[str]:
+    """Yield the last folder of a URI, if it has any below the bucket, and then with numbers: `b`, `b-2`, `b-3` …"""
+    path = _pattern(storage.absolute(uri))[0].rpartition("://")[2]
+    folder = path.rpartition("/")[2] if "/" in path else ""
+    if folder:
+        yield folder
+    for tried in count(number):
+        yield f"{folder}-{tried}" if folder else str(tried)
 
 
 def read(shard: Shard, columns: Columns) -> Iterator[Sample]:
@@ -187,8 +219,7 @@ def _find_one(uri: str, suffixes: tuple[str, ...]) -> list[Shard]:
     _refuse_compressed(root, [name for name, _ in shown])
     containers = [_container(name, entry) for name, entry in shown if name.lower().endswith(CONTAINER_SUFFIXES)]
     files = [_loose_file(name, entry) for name, entry in shown if name.lower().endswith(suffixes)]
-    starts = range(0, len(files), FILES_PER_SHARD)
-    slices = [_slice(root, number, files[start : start + FILES_PER_SHARD]) for number, start in enumerate(starts)]
+    slices = [_slice(root, part) for part in _cut(files)]
     if not containers and not slices:
         what = f"{len(named)} files, none of them usable" if named else "nothing here"
         expected = ", ".join((*CONTAINER_SUFFIXES, *suffixes))
@@ -217,9 +248,28 @@ def _loose_file(name: str, entry: storage.Entry) -> LooseFile:
     return LooseFile(uri=entry.uri, name=name, size_bytes=entry.size_bytes, version=entry.version)
 
 
-def _slice(root: str, number: int, files: list[LooseFile]) -> Shard:
+def _cut(files: list[LooseFile]) -> list[list[LooseFile]]:
+    """Cut files where a hash of a name says so, so that a file that is added or removed changes its own slice alone.
+
+    At most MOST_FILES are together: what follows such a cut moves up to the next name that says so.
+    """
+    slices: list[list[LooseFile]] = []
+    for file in files:
+        if not slices or len(slices[-1]) == MOST_FILES or _begins_a_slice(file.name):
+            slices.append([])
+        slices[-1].append(file)
+    return slices
+
+
+def _begins_a_slice(name: str) -> bool:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % FILES_PER_SHARD == 0
+
+
+def _slice(root: str, files: list[LooseFile]) -> Shard:
+    """Name a slice by its first file: the same name, and so the same order of ties, whatever happens to the others."""
     size = sum(file.size_bytes for file in files)
-    return Shard(uri=root, name=f"files-{number:06}", kind="files", size_bytes=size, version="", files=files)
+    name = f"files from {files[0].name}"
+    return Shard(uri=root, name=name, kind="files", size_bytes=size, version="", files=files)
 
 
 def _below(uri: str, root: str) -> str:
