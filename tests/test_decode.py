@@ -66,6 +66,25 @@ def png(width: int, height: int, pixels: bytes = b"", extra: bytes = b"") -> byt
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
 
 
+def png16(colours: int, pixels: list[list[int]], clear: list[int]) -> bytes:
+    """Return a PNG of 16 bits a channel, one row, with one colour that is transparent."""
+    row = b"\0" + np.array(pixels, ">u2").tobytes()
+    tag = struct.pack(f">{len(clear)}H", *clear)
+    kind = 0 if colours == 1 else 2
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(pixels), 1, 16, kind, 0, 0, 0))
+    parts = [header, chunk(b"tRNS", tag), chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_a_transparent_colour_of_16_bits_is_white() -> None:
+    assert decode(png16(1, [[0], [40000]], [40000])).tolist() == [[[0] * 3, [255] * 3]]
+    assert decode(png16(3, [[256, 512, 768], [40000, 0, 0]], [40000, 0, 0])).tolist() == [[[1, 2, 3], [255] * 3]]
+
+
 class TestFormats:
     @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
     def test_lossy(self, format: str) -> None:

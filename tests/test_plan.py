@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.plan import ledger, overlap
-from components.plan.plan import PlanConfig, plan
+from components.plan.labeled import LabeledSet, Row
+from components.plan.plan import PlanConfig, plan, refuse_many_kept, refuse_other_classes
 from components.shared import storage
 from components.shared.errors import Refused, TooManyFailures
 from components.shared.receipts import PlanReceipt, Split
@@ -294,3 +295,13 @@ def test_pools_of_equal_names_are_used_together(tmp_path: Path) -> None:
     assert sorted(before) == names
     assert sorted(after) == sorted([*names, *(f"b/{name}" for name in names)])
     assert all(after[name] == before[name] for name in names)
+
+
+def test_more_classes_than_a_score_file_can_number_are_refused() -> None:
+    classes = [f"class {number}" for number in range(65_537)]
+    found = LabeledSet("labeled", [], [Row(0, 0, "", name) for name in classes], [])
+    with pytest.raises(Refused, match=r"^labeled: found 65,537 classes; expected at most 65,536$"):
+        refuse_other_classes(found, classes)
+    with pytest.raises(Refused, match=r"^classes_per_image: 300; expected at most 256$"):
+        refuse_many_kept(300, 1000)
+    refuse_many_kept(300, 256)

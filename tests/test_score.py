@@ -2,6 +2,7 @@
 
 import io
 import json
+from concurrent.futures import Future
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from components.score.feed import Decoded, Span
 from components.score.forward import log_odds
+from components.score.scan import _Tally
 from components.score.score import bound
 from components.shared.errors import Refused
 from components.shared.receipts import Clocks, ScoreReceipt, UnitReceipt
 from components.shared.scores import UnitScores
+from components.shared.shards import Sample, Shard
 from tests import pictures
 from tests.stages import Stages
 
@@ -133,3 +137,17 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
 )
 def test_the_log_names_what_to_buy_more_of(clocks: Clocks, slowest: str) -> None:
     assert bound(clocks, threads=4) == slowest
+
+
+def test_scores_that_are_not_finite_are_counted() -> None:
+    samples = [Sample(number, f"k{number}", b"x", "a.tar", 0) for number in range(3)]
+    decoding: Future[list[Decoded]] = Future()
+    decoding.set_result([Decoded("", 0.0)] * 3)
+    shard = Shard(uri="a.tar", name="a.tar", kind="tar", size_bytes=3, version="")
+    tally = _Tally(shard)
+    scores_BP = torch.tensor([[1.0, 0.5], [torch.nan, torch.nan], [torch.inf, 0.0]])
+    tally.add(Span(shard, 0, samples, [decoding]), (torch.zeros(3, 2, dtype=torch.int64), scores_BP), 0.0)
+    part = tally.part(2, 0.0)
+    assert (part.count.listed, part.count.scored) == (3, 1)
+    assert part.count.failed == {"the teacher's scores are not finite": 2}
+    assert part.scores_BP.tolist() == [[1.0, 0.5]]

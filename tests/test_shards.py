@@ -244,6 +244,15 @@ class TestTar:
         with pytest.raises(SemiscaleError, match=f"damaged header, or another tar appended at byte {second}"):
             read(str(tmp_path))
 
+    @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+    def test_a_member_that_claims_to_be_huge(self, tmp_path: Path, kind: bytes) -> None:
+        huge = tarfile.TarInfo("1.jpg")
+        huge.size, huge.type = 1 << 62, kind
+        header = huge.tobuf(tarfile.GNU_FORMAT)
+        (tmp_path / "a.tar").write_bytes(tar([("0.jpg", image(0))])[:1536] + header + bytes(1024))
+        with pytest.raises(SemiscaleError, match=rf"^{tmp_path}/a.tar: damaged tar: [^\n]*; write it again$"):
+            read(str(tmp_path))
+
     def test_tars_appended_to_each_other_are_not_cut_short(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(tar([("0.jpg", image(0))]) + tar([("1.jpg", image(1))]))
         with pytest.raises(SemiscaleError, match="another tar appended at byte"):
@@ -314,6 +323,9 @@ class TestParquet:
         samples = read_parquet(tmp_path, {"image": [image(0)] * 3, "key": ["a/b", None, "c"]})
         assert [sample.key for sample in samples] == ["a/b", "1", "c"]
         assert [sample.key for sample in read_parquet(tmp_path, {"image": [image(0)], "key": [17]})] == ["17"]
+        keys = pa.array([b"k\xc3\xa9", b"\xff", None], pa.binary())
+        samples = read_parquet(tmp_path, {"image": [image(0)] * 3, "key": keys})
+        assert [sample.key for sample in samples] == ["k\u00e9", "\ufffd", "2"]
 
     def test_the_key_column_can_be_the_label(self, tmp_path: Path) -> None:
         columns = {"image": [image(0)], "key": ["cat"]}
@@ -444,6 +456,15 @@ class TestLooseFiles:
             storage.write(victim, image(7))
         with pytest.raises(SemiscaleError, match=f"^{victim}: {what} since it was listed; .*run the plan again$"):
             list(shards.read(shard, Columns()))
+
+    def test_a_link_to_a_folder_above_is_followed_once(self, tmp_path: Path) -> None:
+        storage.write(str(tmp_path / "b" / "1.jpg"), image(1))
+        (tmp_path / "b" / "loop").symlink_to(tmp_path)
+        (tmp_path / "a").symlink_to(tmp_path / "b")
+        elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+        storage.write(str(elsewhere / "2.jpg"), image(2))
+        (tmp_path / "c").symlink_to(elsewhere)
+        assert [sample.key for sample in read(str(tmp_path))] == ["b/1.jpg", "c/2.jpg"]
 
     def test_hidden_files_are_left_out(self, bucket: str) -> None:
         for name in ("cat/1.jpg", "cat/._1.jpg", "cat/.ipynb_checkpoints/1-checkpoint.jpg"):

@@ -10,7 +10,7 @@ from typing import ClassVar
 from components.plan import ledger
 from components.plan.labeled import LabeledSet, examine, hold_out, write_split
 from components.plan.overlap import refuse_overlap
-from components.shared import architectures, checkpoints, storage
+from components.shared import architectures, checkpoints, scores, storage
 from components.shared.errors import Refused
 from components.shared.progress import say
 from components.shared.receipts import PlanReceipt, Preprocessing
@@ -46,6 +46,7 @@ def plan(config: PlanConfig) -> PlanReceipt:
     columns = Columns(config.image_column, config.label_column)
     sets = labeled_sets(config, columns)
     classes = class_names(config, sets["labeled"])
+    refuse_many_kept(config.classes_per_image, len(classes))
     sets = {name: canonical(found, classes) for name, found in sets.items()}
     for found in sets.values():
         refuse_other_classes(found, classes)
@@ -153,6 +154,14 @@ def refuse_other_classes(found: LabeledSet, classes: list[str]) -> None:
         raise Refused(f"{found.name}: its classes differ: {'; '.join(filter(None, [only, lacks]))}")
     if len(classes) < 2:
         raise Refused(f"labeled: found {len(classes)} class; expected two or more")
+    if len(classes) > scores.MAX_CLASSES:
+        raise Refused(f"labeled: found {len(classes):,} classes; expected at most {scores.MAX_CLASSES:,}")
+
+
+def refuse_many_kept(classes_per_image: int, classes: int) -> None:
+    """Raise Refused where more classes of each image would be kept than a score file can number."""
+    if min(classes_per_image, classes) > scores.MAX_KEPT:
+        raise Refused(f"classes_per_image: {classes_per_image}; expected at most {scores.MAX_KEPT}")
 
 
 def write(config: PlanConfig, classes: list[str], sets: dict[str, LabeledSet], units: list[Unit]) -> PlanReceipt:

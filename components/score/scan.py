@@ -4,7 +4,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from components.shared.receipts import Clocks, Failure, ShardCount, TrainReceipt
 from components.shared.runfile import Decoder
 from components.shared.shards import Columns, Sample, Shard
 
+NOT_FINITE = "the teacher's scores are not finite"  # they would be ranked before or behind all others
 MAX_FAILURES_LISTED = 100  # of each shard; all are counted
 _COLUMNS = pa.schema(
     [
@@ -102,7 +103,10 @@ class _Tally:
 
     def add(self, span: Span, best: Best, forward_s: float) -> None:
         """Add a span of a batch, leaving out the places that have no image."""
-        decoded = span.decoded()
+        decoded = [
+            one if one.problem or finite else replace(one, problem=NOT_FINITE)
+            for one, finite in zip(span.decoded(), best[1][span.places].isfinite().all(1).tolist(), strict=True)
+        ]
         scored = np.array([not one.problem for one in decoded], bool)
         labels_BP, scores_BP = (part[span.places].numpy()[scored] for part in best)
         self.labels.append(labels_BP.astype(np.uint16))

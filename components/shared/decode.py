@@ -133,9 +133,16 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         # 16 bits. Pillow clips them when it converts; a viewer shows the high byte.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(image)
+        shown = np.where(deep == clear, 255, deep >> 8) if isinstance(clear, int) else deep >> 8
+        return Image.fromarray(shown.astype(np.uint8)).convert("RGB")
+    if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
+        image.info["transparency"] = tuple(
+            value >> 8 for value in clear
+        )  # as the pixels, which Pillow has cut to 8 bits
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")

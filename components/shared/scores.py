@@ -31,6 +31,7 @@ from components.shared.errors import Refused
 U64 = NDArray[np.uint64]
 NOTHING: U64 = np.empty(0, np.uint64)
 FORMAT = 2
+MAX_CLASSES, MAX_KEPT = 1 << 16, 1 << 8  # what the columns `class` and `position` can number
 _FOOTER = "semiscale.scores"
 _SCHEMA = pa.schema(
     [

@@ -295,9 +295,12 @@ def _read_tar(shard: Shard, columns: Columns) -> Iterator[Sample]:
         try:
             members = (member for member in _members(tar) if not member.isdir() and not _hidden(member.name))
             for index, (key, group) in enumerate(groupby(members, key=lambda member: _split_name(member.name)[0])):
-                yield _tar_sample(index, key, [_extract(tar, member, columns) for member in group], shard, columns)
-        except tarfile.TarError as error:
-            raise SemiscaleError(f"{shard.uri}: damaged tar: {error}; write it again") from None
+                yield _tar_sample(
+                    index, key, [_extract(tar, member, shard, columns) for member in group], shard, columns
+                )
+        except (tarfile.TarError, MemoryError, OverflowError) as error:  # what a header says of its size is believed
+            why = str(error) or "a header of a size that cannot be"
+            raise SemiscaleError(f"{shard.uri}: damaged tar: {why}; write it again") from None
         _refuse_early_end(file, tar.offset, shard)
 
 
@@ -343,12 +346,14 @@ def _refuse_early_end(file: BinaryIO, offset: int, shard: Shard) -> None:
         raise SemiscaleError(f"{shard.uri}: damaged tar: {what} at byte {offset}; write it again")
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, columns: Columns) -> _Member:
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Shard, columns: Columns) -> _Member:
     suffix = _split_name(member.name)[1]
     if not suffix.endswith((*loose_suffixes(columns.videos), *LABEL_SUFFIXES)):
         return _Member(suffix, b"", -1, "")
     if not member.isreg() or member.issparse():
         return _Member(suffix, b"", -1, "not a plain file")
+    if shard.size_bytes and member.offset_data + member.size > shard.size_bytes:
+        raise tarfile.ReadError(f"{member.name} at byte {member.offset} is larger than the file")
     tar.fileobj.seek(member.offset_data)
     data = tar.fileobj.read(member.size)
     if len(data) < member.size:
@@ -443,7 +448,10 @@ def _first_line(error: Exception) -> str:
 
 def _parquet_sample(index: int, row: dict[str, Any], shard: Shard, columns: Columns) -> Sample:
     image, label = row[columns.image], _as_label(row.get(columns.label))
-    key = str(index) if row.get("key") is None else str(row["key"])
+    key = row.get("key")
+    if isinstance(key, bytes):
+        key = key.decode("utf-8", "replace")
+    key = str(index) if key is None else str(key)
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str) and image:

@@ -115,13 +115,26 @@ def _version(status: os.stat_result) -> str:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Walk a folder, without what is being written. Raises OSError for a folder that cannot be read."""
+    """Walk a folder, without what is being written, each directory once, however many links lead to it.
+
+    Raises OSError for a folder that cannot be read.
+    """
     if not folder.is_dir():
         return
-    for parent, _, names in os.walk(folder, onerror=_raise, followlinks=True):
+    walked = {_identity(folder)}
+    for parent, below, names in os.walk(folder, onerror=_raise, followlinks=True):
+        here = sorted(below, key=lambda name: (Path(parent, name).is_symlink(), name))
+        fresh = {_identity(Path(parent, name)): name for name in reversed(here)}  # the first of equals stays
+        below[:] = [name for identity, name in reversed(fresh.items()) if identity not in walked]
+        walked.update(fresh)
         for name in names:
             if not name.startswith(_TEMPORARY):
                 yield Path(parent, _utf8(parent, name))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _raise(error: OSError) -> None:
