@@ -149,6 +149,7 @@ sys.exit(command_line(score.ScoreConfig, score.score))
 """
 
 
+@pytest.mark.slow
 def test_a_pod_that_hangs_loses_its_shards_and_wakes_up_harmless(
     tmp_path: Path, gs_server: str, gs_bucket: str
 ) -> None:
