@@ -1,5 +1,6 @@
 """D̂ copied into tars: the definition, that nothing but the selection and the seed changes a byte, what is read."""
 
+import io
 import json
 import tarfile
 from collections import defaultdict
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from components.pack import layout, ranges
 from components.pack.pack import PackConfig, pack
@@ -240,3 +242,10 @@ def test_a_dense_shard_is_read_in_several_requests() -> None:
     found = ranges.ranges([Place("a", number * size, size) for number in range(20)])
     assert [one.end - one.start for one in found] == [ranges.MAX_RANGE_BYTES] * 2 + [4 * size]
     assert [number for one in found for number in one.images] == list(range(20))
+
+
+@pytest.mark.parametrize("name", ["jpg", "png", "webp", "gif", "bmp"])
+def test_an_image_is_called_what_it_is(name: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "JPEG" if name == "jpg" else name)
+    assert ranges.suffix(buffer.getvalue()) == name

@@ -13,6 +13,8 @@ READERS = 32  # requests in flight: hides an object store's latency
 NEAR_BYTES = 256 << 10
 MAX_RANGE_BYTES = 8 << 20  # of one request, so that the readers share a dense shard
 
+_BEGINNINGS = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG", "gif": b"GIF8", "bmp": b"BM"}
+
 
 class Place(NamedTuple):
     """Where an image's bytes lie."""
@@ -80,10 +82,7 @@ def _cut(one: Range, places: Sequence[Place]) -> Iterator[tuple[int, bytes]]:
 
 
 def suffix(image: bytes) -> str:
-    """Name an image's format by its first bytes; "" for what is no image. A rare format is called jpg: no reader of
-    images goes by the name."""
-    if image.startswith(b"\x89PNG"):
-        return "png"
+    """Name an image's format by its first bytes; "" for what is no image."""
     if image.startswith(b"RIFF") and image[8:12] == b"WEBP":
         return "webp"
-    return "jpg" if image.startswith((b"\xff\xd8\xff", b"GIF8", b"BM")) else ""
+    return next((name for name, beginning in _BEGINNINGS.items() if image.startswith(beginning)), "")
