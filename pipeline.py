@@ -57,6 +57,7 @@ def semiscale(
     weight_decay: float = -1,
     resolution: int = 224,
     augmentation: str = "crop-flip",
+    frames: int = 0,
     seed: int = 0,
     pods: int = 8,
     decoder: str = "cpu",
@@ -102,6 +103,7 @@ def semiscale(
         weight_decay: -1: each recipe's, 0.0001 (section 4.1).
         resolution: Height and width the models see, in pixels.
         augmentation: crop-flip: random resized crop and mirror; shift-flip, shift: random shift, for tiny images.
+        frames: Frames of a clip, where the samples are videos (section 5.1: 8 or 32); 0: images.
         seed: Of initial weights, data order and augmentation.
         pods: Containers that share the scan of the unlabeled images, and the packing.
         decoder: What decodes the unlabeled JPEGs: cpu, as in training; gpu: nvJPEG, whose pixels differ slightly.
@@ -145,6 +147,7 @@ def semiscale(
         weight_decay=weight_decay,
         resolution=resolution,
         augmentation=augmentation,
+        frames=frames,
         seed=seed,
         pods=pods,
         decoder=decoder,
@@ -165,6 +168,7 @@ def semiscale(
         "weight_decay": weight_decay,
         "resolution": resolution,
         "augmentation": augmentation,
+        "frames": frames,
         "seed": seed,
     }
 

@@ -72,6 +72,7 @@ class Stages:
             "weight_decay": self.config.weight_decay,
             "resolution": self.config.resolution,
             "augmentation": self.config.augmentation,
+            "frames": self.config.frames,
             **changes,
         }
         return train(TrainConfig.model_validate(settings))

@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from components.report import charts, formats
 from components.report.gallery import THUMBNAIL_PX, powers_of_ten, spread, thumbnail
 from components.report.report import ReportConfig, report
+from components.shared.decode import decode
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.receipts import (
     Accuracy,
@@ -510,7 +511,7 @@ def test_the_gallery_shows_the_powers_of_ten_below_k() -> None:
 
 @pytest.mark.parametrize(("width", "shown", "tiny"), [(32, 32, True), (96, 96, False), (400, 96, False)])
 def test_thumbnails_only_shrink(width: int, shown: int, tiny: bool) -> None:
-    source, enlarged = thumbnail(png(0, width, width // 2))
+    source, enlarged = thumbnail(decode(png(0, width, width // 2)))
     data = source.partition("base64,")[2]
     assert source.startswith("data:image/png" if tiny else "data:image/jpeg")
     assert enlarged is tiny

@@ -24,7 +24,7 @@ def measure(config: EvaluateConfig) -> dict[str, object]:
         "pretrained": load(config.pretrained, TrainReceipt),
         "student": best(sweeps["student"]),
     }
-    exam = Exam(config.workdir, plan.test, Columns(config.image_column, config.label_column))
+    exam = Exam(config.workdir, plan.test, Columns(config.image_column, config.label_column, plan.videos))
     found: dict[str, Predictions] = {}
     models: dict[str, Accuracy] = {}
     for name, receipt in measured.items():

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from components.shared import storage
+from components.shared import clips, storage
 from components.shared.errors import SemiscaleError
 
 READERS = 32  # requests in flight: hides an object store's latency
@@ -82,7 +82,7 @@ def _cut(one: Range, places: Sequence[Place]) -> Iterator[tuple[int, bytes]]:
 
 
 def suffix(image: bytes) -> str:
-    """Name an image's format by its first bytes; "" for what is no image."""
+    """Name an image's or a video's format by its first bytes, WebM mkv; "" for what is neither."""
     if image.startswith(b"RIFF") and image[8:12] == b"WEBP":
         return "webp"
-    return next((name for name, beginning in _BEGINNINGS.items() if image.startswith(beginning)), "")
+    return next((name for name, beginning in _BEGINNINGS.items() if image.startswith(beginning)), clips.suffix(image))

@@ -44,6 +44,7 @@ def plan(
     weight_decay: float,
     resolution: int,
     augmentation: str,
+    frames: int,
     seed: int,
     pods: int,
     decoder: str,

@@ -7,16 +7,17 @@ cores, once: the outcome is kept for each shard under its digest.
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.shared import clips, storage
 from components.shared import shards as sharding
-from components.shared import storage
 from components.shared.cores import cores
 from components.shared.decode import decode, reason
 from components.shared.errors import Refused, TooManyFailures
@@ -26,6 +27,7 @@ from components.shared.shards import Columns, Sample, Shard
 from components.shared.stage import digest
 
 SAMPLES_PER_BATCH = 256  # decoded at a time: bounds memory
+VIDEOS_PER_BATCH = 16  # a video has the bytes of many images
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class LabeledSet:
 
 def examine(name: str, uris: list[str], columns: Columns, index_folder: str) -> LabeledSet:
     """Read and decode a labeled set. Samples that fail are listed with their reason, not raised."""
-    shards = sharding.find(uris)
-    refuse_empty_class_folders(name, uris)
+    shards = sharding.find(uris, columns.videos)
+    refuse_empty_class_folders(name, uris, columns.videos)
     rows: list[Row] = []
     failures: list[Failure] = []
     progress = Progress("plan", 0)
@@ -75,15 +77,16 @@ def examine(name: str, uris: list[str], columns: Columns, index_folder: str) -> 
     return LabeledSet(name, shards, rows, failures)
 
 
-def refuse_empty_class_folders(name: str, uris: list[str]) -> None:
-    """Raise Refused where a folder of class folders has one without an image."""
+def refuse_empty_class_folders(name: str, uris: list[str], videos: bool) -> None:
+    """Raise Refused where a folder of class folders has one without an image, or a video."""
     for uri in uris:
         for folder in (name for name in storage.folders(uri) if not name.startswith(".")):
             entries = storage.entries(storage.join(uri, folder))
-            suffixes = (*sharding.IMAGE_SUFFIXES, ".tar", ".parquet")
+            suffixes = (*sharding.loose_suffixes(videos), *sharding.CONTAINER_SUFFIXES)
             if not any(entry.uri.lower().endswith(suffixes) for entry in entries):
+                what = "video" if videos else "image"
                 raise Refused(
-                    f"{name}: class folder {storage.join(uri, folder)} has no image; add some or remove the folder"
+                    f"{name}: class folder {storage.join(uri, folder)} has no {what}; add some or remove the folder"
                 )
 
 
@@ -142,7 +145,8 @@ def hold_out(labeled: LabeledSet, fraction: float, seed: int) -> tuple[LabeledSe
 
 def _examined(shard: Shard, columns: Columns, index_folder: str) -> Iterator[tuple[int, str, str, str]]:
     """Yield (index, key, label, problem) of a shard's samples, from the kept outcome where there is one."""
-    uri = storage.join(index_folder, f"{digest(shard.digest(), columns.image, columns.label)}.parquet")
+    kind = ["videos"] if columns.videos else []
+    uri = storage.join(index_folder, f"{digest(shard.digest(), columns.image, columns.label, *kind)}.parquet")
     kept = storage.read_if_there(uri)
     if kept is None:
         rows = list(_decoded(shard, columns))
@@ -156,16 +160,17 @@ def _examined(shard: Shard, columns: Columns, index_folder: str) -> Iterator[tup
 
 def _decoded(shard: Shard, columns: Columns) -> Iterator[tuple[int, str, str, str]]:
     samples = sharding.read(shard, columns)
+    look, together = (clips.refuse_damaged, VIDEOS_PER_BATCH) if columns.videos else (decode, SAMPLES_PER_BATCH)
     with ThreadPoolExecutor(cores()) as pool:
-        while batch := list(islice(samples, SAMPLES_PER_BATCH)):
-            yield from pool.map(_outcome, batch)
+        while batch := list(islice(samples, together)):
+            yield from pool.map(partial(_outcome, look), batch)
 
 
-def _outcome(sample: Sample) -> tuple[int, str, str, str]:
+def _outcome(look: Callable[[bytes], object], sample: Sample) -> tuple[int, str, str, str]:
     problem = sample.problem
     if not problem:
         try:
-            decode(sample.image)
+            look(sample.image)
         except Exception as error:  # noqa: BLE001 - one image must not end the plan
             problem = reason(error, f"{sample.uri}: {sample.key}")
     if not problem and sample.label is None:

@@ -27,7 +27,7 @@ def draw_up(uris: list[str], workdir: str, columns: Columns) -> list[Unit]:
     Memory: about 1 kB a tar or Parquet file, 100 MB for a billion images in shards of 10,000; of loose files 700 bytes
     each, so 700 GB for a billion: pack them into tars first, from some tens of millions on.
     """
-    shards = {shard.digest(): shard for shard in sharding.find(uris)}
+    shards = {shard.digest(): shard for shard in sharding.find(uris, columns.videos)}
     folder = storage.join(workdir, "stages", "plan", "units")
     kept = [unit for unit in _kept_units(folder) if all(member in shards for member in unit)]
     assigned: set[str] = set()

@@ -10,12 +10,12 @@ from typing import ClassVar
 from components.plan import ledger
 from components.plan.labeled import LabeledSet, examine, hold_out, write_split
 from components.plan.overlap import refuse_overlap
-from components.shared import architectures, checkpoints, scores, storage
+from components.shared import architectures, checkpoints, clips, scores, storage
 from components.shared.errors import Refused
 from components.shared.progress import say
 from components.shared.receipts import PlanReceipt, Preprocessing
 from components.shared.removal import read_keys
-from components.shared.runfile import Parameters
+from components.shared.runfile import LATER, Parameters
 from components.shared.shards import Columns, Unit
 from components.shared.stage import StageConfig, digest, once
 
@@ -43,7 +43,7 @@ def plan(config: PlanConfig) -> PlanReceipt:
     if config.remove:
         read_keys(config.remove)  # refused here rather than after the scan
     refuse_other_run(config)
-    columns = Columns(config.image_column, config.label_column)
+    columns = Columns(config.image_column, config.label_column, config.frames > 0)
     sets = labeled_sets(config, columns)
     classes = class_names(config, sets["labeled"])
     refuse_many_kept(config.classes_per_image, len(classes))
@@ -53,15 +53,16 @@ def plan(config: PlanConfig) -> PlanReceipt:
     refuse_teacher(config, classes)
     if "validation" not in sets:
         sets["labeled"], sets["validation"] = hold_out(sets["labeled"], config.validation_fraction, config.seed)
-    units = ledger.draw_up(config.unlabeled, config.workdir, Columns(config.image_column, ""))
+    units = ledger.draw_up(config.unlabeled, config.workdir, Columns(config.image_column, "", config.frames > 0))
     storage.write(run_uri(config), json.dumps(config.model_dump(exclude=MAY_CHANGE), indent=1).encode())
     return write(config, classes, sets, units)
 
 
 def refuse_models(config: PlanConfig) -> None:
-    """Raise Refused for an architecture that does not see images, and for weights that cannot be read as asked."""
+    """Raise Refused for an architecture that does not see the samples, and for weights that cannot be read as asked."""
     for key in ("teacher_architecture", "student_architecture"):
-        architectures.find_for_images(getattr(config, key), key)
+        architectures.find_for(getattr(config, key), key, config.frames)
+    refuse_images_ways(config)
     for key in ("teacher_checkpoint", "teacher_start_weights", "student_start_weights"):
         if uri := getattr(config, key):
             checkpoints.version(uri, key)
@@ -71,13 +72,26 @@ def refuse_models(config: PlanConfig) -> None:
         raise Refused("teacher_classes: says what a ready-made teacher's outputs mean; name it in teacher_checkpoint")
 
 
+def refuse_images_ways(config: PlanConfig) -> None:
+    """Raise Refused where a run of videos asks for what is done to images alone, or PyAV is missing."""
+    if not config.frames:
+        return
+    clips.refuse_without_av()
+    for key in ("augmentation", "baseline_recipe", "decoder"):
+        default = PlanConfig.model_fields[key].default
+        if (given := getattr(config, key)) != default:
+            raise Refused(f"{key}: {given} is for images; leave it out: clips begin and are cut at random places")
+
+
 def refuse_teacher(config: PlanConfig, classes: list[str]) -> None:
     """Raise Refused where a ready-made teacher is known to be of other classes or pixels than this run."""
     if config.teacher_checkpoint:
         wanted = checkpoints.Description(
             architecture=config.teacher_architecture,
             classes=classes,
-            preprocessing=Preprocessing(resolution=config.resolution, augmentation=config.augmentation),
+            preprocessing=Preprocessing(
+                resolution=config.resolution, augmentation=config.augmentation, frames=config.frames
+            ),
             recipe="teacher",
             digest="",
         )
@@ -101,6 +115,7 @@ def refuse_other_run(config: PlanConfig) -> None:
     mine = config.model_dump(mode="json")
     other = json.loads(known) if known else mine
     keys = (mine.keys() | other.keys()) - MAY_CHANGE  # an earlier version kept more of them
+    other = {name: field.default for name, field in PlanConfig.model_fields.items() if LATER in field.metadata} | other
     differing = sorted(key for key in keys if mine.get(key) != other.get(key))
     if differing:
         key = differing[0]

@@ -91,7 +91,7 @@ def compared(config: PromoteConfig, champion: Champion | None, student: TrainRec
     other = load(champion.current.training if champion else evaluation.models["baseline"].training, TrainReceipt)
     if other.digest == student.digest or other.classes != student.classes:
         return None
-    exam = Exam(config.workdir, plan.test, Columns(config.image_column, config.label_column))
+    exam = Exam(config.workdir, plan.test, Columns(config.image_column, config.label_column, plan.videos))
     return measures.compare("student", exam.predictions(student).right(), name, exam.predictions(other).right())
 
 

@@ -3,16 +3,16 @@
 import base64
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
 from PIL import Image
 
+from components.shared import clips, storage
 from components.shared import shards as sharding
-from components.shared import storage
-from components.shared.decode import Undecodable, decode
+from components.shared.decode import Pixels, Undecodable, decode
 from components.shared.receipts import PlanReceipt, SelectionReceipt
 from components.shared.shards import Columns, Shard, Unit
 
@@ -57,7 +57,7 @@ class Gallery:
 
 
 def gallery(plan: PlanReceipt, selection: SelectionReceipt, columns: Columns) -> Gallery:
-    """Read and shrink the gallery's images. An image that is gone or changed is shown as such.
+    """Read and shrink the gallery's images; of a video, its middle frame. One that is gone or changed is shown as such.
 
     Costs one small read an image from tars and loose files, and its row group from a Parquet file.
     """
@@ -68,7 +68,8 @@ def gallery(plan: PlanReceipt, selection: SelectionReceipt, columns: Columns) ->
         selection.selection, {label: ranks for label, ranks in wanted.items() if selection.per_class[label].found}
     )
     inside = _inside_parquet(plan, rows, columns)
-    shown = {(row["class"], row["rank"] + 1): _shown(row, inside) for row in rows}
+    still = clips.middle_frame if columns.videos else decode
+    shown = {(row["class"], row["rank"] + 1): _shown(row, inside, still) for row in rows}
     return Gallery(
         ranks=ranks,
         rows=[
@@ -95,9 +96,9 @@ def powers_of_ten(below: int) -> list[int]:
     return [10**exponent for exponent in range(len(str(below))) if 10**exponent < below]
 
 
-def thumbnail(data: bytes) -> tuple[str, bool]:
-    """Return an image as a data: URI of at most THUMBNAIL_PX a side, and whether it was smaller. Raises Undecodable."""
-    image = Image.fromarray(decode(data))
+def thumbnail(pixels: Pixels) -> tuple[str, bool]:
+    """Return an image as a data: URI of at most THUMBNAIL_PX a side, and whether it was smaller."""
+    image = Image.fromarray(pixels)
     tiny = max(image.size) < THUMBNAIL_PX
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     kind = "png" if tiny else "jpeg"
@@ -116,10 +117,10 @@ def _rows(uri: str, wanted: dict[int, set[int]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _shown(row: dict[str, Any], inside: dict[tuple[str, int], bytes]) -> Shown:
+def _shown(row: dict[str, Any], inside: dict[tuple[str, int], bytes], still: Callable[[bytes], Pixels]) -> Shown:
     source, tiny, problem = "", False, ""
     try:
-        source, tiny = thumbnail(_image(row, inside))
+        source, tiny = thumbnail(still(_image(row, inside)))
     except FileNotFoundError:
         problem = LOST
     except Undecodable as error:

@@ -67,7 +67,7 @@ def report(config: ReportConfig) -> ReportReceipt:
     started = time.monotonic()
     run = read(config)
     refuse_holes(run.selection)
-    shown = gallery(run.plan, run.selection, Columns(config.image_column, ""))
+    shown = gallery(run.plan, run.selection, Columns(config.image_column, "", run.plan.videos))
     folder = storage.join(config.workdir, run.plan.name)
     page, numbers = storage.join(folder, "report.html"), storage.join(folder, "results.json")
     storage.write(page, render(run, shown, examples(run)).encode())

@@ -17,10 +17,11 @@ import torch
 
 from components.score.gpu_decode import GpuDecoder
 from components.shared import shards as sharding
+from components.shared import views
 from components.shared.cores import cores
-from components.shared.decode import decode, reason
+from components.shared.decode import reason
 from components.shared.errors import SemiscaleError
-from components.shared.preprocess import Batch, fixed_cut
+from components.shared.preprocess import Batch
 from components.shared.receipts import Preprocessing
 from components.shared.shards import Columns, Sample, Shard
 
@@ -90,9 +91,12 @@ class Feed:
         self._on_gpu = on_gpu
         self._preprocessing, self._columns, self._batch_size = preprocessing, columns, batch_size
         self._pool = ThreadPoolExecutor(cores(), "decode", torch.set_num_threads, (1,))
+        self._together = 1 if preprocessing.frames else TOGETHER
+        # A batch may be one video: enough of them for every core to decode one and have the next.
+        self._ahead = max(AHEAD, 2 * cores() // batch_size)
         self._free: Queue[Batch] = Queue()
-        for _ in range(AHEAD + in_use):
-            self._free.put(allocate((batch_size, preprocessing.resolution, preprocessing.resolution, 3)))
+        for _ in range(self._ahead + in_use):
+            self._free.put(allocate((batch_size, *views.shape(preprocessing))))
 
     def batches(self, shards: Iterable[Shard]) -> Generator[Prepared]:
         """Yield batches, decoded, in the order of the shards; every shard ends in a span that says so.
@@ -100,7 +104,7 @@ class Feed:
         `shards` is iterated over in the reading thread. Each batch has to be given back. Raises what iterating or
         reading raises, after the batches before it; a shard that is gone is a SemiscaleError.
         """
-        waiting: Queue[Prepared | BaseException | None] = Queue(AHEAD)
+        waiting: Queue[Prepared | BaseException | None] = Queue(self._ahead)
         stop = threading.Event()
         reader = threading.Thread(target=self._run, args=(shards, waiting, stop), daemon=True)
         reader.start()
@@ -157,7 +161,7 @@ class Feed:
                     span = batch.spans[-1]
                     span.read_s += seconds
                     span.samples.append(sample)
-                    if len(span.samples) - span.handed_over == TOGETHER:
+                    if len(span.samples) - span.handed_over == self._together:
                         self._hand_over(batch)
                 self._hand_over(batch)
                 batch.spans[-1].ends = True
@@ -192,7 +196,7 @@ class Feed:
             return Decoded(sample.problem, 0.0)
         started = time.monotonic()
         try:
-            image_HWC[:] = fixed_cut(decode(sample.image), self._preprocessing)
+            image_HWC[:] = views.view(sample.image, self._preprocessing)
         except Exception as error:  # noqa: BLE001 - one image in a billion must not end the scan
             return Decoded(reason(error, f"{sample.uri}: {sample.key}"), time.monotonic() - started)
         return Decoded("", time.monotonic() - started)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from components.shared import models, views
 from components.shared.cores import computing_threads
 from components.shared.preprocess import Batch
 from components.shared.progress import say
@@ -21,6 +22,7 @@ Best = tuple[Tensor, Tensor]  # labels_BP, scores_BP
 CPU_BATCH = 16  # its activations stay near the core
 CPU_BATCH_OF_TINY = 64  # images of up to TINY pixels a side
 TINY = 64
+GPU_BATCH = 256
 TRIALS = 4  # batches that each memory format is timed on, after one that does not count
 
 
@@ -40,6 +42,25 @@ def log_odds(logits_BC: Tensor, classes: int) -> Best:
     return labels_BP, best_BP - others_BP
 
 
+def mean_log_odds(logits_BVC: Tensor, classes: int) -> Best:
+    """Return the best classes of each video by the mean of its clips' softmax (section 5.1), and that mean's log-odds.
+
+    log(mean p / (1 - mean p)) = logsumexp of the clips' log p - logsumexp of their log(1 - p): the number of clips
+    cancels, and neither side rounds where a probability is near 0 or 1. A clip's best class is left out of the sum of
+    its others, as in `log_odds`.
+    """
+    logits_BVC = logits_BVC.float()
+    log_all_BV1 = logits_BVC.logsumexp(2, keepdim=True)
+    best_BV1, labels_BV1 = logits_BVC.max(2, keepdim=True)
+    weights_BVC = (logits_BVC - best_BV1).exp()
+    others_BVC = best_BV1 + (weights_BVC.sum(2, keepdim=True) - weights_BVC).log()
+    others_of_best_BV1 = logits_BVC.scatter(2, labels_BV1, -torch.inf).logsumexp(2, keepdim=True)
+    others_BVC = others_BVC.scatter(2, labels_BV1, others_of_best_BV1)
+    odds_BC = (logits_BVC - log_all_BV1).logsumexp(1) - (others_BVC - log_all_BV1).logsumexp(1)
+    best_BP, labels_BP = odds_BC.topk(classes)
+    return labels_BP, best_BP
+
+
 class Scorer(nn.Module):
     """uint8 pixels to the best classes' labels and log-odds: normalising, network and ranking as one graph.
 
@@ -52,16 +73,22 @@ class Scorer(nn.Module):
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int, *, bf16: bool) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
-        self._kept, self._bf16 = kept, bf16
-        self.layout = torch.channels_last
+        mean, std = models.constants(preprocessing, torch.device("cpu"))
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self._preprocessing, self._kept, self._bf16 = preprocessing, kept, bf16
+        self.layouts = (models.channels_last(model), torch.contiguous_format)
+        self.layout = self.layouts[0]
 
     def forward(self, images_BHWC: Tensor) -> Best:
-        pixels_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
-        images_BCHW = ((pixels_BCHW / 255 - self.mean) / self.std).contiguous(memory_format=self.layout)
+        pixels_BCHW = models.channels_first(images_BHWC, self._preprocessing).float()
+        images_BCHW = (pixels_BCHW / 255 - self.mean) / self.std
+        if self._preprocessing.frames:  # clips_BVCTHW
+            images_BCHW = images_BCHW.flatten(0, 1)
         with torch.autocast(images_BHWC.device.type, torch.bfloat16, enabled=self._bf16):
-            logits_BC = self.model(images_BCHW)
+            logits_BC = self.model(images_BCHW.contiguous(memory_format=self.layout))
+        if self._preprocessing.frames:
+            return mean_log_odds(logits_BC.unflatten(0, images_BHWC.shape[:2]), self._kept)
         return log_odds(logits_BC, self._kept)
 
     def use(self, layout: torch.memory_format) -> None:
@@ -77,7 +104,7 @@ def faster_layout(scorer: Scorer, images_BHWC: Tensor, wait: Callable[[], None] 
     when the device has nothing left to do.
     """
     seconds = {}
-    for layout in (torch.channels_last, torch.contiguous_format):
+    for layout in scorer.layouts:
         scorer.use(layout)
         scorer(images_BHWC)
         wait()
@@ -109,8 +136,10 @@ class OnCpu:
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int) -> None:
         self._scorer = Scorer(model, preprocessing, kept, bf16=False).eval()
-        self._scorer.use(torch.channels_last)
-        self.batch_size = CPU_BATCH if preprocessing.resolution > TINY else CPU_BATCH_OF_TINY
+        self._scorer.use(self._scorer.layouts[0])
+        self.batch_size = views.batch(
+            CPU_BATCH if preprocessing.resolution > TINY else CPU_BATCH_OF_TINY, preprocessing
+        )
         self.in_flight = computing_threads() + 1
         self._pool = ThreadPoolExecutor(computing_threads(), "forward", torch.set_num_threads, (1,))
 
@@ -132,14 +161,13 @@ class OnCpu:
 class OnGpu:
     """Scores a batch while the next is copied to the device."""
 
-    batch_size = 256
     in_flight = 2
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int, device: torch.device) -> None:
         self._device, self._copies = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         scorer = Scorer(model, preprocessing, kept, bf16=True).eval().to(device)
-        size = preprocessing.resolution
-        blank_BHWC = torch.zeros((self.batch_size, size, size, 3), dtype=torch.uint8, device=device)
+        self.batch_size = views.batch(GPU_BATCH, preprocessing)
+        blank_BHWC = torch.zeros((self.batch_size, *views.shape(preprocessing)), dtype=torch.uint8, device=device)
         with torch.inference_mode():
             scorer.use(faster_layout(scorer, blank_BHWC, torch.cuda.synchronize))
             self._scorer = compiled_if_possible(scorer, blank_BHWC)

@@ -280,8 +280,8 @@ class _Pod:
     def _scan(self) -> "Scan":
         from components.score.scan import Scan  # torch takes seconds to import; finished work is found without it
 
-        columns, decoder = Columns(self._config.image_column, ""), self._config.decoder
-        scan = Scan(self._teacher, self._kept, columns, decoder, self._seen)
+        columns = Columns(self._config.image_column, "", self._plan.videos)
+        scan = Scan(self._teacher, self._kept, columns, self._config.decoder, self._seen)
         self._pace.start()
         self._progress = Progress("score", 0)
         return scan

@@ -13,7 +13,7 @@ from typing import Literal
 
 from components.shared.errors import Refused, nearest
 
-Family = Literal["resnet", "small", "r2plus1d", "torchvision", "timm"]
+Family = Literal["resnet", "small", "r2plus1d", "r2plus1d-small", "torchvision", "timm"]
 TIMM = "timm/"
 
 
@@ -21,8 +21,9 @@ TIMM = "timm/"
 class Architecture:
     """A network: of which family, and for residual ones blocks per stage, groups and width of the bottleneck.
 
-    `resnet` reduces an image 32-fold (a stem of 7x7, stride 2, pooled), `small` 4-fold (a stem of 3x3); `r2plus1d` sees
-    clips of any length instead of images. Of `torchvision` and `timm` only the name is known here.
+    `resnet` reduces an image 32-fold (a stem of 7x7, stride 2, pooled), `small` 4-fold (a stem of 3x3); `r2plus1d` and
+    `r2plus1d-small`, alike in this, see clips of any length instead of images. Of `torchvision` and `timm` only the
+    name is known here.
     """
 
     name: str
@@ -32,6 +33,11 @@ class Architecture:
     bottleneck: bool = True
     family: Family = "resnet"
     width: int = 1
+
+    @property
+    def sees_clips(self) -> bool:
+        """Say whether it sees clips of video instead of images."""
+        return self.family in ("r2plus1d", "r2plus1d-small")
 
 
 def _small(layers: int, width: int) -> Architecture:
@@ -51,6 +57,7 @@ _OWN = [
     # Wider in the middle of a block than torchvision's r2plus1d_18; see networks.py.
     Architecture("r2plus1d_18", (2, 2, 2, 2), bottleneck=False, family="r2plus1d"),
     Architecture("r2plus1d_34", (3, 4, 6, 3), bottleneck=False, family="r2plus1d"),
+    Architecture("r2plus1d_8_small", (1, 1, 1), bottleneck=False, family="r2plus1d-small"),
     *(_small(layers, width) for layers in (8, 14, 20, 32, 56) for width in (1, 2, 4)),
 ]
 # Written out, because the import that would list them takes thirteen CPU-seconds, and the stage that checks a run file
@@ -79,11 +86,20 @@ def find(name: str, key: str = "architecture") -> Architecture:
     return BY_NAME[name]
 
 
-def find_for_images(name: str, key: str) -> Architecture:
-    """Return an architecture that sees images. Raises Refused for one that sees clips, and as `find` does."""
+def find_for(name: str, key: str, frames: int) -> Architecture:
+    """Return an architecture that sees what a run has: clips of so many frames, or, where that is 0, images.
+
+    Raises Refused for one of the other kind, and as `find` does.
+    """
     found = find(name, key)
-    if found.family == "r2plus1d":
-        raise Refused(f"{key}: {name!r} sees clips of video and the run has images; name a network for images")
+    if found.sees_clips and not frames:
+        raise Refused(
+            f"{key}: {name!r} sees clips of video and the run has images; name a network for images, or set frames"
+        )
+    if not found.sees_clips and frames:
+        raise Refused(
+            f"{key}: {name!r} sees images and the run has videos (frames: {frames}); name r2plus1d_18 or r2plus1d_34"
+        )
     return found
 
 

@@ -32,6 +32,7 @@ SHORT_SIDE_RATIO = 128 / 112  # of a frame before it is cut (supplement 4.2)
 RANDOMS = 3  # uniform numbers that one random clip may use: its start, and the place of its cut
 MAX_FRAMES = 36_000  # twenty minutes at 30 a second; all of a video that is measured are decoded
 MAX_PIXELS = 4096 * 2304  # of a frame: the largest that cameras and cinemas use
+MOST_STRETCHED = 16  # a frame's long side by its short one: resizing makes the short side 128
 CODECS = (
     *("h264", "hevc", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "mpeg1video", "mpeg2video", "h263", "flv1"),
     *("vp8", "vp9", "av1", "mjpeg", "ffv1", "rawvideo", "png"),
@@ -136,12 +137,18 @@ def _upright(frame: "VideoFrame") -> tuple[int, int]:
 
 def _pixels(frame: "VideoFrame", height: int, width: int) -> Pixels:
     """Return a frame as RGB of a size, upright; FFmpeg's bilinear filter is as wide as the reduction: no aliasing."""
-    if frame.width * frame.height > MAX_PIXELS:
-        raise Undecodable(f"frames of more than {MAX_PIXELS} pixels")
+    _refuse_size(frame.width, frame.height)
     turns = frame.rotation // 90
     size = {"width": height, "height": width} if turns % 2 else {"width": width, "height": height}
     rgb = frame.reformat(**size, format="rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, turns))
+
+
+def _refuse_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise Undecodable(f"frames of more than {MAX_PIXELS} pixels")
+    if max(width, height) > MOST_STRETCHED * min(width, height):
+        raise Undecodable(f"frames more than {MOST_STRETCHED} times as long as wide")
 
 
 class _Video:
@@ -214,8 +221,7 @@ def _opened(data: bytes, kind: str) -> tuple[Any, list[Any]]:
         codec = stream.codec_context
         if codec is None or codec.codec.canonical_name not in CODECS:
             raise Undecodable("a codec that is not read")
-        if codec.width * codec.height > MAX_PIXELS:
-            raise Undecodable(f"frames of more than {MAX_PIXELS} pixels")
+        _refuse_size(codec.width, codec.height)
         codec.thread_count = 1  # videos are decoded side by side
         return stream, [packet for packet in container.demux(stream) if packet.size]
     except (Undecodable, MemoryError):

@@ -20,7 +20,18 @@ from components.shared.networks import build
 from components.shared.preprocess import Batch
 from components.shared.receipts import Preprocessing
 
-__all__ = ["Description", "build", "device", "normalised", "read", "save", "use_threads"]
+__all__ = [
+    "Description",
+    "build",
+    "channels_first",
+    "channels_last",
+    "constants",
+    "device",
+    "normalised",
+    "read",
+    "save",
+    "use_threads",
+]
 
 
 def device() -> torch.device:
@@ -35,10 +46,26 @@ def use_threads() -> None:
 
 def normalised(images_BHWC: Batch, preprocessing: Preprocessing, to: torch.device) -> Tensor:
     """Move a batch of uint8 pixels to a device and normalise it there: a quarter of the bytes to move."""
-    pixels_BCHW = torch.from_numpy(images_BHWC).to(to, non_blocking=True).permute(0, 3, 1, 2)
-    mean = torch.tensor(preprocessing.mean, device=to).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=to).view(1, 3, 1, 1)
+    pixels_BCHW = channels_first(torch.from_numpy(images_BHWC).to(to, non_blocking=True), preprocessing)
+    mean, std = constants(preprocessing, to)
     return (pixels_BCHW.float() / 255 - mean) / std
+
+
+def channels_first(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return images_BHWC as BCHW; clips, THWC behind any other axes, as CTHW."""
+    return pixels.movedim(-1, -4 if preprocessing.frames else -3)
+
+
+def constants(preprocessing: Preprocessing, to: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of the channels, to be taken from images or clips whose channels are first."""
+    shape = (3, 1, 1, 1) if preprocessing.frames else (3, 1, 1)
+    return tuple(torch.tensor(one, device=to).view(shape) for one in (preprocessing.mean, preprocessing.std))  # type: ignore[return-value]
+
+
+def channels_last(model: nn.Module) -> torch.memory_format:
+    """Return the memory format in which a network's channels are last: that of images, or of clips."""
+    sees_clips = any(parameter.dim() == 5 for parameter in model.parameters())
+    return torch.channels_last_3d if sees_clips else torch.channels_last
 
 
 def save(model: nn.Module, description: Description, folder: str) -> str:

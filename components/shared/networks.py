@@ -61,6 +61,65 @@ class _Block(nn.Module):
         return torch.relu(self.residual(images_BCHW) + self.shortcut(images_BCHW))
 
 
+class SmallR2Plus1d(nn.Module):
+    """SmallResNet for clips: its 3x3 convolutions are R(2+1)D's, and time is halved with the resolution."""
+
+    def __init__(self, architecture: Architecture, classes: int) -> None:
+        super().__init__()
+        channels = [16 * architecture.width * 2**stage for stage in range(3)]
+        stages = []
+        entering = channels[0]
+        for stage, leaving in enumerate(channels):
+            for block in range(architecture.blocks[stage]):
+                stages.append(_ClipBlock(entering, leaving, 2 if stage and not block else 1))
+                entering = leaving
+        self.stem = nn.Sequential(_apart(3, channels[0]), nn.BatchNorm3d(channels[0]), nn.ReLU(inplace=True))
+        self.stages = nn.Sequential(*stages)
+        self.fc = nn.Linear(channels[-1], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, clips_BCTHW: Tensor) -> Tensor:
+        return cast(Tensor, self.fc(self.stages(self.stem(clips_BCTHW)).mean((2, 3, 4))))
+
+
+class _ClipBlock(nn.Module):
+    """Two (2+1)D convolutions and a shortcut, a 1x1x1 convolution where the size changes."""
+
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            _apart(entering, leaving, stride),
+            nn.BatchNorm3d(leaving),
+            nn.ReLU(inplace=True),
+            _apart(leaving, leaving),
+            nn.BatchNorm3d(leaving),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or entering != leaving:
+            self.shortcut = nn.Sequential(nn.Conv3d(entering, leaving, 1, stride, bias=False), nn.BatchNorm3d(leaving))
+
+    def forward(self, clips_BCTHW: Tensor) -> Tensor:
+        return torch.relu(self.residual(clips_BCTHW) + self.shortcut(clips_BCTHW))
+
+
+def _apart(entering: int, leaving: int, stride: int = 1) -> nn.Sequential:
+    """Return a 3x3x3 convolution cut into one over space and one over time (see `_r2plus1d`)."""
+    between = _between(entering, leaving)
+    return nn.Sequential(
+        nn.Conv3d(entering, between, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
+        nn.BatchNorm3d(between),
+        nn.ReLU(inplace=True),
+        nn.Conv3d(between, leaving, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False),
+    )
+
+
+def _between(entering: int, leaving: int) -> int:
+    """Return how many channels between the two keep the parameters of a 3x3x3 convolution (Tran et al., 3.5)."""
+    return 27 * entering * leaving // (9 * entering + 3 * leaving)
+
+
 def build(name: str, classes: int, resolution: int = 224) -> nn.Module:
     """Build a network with fresh weights from torch's global generator: images_BCHW, or clips_BCTHW, to logits_BC.
 
@@ -136,8 +195,7 @@ def _r2plus1d(architecture: Architecture, classes: int, _: int) -> nn.Module:
 
     class Convolution(Conv2Plus1D):  # type: ignore[misc]  # torchvision has no types
         def __init__(self, entering: int, leaving: int, _: int, stride: int = 1, padding: int = 1) -> None:
-            between = 27 * entering * leaving // (9 * entering + 3 * leaving)
-            super().__init__(entering, leaving, between, stride, padding)
+            super().__init__(entering, leaving, _between(entering, leaving), stride, padding)
 
     network = VideoResNet(BasicBlock, [Convolution] * 4, list(architecture.blocks), R2Plus1dStem, classes)
     for module in network.modules():
@@ -170,6 +228,7 @@ _BUILDERS: dict[str, Callable[[Architecture, int, int], nn.Module]] = {
     "resnet": _residual,
     "small": _small,
     "r2plus1d": _r2plus1d,
+    "r2plus1d-small": lambda architecture, classes, _: SmallR2Plus1d(architecture, classes),
     "torchvision": _torchvision,
     "timm": _timm,
 }

@@ -48,6 +48,7 @@ def _not_negative_or_the_recipes(value: float) -> float:
 
 PositiveOrTheRecipes = Annotated[int, AfterValidator(_positive_or_the_recipes)]
 NotNegativeOrTheRecipes = Annotated[float, AfterValidator(_not_negative_or_the_recipes)]
+LATER = "later"  # marks a key that came after digests were kept: at its default it is no part of them
 
 
 class Parameters(BaseModel):
@@ -126,6 +127,12 @@ class Parameters(BaseModel):
     augmentation: Augmentation = Field(
         default="crop-flip",
         description="crop-flip: random resized crop and mirror; shift-flip, shift: random shift, for tiny images.",
+    )
+    frames: Annotated[int, LATER] = Field(
+        default=0,
+        ge=0,
+        le=128,
+        description="Frames of a clip, where the samples are videos (section 5.1: 8 or 32); 0: images.",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Of initial weights, data order and augmentation.")
     pods: int = Field(

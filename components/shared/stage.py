@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from components.shared import lifeline, storage, tasks
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import as_json, duration, fail, say
 from components.shared.receipts import Receipt
-from components.shared.runfile import describe
+from components.shared.runfile import LATER, describe
 from components.shared.summaries import summary
 
 _RECEIPT = "receipt"
@@ -43,6 +44,7 @@ class StageConfig(BaseModel):
         """Return what identifies this work: the stage, its parameters, and the digests of its receipts.
 
         The workdir is left out, and what is marked HOW: the same work elsewhere or in another manner is the same work.
+        So is what is marked LATER, at its default: it is what was done before it could be chosen.
         A stage that depends on more of a receipt than its digest says, or on less, overrides this.
         """
         content: dict[str, Any] = {}
@@ -51,7 +53,7 @@ class StageConfig(BaseModel):
             if _RECEIPT in field.metadata:
                 uris = value if isinstance(value, list) else [value]
                 content[name] = [_receipt_digest(uri) for uri in uris if uri]
-            elif name != "workdir" and HOW not in field.metadata:
+            elif name != "workdir" and HOW not in field.metadata and not _as_before(field, value):
                 content[name] = value
         return digest(self.stage, content)
 
@@ -65,6 +67,10 @@ class StageConfig(BaseModel):
     def folder(self) -> str:
         """Return the URI of the folder that this work, and no other, is kept in."""
         return storage.join(self.workdir, "stages", self.stage, self.digest())
+
+
+def _as_before(field: FieldInfo, value: Any) -> bool:
+    return LATER in field.metadata and value == field.default
 
 
 def digest(*parts: Any) -> str:

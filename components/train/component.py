@@ -22,6 +22,7 @@ def train(
     image_column: str,
     label_column: str,
     seed: int,
+    frames: int = 0,
     images_processed: int = 0,
     epochs: int = 0,
     packed: dsl.Input[dsl.Artifact] = None,
@@ -46,6 +47,7 @@ def train(
         image_column: Parquet column of the images.
         label_column: Parquet column, or key of a .json member, of the labels.
         seed: Of initial weights, data order and augmentation.
+        frames: Frames of a clip that the model sees; 0: it sees images.
         images_processed: Images to process, forward and backward (the paper's #iter).
         epochs: Passes over the planned training split, in addition.
         packed: The packed selection's receipt, for pretrain.

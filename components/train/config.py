@@ -5,9 +5,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from components.shared import checkpoints
-from components.shared.runfile import THE_RECIPES, Augmentation, Positive
+from components.shared.receipts import Preprocessing
+from components.shared.runfile import LATER, THE_RECIPES, Augmentation, Positive
 from components.shared.stage import HOW, ReceiptUri, StageConfig, digest
-from components.train.recipes import RECIPES, RecipeName
+from components.train.recipes import RECIPES, Recipe, RecipeName, preset
 
 OF_THE_RECIPE = ("learning_rate", "batch_size", "device_batch_size", "weight_decay")
 
@@ -53,6 +54,8 @@ class TrainConfig(StageConfig):
     """Height and width that the model sees, in pixels."""
     augmentation: Augmentation
     """How training images are cut."""
+    frames: Annotated[int, LATER] = 0
+    """Frames of a clip that the model sees; 0: it sees images."""
     image_column: str = "image"
     """Parquet column of the images."""
     label_column: str = "label"
@@ -68,12 +71,22 @@ class TrainConfig(StageConfig):
         """Fill in the recipe's numbers, so that the digest of a training holds what was trained with."""
         if not isinstance(given, dict) or given.get("recipe") not in RECIPES:
             return given  # refused by the field itself
-        recipe = RECIPES[given["recipe"]]
+        recipe = preset(given["recipe"], int(given.get("frames", 0)))
         missing = [name for name in OF_THE_RECIPE if float(given.get(name, THE_RECIPES)) == THE_RECIPES]
         filled = {name: getattr(recipe, name) for name in missing}
         if not int(given.get("images_processed", 0)) and not int(given.get("epochs", 0)):
             filled |= {"images_processed": recipe.images_processed, "epochs": recipe.epochs}
         return {**given, **filled}
+
+    @property
+    def numbers(self) -> Recipe:
+        """The recipe's numbers, for images or for clips."""
+        return preset(self.recipe, self.frames)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the model sees."""
+        return Preprocessing(resolution=self.resolution, augmentation=self.augmentation, frames=self.frames)
 
     def task(self) -> str:
         """Recipe and learning rate: a run trains several models."""

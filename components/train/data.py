@@ -12,6 +12,7 @@ middle of an epoch, and that the ranks of a training need not speak of data: eac
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from queue import Queue
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from components.shared.clips import random_clip
 from components.shared.cores import cores
 from components.shared.decode import Pixels, decode, reason
 from components.shared.errors import SemiscaleError
@@ -78,7 +80,7 @@ class TrainingData:
     ) -> None:
         self._augment = augment
         self._columns, self._preprocessing, self._seed, self._ranks = columns, preprocessing, seed, ranks
-        self._tiny = preprocessing.augmentation != "crop-flip"
+        self._tiny = not preprocessing.frames and preprocessing.augmentation != "crop-flip"
         self._stop = threading.Event()
         self.samples = sum(shard.samples for shard in shards)
         held_bytes = self._held_bytes(shards)
@@ -209,6 +211,9 @@ class TrainingData:
         return self._augment(cut, more_R) if self._augment else cut
 
     def _cut(self, picture: Picture, randoms_R: NDArray[np.float64]) -> Pixels:
+        if isinstance(picture.image, bytes) and self._preprocessing.frames:
+            with _readable(picture.key):
+                return random_clip(picture.image, self._preprocessing, randoms_R)
         if isinstance(picture.image, bytes):
             full_size: tuple[int, int] | None = None
 
@@ -223,11 +228,17 @@ class TrainingData:
 
     @staticmethod
     def _decoded(key: str, image: bytes, may: Callable[[int, int], int] = lambda height, width: 1) -> Pixels:
-        try:
+        with _readable(key):
             return decode(image, may)
-        except Exception as error:
-            why = f"{key}: {reason(error, key)}; it was readable when the run was planned, was it changed?"
-            raise SemiscaleError(why) from error
+
+
+@contextmanager
+def _readable(key: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        why = f"{key}: {reason(error, key)}; it was readable when the run was planned, was it changed?"
+        raise SemiscaleError(why) from error
 
 
 def _ahead(windows: Iterator[list[Picture]], pool: ThreadPoolExecutor) -> Iterator[Picture]:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from components.shared import models
 from components.shared.receipts import Preprocessing
 from components.train.data import TrainingBatch
 
@@ -55,8 +56,8 @@ class Normalise:
     """Pixels to what a network takes, the same as models.normalised, with constants that are on the device already."""
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
-        self._mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+        self._preprocessing = preprocessing
+        self._mean, self._std = models.constants(preprocessing, device)
 
     def __call__(self, images_BHWC: Tensor) -> Tensor:
-        return (images_BHWC.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
+        return (models.channels_first(images_BHWC, self._preprocessing).float() / 255 - self._mean) / self._std

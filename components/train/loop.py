@@ -27,7 +27,7 @@ from components.train.config import TrainConfig
 from components.train.data import TrainingData
 from components.train.feed import DeviceBatch, Normalise, on_device
 from components.train.ranks import Ranks
-from components.train.recipes import RECIPES, Recipe, learning_rate
+from components.train.recipes import Recipe, learning_rate
 from components.train.speed import Manner
 from components.train.start import starting_model
 from components.train.waiting import waiting_of
@@ -58,9 +58,9 @@ def _trained(config: TrainConfig, folder: str, ranks: Ranks, stopping: Stopping)
     if config.batch_size < ranks.count:
         raise Refused(f"batch_size: {config.batch_size} images for {ranks.count} ranks; expected one for each at least")
     plan = load(config.plan, PlanReceipt)
-    preprocessing = Preprocessing(resolution=config.resolution, augmentation=config.augmentation)
-    columns = Columns(config.image_column, config.label_column)
-    augment = _augment(RECIPES[config.recipe], preprocessing)
+    preprocessing = config.preprocessing
+    columns = Columns(config.image_column, config.label_column, config.frames > 0)
+    augment = _augment(config.numbers, preprocessing)
     data = TrainingData(_shards(config, plan), columns, preprocessing, config.seed, ranks, augment)
     validation = PreparedSplit(plan.validation, columns, preprocessing) if ranks.first else None
     total = config.images_processed + config.epochs * plan.train.samples
@@ -100,7 +100,7 @@ def _augment(recipe: Recipe, preprocessing: Preprocessing) -> "Augment | None":
 
 
 def _shards(config: TrainConfig, plan: PlanReceipt) -> list[LabeledShard]:
-    if RECIPES[config.recipe].learns_from == "labeled":
+    if config.numbers.learns_from == "labeled":
         return read_split(plan.train)
     if not config.packed:
         raise Refused(f"train: recipe {config.recipe} needs --packed, the receipt of the pack stage")
@@ -127,12 +127,10 @@ class Training:
         self, config: TrainConfig, model: nn.Module, validation: PreparedSplit | None, total: int, ranks: Ranks
     ) -> None:
         self._config, self._model, self._validation, self._ranks = config, model, validation, ranks
-        self._recipe, self._device = RECIPES[config.recipe], models.device()
+        self._recipe, self._device = config.numbers, models.device()
         self._steps = max(math.ceil(total / config.batch_size), 1)
         self._average = Average(model, self._recipe, self._steps) if self._recipe.average else None
-        self._normalise = Normalise(
-            Preprocessing(resolution=config.resolution, augmentation=config.augmentation), self._device
-        )
+        self._normalise = Normalise(config.preprocessing, self._device)
         self._name = f"{config.recipe} {config.architecture}, learning rate {config.learning_rate:g}"
         self._bad_step = torch.zeros((), dtype=torch.int64, device=self._device)
         self._bad_loss = torch.zeros((), device=self._device)
@@ -268,7 +266,8 @@ class Training:
         """Let rank 0 say how all run the network: gradients in different memory formats could not be averaged."""
         parts = in_parts(math.ceil(self._config.batch_size / self._ranks.count), self._config.device_batch_size)
         size, side = parts[-1].stop - parts[-1].start, self._config.resolution
-        images_BCHW = torch.rand(size, 3, side, side, device=self._device)
+        time = [self._config.frames] if self._config.frames else []
+        images_BCHW = torch.rand(size, 3, *time, side, side, device=self._device)
         averaging = self._ranks.averaging(of_the_first=True)
         found = None
         if self._ranks.first:

@@ -32,7 +32,7 @@ def run(config: TrainConfig, folder: str) -> dict[str, object]:
     plan = load(config.plan, PlanReceipt)
     pinned = checkpoints.pinned(config.checkpoint, "checkpoint")
     read = weights.read(pinned)
-    preprocessing = Preprocessing(resolution=config.resolution, augmentation=config.augmentation)
+    preprocessing = config.preprocessing
     description = checkpoints.Description(
         architecture=config.architecture,
         classes=plan.classes,
@@ -74,7 +74,8 @@ def least_top1(labels: list[int]) -> float:
 
 
 def _tried(config: TrainConfig, model: nn.Module, preprocessing: Preprocessing, on: Split) -> float:
-    prepared = PreparedSplit(on, Columns(config.image_column, config.label_column), preprocessing)
+    columns = Columns(config.image_column, config.label_column, config.frames > 0)
+    prepared = PreparedSplit(on, columns, preprocessing)
     found = logits(model.to(models.device()), prepared, models.device())
     top1 = float(hits(found, prepared.labels_B, 1).double().mean())
     least = least_top1(prepared.labels_B.tolist())

@@ -182,6 +182,22 @@ RECIPES: dict[RecipeName, Recipe] = {
 }
 
 
+# What the pipeline's trainings are where the samples are videos: Tables 11 and 12, by the length of the clips.
+_OF_CLIPS: dict[RecipeName, tuple[RecipeName, RecipeName]] = {
+    "teacher": ("video-supervised-8", "video-supervised-32"),
+    "baseline": ("video-supervised-8", "video-supervised-32"),
+    "pretrain": ("video-pretrain-8", "video-pretrain-32"),
+    "finetune": ("video-finetune-8", "video-finetune-32"),
+}
+
+
+def preset(name: RecipeName, frames: int) -> Recipe:
+    """Return a recipe for images, or, where there are frames, for clips: the numbers of 8 frames, above 16 of 32."""
+    if frames and name in _OF_CLIPS:
+        return RECIPES[_OF_CLIPS[name][frames > 16]]
+    return RECIPES[name]
+
+
 def learning_rate(recipe: Recipe, base: float, batch_size: int, images: int, total: int) -> float:
     """Return the rate of the step that begins after `images` of `total` images have been processed.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.shared import models
 from components.shared.progress import say
 
 STEPS = 8  # timed of each manner, after as many to warm up
@@ -29,7 +30,7 @@ class Manner:
     def arrange(self, model: nn.Module) -> None:
         """Bring a model's weights into the memory format."""
         if self.channels_last:
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=models.channels_last(model))
 
     def apply(self, model: nn.Module, averaging: Wrap) -> nn.Module:
         """Return the network that runs the model in this manner; they share their parameters.
@@ -83,8 +84,8 @@ def timed(model: nn.Module, images_BCHW: Tensor, manner: Manner, averaging: Wrap
 
 def laid_out(images_BCHW: Tensor, manner: Manner) -> Tensor:
     """Return the images in the manner's memory format."""
-    layout = torch.channels_last if manner.channels_last else torch.contiguous_format
-    return images_BCHW.contiguous(memory_format=layout)
+    last = torch.channels_last_3d if images_BCHW.dim() == 5 else torch.channels_last
+    return images_BCHW.contiguous(memory_format=last if manner.channels_last else torch.contiguous_format)
 
 
 def _now(on: Tensor) -> float:

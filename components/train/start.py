@@ -8,7 +8,6 @@ from components.shared.errors import Refused
 from components.shared.progress import say
 from components.shared.receipts import PlanReceipt, TrainReceipt, load
 from components.train.config import TrainConfig
-from components.train.recipes import RECIPES
 
 
 def starting_model(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Module, str]:
@@ -19,7 +18,7 @@ def starting_model(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Module, s
     torch.manual_seed(config.seed)
     if config.start:
         return _of_receipt(config, plan)
-    if RECIPES[config.recipe].starts_from_another and not config.start_weights:
+    if config.numbers.starts_from_another and not config.start_weights:
         raise Refused(
             f"train: recipe {config.recipe} needs --start, the receipt of the pre-training, or --start-weights"
         )

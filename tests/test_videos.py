@@ -1,0 +1,233 @@
+"""A run of videos: refused in one line where it is mixed up with images, and whole from the plan to the report."""
+
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from components.plan.plan import PlanConfig, plan
+from components.score.forward import log_odds, mean_log_odds
+from components.shared import models, storage
+from components.shared.errors import Refused
+from components.shared.predict import PreparedSplit, logits
+from components.shared.receipts import Preprocessing, Receipt
+from components.shared.shards import Columns, find, read
+from components.shared.stage import digest
+from components.train.config import TrainConfig
+from components.train.recipes import RECIPES
+from tests import pictures, videos
+from tests.stages import Stages
+
+
+def stages(root: Path, **changes: object) -> Stages:
+    """Stages on a small run of videos."""
+    return Stages.on(PlanConfig.model_validate(videos.write_run(root, **changes)), root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"frames": 0}, "teacher_architecture: 'r2plus1d_8_small' sees clips of video and the run has images"),
+        ({"student_architecture": "resnet18"}, "student_architecture: 'resnet18' sees images and the run has videos"),
+        ({"augmentation": "shift"}, "augmentation: shift is for images; leave it out"),
+        ({"decoder": "gpu"}, "decoder: gpu is for images; leave it out"),
+        ({"baseline_recipe": "modern"}, "baseline_recipe: modern is for images; leave it out"),
+    ],
+)
+def test_images_and_videos_are_not_mixed_up(tmp_path: Path, changes: dict[str, object], line: str) -> None:
+    with pytest.raises(Refused, match=f"^{line}"):
+        plan(PlanConfig.model_validate(videos.write_run(tmp_path, **changes)))
+
+
+def test_without_av_videos_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Refused, match="^frames: videos need PyAV, which is not installed here: pip install av$"):
+        plan(PlanConfig.model_validate(videos.write_run(tmp_path)))
+
+
+def test_a_class_folder_of_images_has_no_video(tmp_path: Path) -> None:
+    content = videos.write_run(tmp_path)
+    picture = tmp_path / "data" / "labeled" / "yellow" / "0.png"
+    picture.parent.mkdir()
+    picture.write_bytes(pictures.picture(0, 0))
+    with pytest.raises(Refused, match="yellow has no video; add some or remove the folder$"):
+        plan(PlanConfig.model_validate(content))
+
+
+def test_of_a_sample_with_both_a_run_of_videos_reads_the_video(tmp_path: Path) -> None:
+    film, still = videos.video(0, 0), pictures.picture(0, 0)
+    pictures.write_tar(tmp_path / "a.tar", {"a.png": still, "a.avi": film, "b.png": still})
+    (tmp_path / "c.webm").write_bytes(film)
+    (tmp_path / "d.png").write_bytes(still)
+    found = {
+        kind: [
+            (sample.key, sample.image, sample.problem)
+            for shard in find([str(tmp_path)], kind)
+            for sample in read(shard, Columns(label="", videos=kind))
+        ]
+        for kind in (True, False)
+    }
+    assert found[True] == [("a", film, ""), ("b", b"", "no video members"), ("c.webm", film, "")]
+    assert found[False] == [("a", still, ""), ("b", still, ""), ("d.png", still, "")]
+
+
+def test_damaged_and_truncated_videos_are_counted_with_their_reasons(tmp_path: Path) -> None:
+    content = videos.write_run(tmp_path, max_failed_fraction=0.5)
+    red = tmp_path / "data" / "labeled" / "red"
+    whole = (red / "0.avi").read_bytes()
+    (red / "cut.avi").write_bytes(whole[:-100])
+    (red / "still.mp4").write_bytes(pictures.picture(0, 0))
+    (red / "sound.mkv").write_bytes(b"\x1aE\xdf\xa3" + bytes(64))
+    planned = plan(PlanConfig.model_validate(content))
+    reasons = {failure.key: failure.reason for failure in planned.failures}
+    assert reasons == {"red/cut.avi": "video cut off", "red/still.mp4": "not a video", "red/sound.mkv": "damaged video"}
+
+
+def test_digests_of_images_are_what_they_were_before_there_were_videos(tmp_path: Path) -> None:
+    """Finished work of earlier versions is found."""
+    settings = {"name": "a", "workdir": "w", "labeled": ["l"], "unlabeled": ["u"], "test": ["t"]}
+    config = PlanConfig.model_validate(settings)
+    assert config.digest() == digest("plan", config.model_dump(exclude={"workdir", "frames"}))
+    assert config.model_copy(update={"frames": 8}).digest() != config.digest()
+    receipt = tmp_path / "plan.json"
+    receipt.write_text(json.dumps({"digest": "0"}))
+    training: dict[str, object] = {
+        "workdir": "w",
+        "recipe": "teacher",
+        "architecture": "resnet50",
+        "plan": str(receipt),
+    }
+    training |= {"resolution": 224, "augmentation": "crop-flip"}
+    assert TrainConfig.model_validate(training).digest() == "63567ad86742ed8c"
+    assert TrainConfig.model_validate({**training, "frames": 8}).digest() != "63567ad86742ed8c"
+
+
+def test_a_run_file_of_an_earlier_version_is_the_same_run(tmp_path: Path) -> None:
+    config = PlanConfig.model_validate(pictures.write_run(tmp_path))
+    plan(config)
+    run = tmp_path / "work" / "trial" / "run.json"
+    kept = json.loads(run.read_text())
+    del kept["frames"]
+    run.write_text(json.dumps(kept))
+    plan(config)
+
+
+@pytest.mark.parametrize(("frames", "nearest"), [(4, 8), (8, 8), (16, 8), (32, 32)])
+def test_trainings_of_clips_follow_the_papers_tables(tmp_path: Path, frames: int, nearest: int) -> None:
+    receipt = tmp_path / "plan.json"
+    receipt.write_text("{}")
+    common: dict[str, object] = {"workdir": "w", "architecture": "r2plus1d_18", "plan": str(receipt), "resolution": 112}
+    common |= {"augmentation": "crop-flip", "frames": frames}
+    kinds = {"teacher": "supervised", "baseline": "supervised", "pretrain": "pretrain", "finetune": "finetune"}
+    for recipe, kind in kinds.items():
+        config = TrainConfig.model_validate({**common, "recipe": recipe})
+        expected = RECIPES[f"video-{kind}-{nearest}"]  # type: ignore[index]
+        assert config.numbers == expected
+        assert (config.learning_rate, config.batch_size) == (expected.learning_rate, expected.batch_size)
+
+
+class TestMeanLogOdds:
+    """Videos are ranked by the mean of ten softmaxes; the fast fp32 way equals the slow fp64 one."""
+
+    @staticmethod
+    def slowly(logits_BVC: torch.Tensor) -> torch.Tensor:
+        """Of every class: log(mean p) - log(mean of the others' p), each summed in fp64 without subtracting."""
+        odds = torch.empty(logits_BVC.shape[0], logits_BVC.shape[2], dtype=torch.float64)
+        log_p_BVC = logits_BVC.double().log_softmax(2)
+        for label in range(logits_BVC.shape[2]):
+            others = [other for other in range(logits_BVC.shape[2]) if other != label]
+            odds[:, label] = log_p_BVC[:, :, label].logsumexp(1) - log_p_BVC[:, :, others].logsumexp((1, 2))
+        return odds
+
+    @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 300.0])
+    @pytest.mark.parametrize("classes", [2, 7, 400])
+    def test_it_equals_float64(self, scale: float, classes: int) -> None:
+        logits_BVC = torch.randn(20, 10, classes, generator=torch.Generator().manual_seed(classes)) * scale
+        labels_BP, scores_BP = mean_log_odds(logits_BVC, min(5, classes))
+        expected_BP = self.slowly(logits_BVC).gather(1, labels_BP)
+        assert torch.allclose(scores_BP.double(), expected_BP, rtol=1e-5, atol=2e-6 * max(scale, 1) * 8)
+        best_BP = self.slowly(logits_BVC).topk(min(5, classes)).values
+        assert torch.allclose(scores_BP.double(), best_BP, rtol=1e-5, atol=2e-6 * max(scale, 1) * 8)
+
+    def test_saturated_videos_are_told_apart(self) -> None:
+        """All ten probabilities are 1 in fp32; one clip that is less sure decides the mean's distance from 1."""
+        sure = torch.full((1, 10, 3), 0.0)
+        sure[:, :, 0] = torch.tensor([40.0 + clip for clip in range(10)])
+        surer = sure + torch.tensor([0.5, 0.0, 0.0])
+        scores = [mean_log_odds(one, 1)[1].item() for one in (sure, surer)]
+        assert scores[1] - scores[0] == pytest.approx(0.5, abs=1e-5)
+        assert (sure.softmax(2)[..., 0] == 1).all()
+
+    def test_equal_clips_score_as_one_image(self) -> None:
+        logits_BC = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)) * 4
+        of_clips, of_image = mean_log_odds(logits_BC[:, None].expand(6, 10, 9), 4), log_odds(logits_BC, 4)
+        assert torch.equal(of_clips[0], of_image[0])
+        assert torch.allclose(of_clips[1], of_image[1], atol=1e-5)
+
+    def test_clips_that_disagree_are_ranked_by_their_mean(self) -> None:
+        logits_BVC = torch.tensor([[[50.0, 0.0, 10.0]] * 5 + [[0.0, 50.0, 10.0]] * 5])
+        labels_BP, scores_BP = mean_log_odds(logits_BVC, 3)
+        assert sorted(labels_BP[0, :2].tolist()) == [0, 1]
+        assert scores_BP[0, :2].tolist() == pytest.approx([0.0, 0.0], abs=1e-5)
+        assert scores_BP[0, 2] == pytest.approx(-40.0, abs=1e-4)
+
+
+class _Brightness(nn.Module):
+    """Three logits of a clip: its mean brightness by channel."""
+
+    def forward(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
+        return clips_BCTHW.mean((2, 3, 4)) * 3
+
+
+def test_logits_of_a_video_are_those_of_the_mean_softmax(tmp_path: Path) -> None:
+    run = stages(tmp_path)
+    seen = Preprocessing(resolution=16, augmentation="crop-flip", frames=4)
+    prepared = PreparedSplit(run.plan.test, Columns(videos=True), seen)
+    cpu = torch.device("cpu")
+    found_BC = logits(_Brightness(), prepared, cpu)
+    views = np.concatenate(list(prepared.batches()))
+    assert views.shape == (9, 10, 4, 16, 16, 3)
+    for row, view in zip(found_BC.softmax(1), views, strict=True):
+        alone = torch.stack([_Brightness()(models.normalised(clip[None], seen, cpu))[0].softmax(0) for clip in view])
+        assert torch.allclose(row, alone.mean(0), atol=1e-6)
+
+
+def test_the_whole_pipeline_on_videos(tmp_path: Path) -> None:
+    """Class folders, tars, Parquet and loose files of four containers, one of them damaged, from plan to report."""
+    content = videos.write_run(tmp_path, max_failed_fraction=0.1)
+    (tmp_path / "data" / "pool" / "broken.avi").write_bytes(videos.video(0, 0)[:-50])
+    run = Stages.on(PlanConfig.model_validate(content), tmp_path)
+    report: Receipt = run.report
+    assert run.selection.ledger.model_dump() == {"listed": 32, "scored": 31, "failed": 1, "removed": 0}
+    assert run.selection.failed == {"video cut off": 1}
+    assert run.packed.samples == run.selection.images == 12
+    assert run.teacher.preprocessing.frames == 4
+    for receipt in (run.pretrained, *run.students, *run.baselines):
+        assert np.isfinite([point.loss for point in receipt.curve]).all()
+    assert set(run.evaluation.models) == {"teacher", "baseline", "pretrained", "student"}
+    assert run.evaluation.models["student"].images == 9
+    assert run.evaluation.models["student"].top1 > 0.6
+    page = storage.read(run.report.report).decode()
+    assert page.count("data:image/png;base64") >= 3
+    assert report.stage == "report"
+    rows = {tuple(row.items()) for row in map(_identity, run.selection_rows())}
+    assert {dict(row)["shard"] for row in rows} <= {"pool-0.tar", "pool-1.tar", "inside.parquet", "files-000000"}
+
+
+def _identity(row: dict[str, object]) -> dict[str, object]:
+    return {name: row[name] for name in ("class", "shard", "index", "score")}
+
+
+def test_the_same_scores_whatever_the_pods(tmp_path: Path) -> None:
+    short = {"teacher_images_processed": 24}
+    one, three = (stages(tmp_path / str(pods), pods=pods, **short) for pods in (1, 3))
+    rows = [[_identity(row) for row in run.selection_rows()] for run in (one, three)]
+    assert rows[0] == rows[1]
+    table = pq.read_table(io.BytesIO(storage.read(one.selection.selection)))
+    assert np.isfinite(table["score"].to_numpy()).all()
