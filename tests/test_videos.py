@@ -216,14 +216,15 @@ def test_the_whole_pipeline_on_videos(tmp_path: Path) -> None:
     page = storage.read(run.report.report).decode()
     assert page.count("data:image/png;base64") >= 3
     assert report.stage == "report"
-    rows = {tuple(row.items()) for row in map(_identity, run.selection_rows())}
-    assert {dict(row)["shard"] for row in rows} <= {"pool-0.tar", "pool-1.tar", "inside.parquet", "files-000000"}
+    kinds = {str(row["shard"]).partition(".")[2] for row in run.selection_rows()}
+    assert kinds <= {"tar", "parquet", "avi"}  # loose files are called after the first of them
 
 
 def _identity(row: dict[str, object]) -> dict[str, object]:
     return {name: row[name] for name in ("class", "shard", "index", "score")}
 
 
+@pytest.mark.slow
 def test_the_same_scores_whatever_the_pods(tmp_path: Path) -> None:
     short = {"teacher_images_processed": 24}
     one, three = (stages(tmp_path / str(pods), pods=pods, **short) for pods in (1, 3))
