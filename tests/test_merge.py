@@ -1,6 +1,7 @@
 """From scores to the selection: the balance of the ledger, the places of the winners."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,19 @@ def test_a_hole_is_named(tmp_path: Path) -> None:
     victim = next(folder.glob("*/receipt.json")).parent
     shutil.rmtree(victim)
     with pytest.raises(SemiscaleError, match=rf"unit {victim.name} has no scores \(pool-00"):
+        stages.merge()
+
+
+def test_a_shard_that_does_not_add_up_is_refused_by_name(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    victim = next(Path(stages.scores[0].folder).glob("*/receipt.json"))
+    receipt = json.loads(victim.read_text())
+    receipt["shards"][0]["scored"] -= 1
+    victim.write_text(json.dumps(receipt))
+    name = receipt["shards"][0]["shard"]
+    with pytest.raises(
+        SemiscaleError, match=rf"shard {name}: 40 listed, but 39 scored, failed: none; a sample was lost"
+    ):
         stages.merge()
 
 

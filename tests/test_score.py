@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,14 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from components.score.feed import Decoded, Span
+from components.score import parts
+from components.score.feed import Decoded, Feed, Span
 from components.score.forward import log_odds
 from components.score.scan import _Tally
 from components.score.score import bound
-from components.shared.errors import Refused
-from components.shared.receipts import Clocks, ScoreReceipt, UnitReceipt
+from components.shared import progress, shards
+from components.shared.errors import Refused, SemiscaleError
+from components.shared.receipts import Clocks, Images, Preprocessing, ScoreReceipt, UnitReceipt
 from components.shared.scores import UnitScores
-from components.shared.shards import Sample, Shard
+from components.shared.shards import Columns, Sample, Shard
 from tests import pictures
 from tests.stages import Stages
 
@@ -116,6 +120,9 @@ def test_a_unit_receipt_names_shards_and_failures(tmp_path: Path) -> None:
     pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", {"text.png": b"not an image"})
     folders = {receipt.folder for receipt in stages.scores}
     receipts = [UnitReceipt(**json.loads(path.read_text())) for path in Path(folders.pop()).rglob("receipt.json")]
+    assert sum(one.images.read for one in receipts) == 121
+    assert sum(one.images.write for one in receipts) == sum(one.scored for one in receipts) == 120
+    assert {one.slowest for one in receipts} & Clocks.model_fields.keys()
     failures = [failure for receipt in receipts for failure in receipt.failures]
     assert [(one.shard, one.key, one.reason) for one in failures] == [("bad.tar", "text", "not an image")]
 
@@ -133,6 +140,8 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
         (Clocks(read=1, decode=7, forward=2), "forward-bound: faster with a faster device"),
         (Clocks(read=1, decode=9, forward=2), "decode-bound: faster with more CPUs a pod"),
         (Clocks(read=4, decode=9, forward=2), "read-bound: faster with a store nearer by, or more pods"),
+        (Clocks(read=4, decode=9, forward=2, write=5), "write-bound: faster with a store nearer by, or more pods"),
+        (Clocks(), "nothing waited for"),
     ],
 )
 def test_the_log_names_what_to_buy_more_of(clocks: Clocks, slowest: str) -> None:
@@ -147,7 +156,56 @@ def test_scores_that_are_not_finite_are_counted() -> None:
     tally = _Tally(shard)
     scores_BP = torch.tensor([[1.0, 0.5], [torch.nan, torch.nan], [torch.inf, 0.0]])
     tally.add(Span(shard, 0, samples, [decoding]), (torch.zeros(3, 2, dtype=torch.int64), scores_BP), 0.0)
-    part = tally.part(2, 0.0)
+    part = tally.part(2, 3, 0.0)
     assert (part.count.listed, part.count.scored) == (3, 1)
+    assert part.count.images == Images(read=3, decode=3, forward=3, write=1)
     assert part.count.failed == {"the teacher's scores are not finite": 2}
     assert part.scores_BP.tolist() == [[1.0, 0.5]]
+    with pytest.raises(SemiscaleError, match=r"shard a\.tar: 4 listed, but 1 scored, failed: .*; a sample was lost"):
+        tally.part(2, 4, 0.0)
+
+
+def test_samples_are_counted_where_they_are_read(tmp_path: Path) -> None:
+    pool = pictures.write_pool(tmp_path, 2, 10)
+    feed = Feed(Preprocessing(resolution=8, augmentation="shift"), Columns(), batch_size=4, in_use=2)
+    listed = []
+    for batch in feed.batches(shards.find([str(pool)])):
+        listed += [span.listed for span in batch.spans if span.ends]
+        feed.give_back(batch)
+    assert listed == [10, 10]
+
+
+def test_a_sample_that_is_lost_from_stored_scores_is_a_hole_that_is_refused_by_name(tmp_path: Path) -> None:
+    stages = Stages(tmp_path, pods=1)
+    folder = Path(stages.score(0).folder)
+    victim = sorted((folder / "parts").iterdir())[0]
+    whole = parts.decode(victim.read_bytes(), str(victim))
+    short = replace(whole, samples=whole.samples[1:], labels_BP=whole.labels_BP[1:], scores_BP=whole.scores_BP[1:])
+    victim.write_bytes(short.encode())
+    for receipt in folder.glob("*/receipt.json"):
+        receipt.unlink()
+    hole = rf"{victim}: 39 samples of shard {whole.count.shard}; expected 40; delete it and run the scoring again"
+    with pytest.raises(SemiscaleError, match=hole):
+        stages.score(0)
+    victim.unlink()
+    assert stages.score(0).scored == 120
+
+
+def test_the_progress_line_of_a_real_scan_goes_from_none_to_the_whole_pool(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    for shard in range(6):
+        members = {f"{number}.png": pictures.picture(number % 3, number, size=64) for number in range(64)}
+        pictures.write_tar(tmp_path / "large" / f"{shard}.tar", members)
+    stages = Stages(tmp_path, unlabeled=[str(tmp_path / "large")], pods=2)
+    assert stages.teacher
+    capsys.readouterr()
+    stages.score(0)
+    line = r"images · .*/s · (\d+)% of this pod's share · (\d+)% of the pool · \d+:\d\d left"
+    said = [(int(share), int(pool)) for share, pool in re.findall(line, capsys.readouterr().out)]
+    assert len(said) >= 6
+    assert said == sorted(said)
+    assert 0 < said[0][1] < 50
+    assert all(abs(share - 2 * pool) <= 1 for share, pool in said), "alone it does two pods' shares"
+    assert said[-1][1] > 90

@@ -48,8 +48,7 @@ def refuse_other_shards(unit: Unit, receipt: UnitReceipt) -> None:
     if planned.keys() != found.keys():
         raise SemiscaleError(f"unit {unit.digest}: its scores are of other shards than the plan's; score it again")
     for one in found.values():
-        if one.listed != one.scored + sum(one.failed.values()):
-            raise SemiscaleError(f"shard {one.shard}: {one.listed} listed, {one.scored} scored, {one.failed} failed")
+        one.refuse_hole()
 
 
 def balance(receipts: list[UnitReceipt], max_failed_fraction: float) -> Counter[str]:

@@ -40,7 +40,8 @@ class Decoded:
 
 @dataclass
 class Span:
-    """Neighbouring places of a batch that belong to one shard; `ends` where they are its last."""
+    """Neighbouring places of a batch that belong to one shard; `ends` where they are its last, and then `listed` is how
+    many samples were read of the whole shard."""
 
     shard: Shard
     start: int
@@ -49,6 +50,7 @@ class Span:
     handed_over: int = 0
     read_s: float = 0.0
     ends: bool = False
+    listed: int = 0
 
     @property
     def places(self) -> slice:
@@ -150,7 +152,9 @@ class Feed:
         try:
             for shard in shards:
                 batch.spans.append(Span(shard, len(batch)))
+                listed = 0
                 for sample, seconds in _timed(shard, self._columns):
+                    listed += 1
                     if stop.is_set():
                         yield batch
                         return
@@ -164,7 +168,7 @@ class Feed:
                     if len(span.samples) - span.handed_over == self._together:
                         self._hand_over(batch)
                 self._hand_over(batch)
-                batch.spans[-1].ends = True
+                batch.spans[-1].ends, batch.spans[-1].listed = True, listed
             yield batch
         except Exception:
             if batch.spans:

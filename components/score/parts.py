@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from components.shared import places, scores
+from components.shared.errors import SemiscaleError
 from components.shared.receipts import Failure, ShardCount
 from components.shared.scores import Rows
 
@@ -56,14 +57,20 @@ class Part:
         return buffer.getvalue()
 
 
-def decode(data: bytes) -> Part:
-    """Read a part back."""
+def decode(data: bytes, uri: str) -> Part:
+    """Read a part back. Raises SemiscaleError where it holds another number of samples than was scored."""
     file = pq.ParquetFile(io.BytesIO(data))
     table, metadata = file.read(), file.metadata.metadata
     described, kept = json.loads(metadata[b"semiscale"]), int(metadata[b"kept"])
     labels, log_odds = (table[name].combine_chunks().flatten().to_numpy() for name in ("labels", "scores"))
+    count = ShardCount.model_validate(described["count"])
+    if table.num_rows != count.scored:
+        raise SemiscaleError(
+            f"{uri}: {table.num_rows} samples of shard {count.shard}; expected {count.scored}; delete it and run the "
+            "scoring again"
+        )
     return Part(
-        count=ShardCount.model_validate(described["count"]),
+        count=count,
         failures=[Failure.model_validate(failure) for failure in described["failures"]],
         seconds=described["seconds"],
         samples=table.drop_columns(["labels", "scores"]).replace_schema_metadata(None),

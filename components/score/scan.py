@@ -16,7 +16,7 @@ from components.score.forward import Best
 from components.score.gpu_decode import GpuDecoder
 from components.score.parts import Part
 from components.shared import models, networks
-from components.shared.receipts import Clocks, Failure, ShardCount, TrainReceipt
+from components.shared.receipts import Clocks, Failure, Images, ShardCount, TrainReceipt
 from components.shared.runfile import Decoder
 from components.shared.shards import Columns, Sample, Shard
 
@@ -65,7 +65,7 @@ class Scan:
                 self._seen(span.shard, len(span.samples), sum(len(sample.image) for sample in span.samples))
                 if span.ends:
                     began, seconds_here = time.monotonic(), time.monotonic() - began
-                    yield span.shard, tally.part(self._kept, round(seconds_here, 3))
+                    yield span.shard, tally.part(self._kept, span.listed, round(seconds_here, 3))
                     tally = None
             self._feed.give_back(batch)
 
@@ -100,12 +100,14 @@ class _Tally:
     failed: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     clocks: Counter[str] = field(default_factory=Counter)
+    images: Counter[str] = field(default_factory=Counter)
 
     def add(self, span: Span, best: Best, forward_s: float) -> None:
         """Add a span of a batch, leaving out the places that have no image."""
+        pixels = span.decoded()
         decoded = [
             one if one.problem or finite else replace(one, problem=NOT_FINITE)
-            for one, finite in zip(span.decoded(), best[1][span.places].isfinite().all(1).tolist(), strict=True)
+            for one, finite in zip(pixels, best[1][span.places].isfinite().all(1).tolist(), strict=True)
         ]
         scored = np.array([not one.problem for one in decoded], bool)
         labels_BP, scores_BP = (part[span.places].numpy()[scored] for part in best)
@@ -117,24 +119,36 @@ class _Tally:
             else:
                 self.rows.append((sample.index, sample.key, sample.uri, sample.offset, len(sample.image)))
         self.clocks.update({"read": span.read_s, "decode": sum(one.seconds for one in decoded), "forward": forward_s})
+        self.images.update(
+            read=len(span.samples),
+            decode=sum(not sample.problem for sample in span.samples),
+            forward=sum(not one.problem for one in pixels),
+            write=int(scored.sum()),
+        )
 
     def _fail(self, sample: Sample, reason: str) -> None:
         self.failed[reason] += 1
         if len(self.failures) < MAX_FAILURES_LISTED:
             self.failures.append(Failure(shard=self.shard.name, key=sample.key, reason=reason))
 
-    def part(self, kept: int, seconds: float) -> Part:
-        """Return the part of the whole shard; `seconds` passed since the one before it."""
+    def part(self, kept: int, listed: int, seconds: float) -> Part:
+        """Return the part of the whole shard, which has `listed` samples; `seconds` passed since the one before it.
+
+        Raises SemiscaleError where one has been lost: such a part is never written.
+        """
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(_COLUMNS)
+        count = ShardCount(
+            shard=self.shard.name,
+            digest=self.shard.digest(),
+            listed=listed,
+            scored=len(self.rows),
+            failed=dict(self.failed),
+            clocks=Clocks(**{part: round(seconds, 3) for part, seconds in self.clocks.items()}),
+            images=Images(**self.images),
+        )
+        count.refuse_hole()
         return Part(
-            count=ShardCount(
-                shard=self.shard.name,
-                digest=self.shard.digest(),
-                listed=len(self.rows) + self.failed.total(),
-                scored=len(self.rows),
-                failed=dict(self.failed),
-                clocks=Clocks(**{part: round(seconds, 3) for part, seconds in self.clocks.items()}),
-            ),
+            count=count,
             failures=self.failures,
             seconds=seconds,
             samples=pa.table([pa.array(c, f.type) for c, f in zip(columns, _COLUMNS, strict=True)], schema=_COLUMNS),

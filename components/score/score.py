@@ -8,12 +8,12 @@ ranked, in one file, and a receipt, written last.
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import cached_property, partial
 from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from components.score import parts
 from components.score.config import ScoreConfig
@@ -24,7 +24,16 @@ from components.shared.claims import Claims
 from components.shared.cores import cores
 from components.shared.errors import Refused
 from components.shared.progress import Progress, say
-from components.shared.receipts import Clocks, PlanReceipt, ScoreReceipt, ShardCount, TrainReceipt, UnitReceipt, load
+from components.shared.receipts import (
+    Clocks,
+    Images,
+    PlanReceipt,
+    ScoreReceipt,
+    ShardCount,
+    TrainReceipt,
+    UnitReceipt,
+    load,
+)
 from components.shared.shards import Columns, Shard, Unit
 from components.shared.stage import digest, once
 from components.shared.stopping import stopping_on_sigterm
@@ -37,6 +46,12 @@ MAX_FAILURES_LISTED = 100  # of a unit; all are counted
 LOOK_EVERY_S = 60.0  # how often a pod looks what the others have finished: a thousand shards a request
 UNWRITTEN = 2  # shards that wait to be written while others are scanned
 READERS = 32  # parts read at once: hides an object store's latency
+ADVICE = {
+    "read": "a store nearer by, or more pods",
+    "decode": "more CPUs a pod",
+    "forward": "a faster device",
+    "write": "a store nearer by, or more pods",
+}
 KEPT_CLASSES = 10  # of each image at least, so that another P can be selected without scoring again
 
 
@@ -77,11 +92,26 @@ def score(config: ScoreConfig) -> ScoreReceipt:
         listed=sum(count.listed for count in counts),
         scored=sum(count.scored for count in counts),
         failed=dict(sum((Counter(count.failed) for count in counts), Counter())),
-        clocks=total(receipt.clocks for receipt in mine),
+        **worked(counts),
     )
 
 
-def total(clocks: Iterator[Clocks]) -> Clocks:
+class Worked(TypedDict):
+    """What receipts say of a scan's parts."""
+
+    clocks: Clocks
+    images: Images
+    slowest: str
+
+
+def worked(counts: Sequence[ShardCount]) -> Worked:
+    """Add up what the parts of the scan took and did."""
+    clocks = total([count.clocks for count in counts])
+    images = {part: sum(getattr(count.images, part) for count in counts) for part in Images.model_fields}
+    return {"clocks": clocks, "images": Images(**images), "slowest": slowest(clocks, cores())}
+
+
+def total(clocks: Iterable[Clocks]) -> Clocks:
     """Add up clocks."""
     spent = dict.fromkeys(Clocks.model_fields, 0.0)
     for one in clocks:
@@ -90,12 +120,16 @@ def total(clocks: Iterator[Clocks]) -> Clocks:
     return Clocks(**spent)
 
 
+def slowest(clocks: Clocks, threads: int) -> str:
+    """Name the part that a scan waits for: one thread reads, one forwards and one writes, `threads` decode."""
+    wall = {**clocks.model_dump(), "decode": clocks.decode / threads}
+    return max(wall, key=lambda part: wall[part]) if any(wall.values()) else ""
+
+
 def bound(clocks: Clocks, threads: int) -> str:
-    """Name what a scan waits for, and what to buy more of. One thread reads and one forwards, `threads` decode."""
-    wall = {"read": clocks.read, "decode": clocks.decode / threads, "forward": clocks.forward}
-    slowest = max(wall, key=lambda part: wall[part])
-    advice = {"read": "a store nearer by, or more pods", "decode": "more CPUs a pod", "forward": "a faster device"}
-    return f"{slowest}-bound: faster with {advice[slowest]}"
+    """Name what a scan waits for, and what to buy more of."""
+    part = slowest(clocks, threads)
+    return f"{part}-bound: faster with {ADVICE[part]}" if part else "nothing waited for"
 
 
 class _Pod:
@@ -209,11 +243,12 @@ class _Pod:
                 writer.shutdown(wait=False, cancel_futures=True)
 
     def _commit(self, shard: Shard, part: Part, held: dict[str, ExitStack]) -> None:
+        started = time.monotonic()
         # A pod that hung and woke up may come second: what is there has been read, perhaps.
         storage.write(part_uri(self.folder, shard), part.encode(), if_absent=True)
         self._claims.advanced()
         self._found(shard.digest())
-        self._log(part)
+        self._log(_with_write(part.count, time.monotonic() - started))
         held.pop(shard.digest()).close()
 
     def _sealed(self, unit: Unit) -> UnitReceipt | None:
@@ -238,29 +273,30 @@ class _Pod:
         """Write a unit's files; returns the fields of its receipt. The seconds count to the shards by their images."""
         started = time.monotonic()
         with ThreadPoolExecutor(READERS) as pool:
-            read = list(pool.map(storage.read, [part_uri(self.folder, shard) for shard in unit.shards]))
-        scored = [parts.decode(data) for data in read]
+            uris = [part_uri(self.folder, shard) for shard in unit.shards]
+            read = list(pool.map(storage.read, uris))
+        scored = list(map(parts.decode, read, uris))
         del read
         self._claims.advanced()
         head = scores.head_size(self._config.images_per_class, len(self._units))
         metadata = {"teacher": self._teacher.digest, "unit": unit.digest, "shards": [one.name for one in unit.shards]}
         files = parts.unit_files(scored, head, len(self._plan.classes), metadata)
-        uris = {name: storage.join(folder, f"{name}.parquet") for name in files}
+        written = {name: storage.join(folder, f"{name}.parquet") for name in files}
         for name, data in files.items():
             self._claims.advanced()
-            storage.write(uris[name], data)
+            storage.write(written[name], data)
         sealing_s = time.monotonic() - started
         images = max(sum(part.count.scored for part in scored), 1)
         counts = [_with_write(part.count, sealing_s * part.count.scored / images) for part in scored]
         return {
-            **uris,
+            **written,
             "digest": unit.digest,
             "teacher": self._teacher.digest,
             "pod": self._config.pod,
             "seconds": round(sum(part.seconds for part in scored) + sealing_s, 3),
             "shards": counts,
             "failures": [failure for part in scored for failure in part.failures][:MAX_FAILURES_LISTED],
-            "clocks": total(count.clocks for count in counts),
+            **worked(counts),
         }
 
     def _seen(self, shard: Shard, images: int, size_bytes: int) -> None:
@@ -268,13 +304,13 @@ class _Pod:
         self._pace.scored(shard.digest(), size_bytes)
         self._progress.add(images, self._pace.line())
 
-    def _log(self, part: Part) -> None:
-        self._clocks = total(iter([self._clocks, part.count.clocks]))
+    def _log(self, count: ShardCount) -> None:
+        self._clocks = total([self._clocks, count.clocks])
         waits = bound(self._clocks, cores())
-        failed = sum(part.count.failed.values())
-        self._progress.spent(**part.count.clocks.model_dump())
+        failed = sum(count.failed.values())
+        self._progress.spent(**count.clocks.model_dump())
         self._progress.failed(failed)
-        say("score", f"{part.count.shard}: {part.count.scored:,} images scored, {failed:,} failed; {waits}")
+        say("score", f"{count.shard}: {count.scored:,} images scored, {failed:,} failed; {waits}")
 
     @cached_property
     def _scan(self) -> "Scan":

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from components.shared import storage
-from components.shared.errors import Refused
+from components.shared.errors import Refused, SemiscaleError
 
 
 class Document(BaseModel):
@@ -136,10 +136,21 @@ class Clocks(Document):
     write: float = 0.0
 
 
+class Images(Document):
+    """How many images each part of the scan worked on: what has no bytes is not decoded, what is damaged not forwarded,
+    what has scores that are not finite not written."""
+
+    read: int = 0
+    decode: int = 0
+    forward: int = 0
+    write: int = 0
+
+
 class ShardCount(Document):
     """One shard's line in the ledger: listed = scored + failed.
 
-    All that are listed were read, and decoded as far as they could be; those scored were forwarded and written.
+    `listed` is counted where the shard is read, and the others where scores are written, so that a sample that was lost
+    in between is a hole.
     """
 
     shard: str
@@ -148,10 +159,22 @@ class ShardCount(Document):
     scored: int
     failed: dict[str, int]
     clocks: Clocks = Clocks()
+    images: Images = Images()
+
+    def refuse_hole(self) -> None:
+        """Raise SemiscaleError where the line does not add up."""
+        if self.listed != self.scored + sum(self.failed.values()):
+            raise SemiscaleError(
+                f"shard {self.shard}: {self.listed} listed, but {self.scored} scored, failed: {self.failed or 'none'}; "
+                "a sample was lost: score it again"
+            )
 
 
 class UnitReceipt(Receipt):
-    """The scores of one unit: Parquet files (see components/shared/scores.py and places.py)."""
+    """The scores of one unit: Parquet files (see components/shared/scores.py and places.py).
+
+    `slowest` is the part of the scan that the others waited for, "" where nothing was scanned.
+    """
 
     teacher: str
     pod: int
@@ -161,6 +184,8 @@ class UnitReceipt(Receipt):
     shards: list[ShardCount]
     failures: list[Failure]
     clocks: Clocks
+    images: Images = Images()
+    slowest: str = ""
 
     @property
     def scored(self) -> int:
@@ -169,7 +194,7 @@ class UnitReceipt(Receipt):
 
 
 class ScoreReceipt(Receipt):
-    """What one pod did: units it scored, units it found finished, and its clocks."""
+    """What one pod did: units it scored, units it found finished, its clocks, and the slowest part of its scan."""
 
     pod: int
     teacher: str
@@ -179,6 +204,8 @@ class ScoreReceipt(Receipt):
     scored: int
     failed: dict[str, int]
     clocks: Clocks
+    images: Images = Images()
+    slowest: str = ""
 
 
 class ClassSelection(Document):
