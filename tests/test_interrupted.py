@@ -70,18 +70,20 @@ def test_no_stage_outlives_a_run_that_was_killed(scoring: Path, stage: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("stage", "to_group"),
+    ("stage", "to_group", "number"),
     [
-        pytest.param("plan", False, id="one stage, the run alone is told"),
-        pytest.param("score", True, id="two at once, as a terminal does"),
-        pytest.param("score", False, id="two at once, the run alone is told", marks=pytest.mark.slow),
+        pytest.param("plan", False, signal.SIGINT, id="one stage, the run alone is told"),
+        pytest.param("plan", False, signal.SIGTERM, id="one stage, the run is told as by kill"),
+        pytest.param("score", True, signal.SIGINT, id="two at once, as a terminal does"),
+        pytest.param("score", False, signal.SIGINT, id="two at once, the run alone is told", marks=pytest.mark.slow),
     ],
 )
-def test_an_interrupted_run_says_so_in_one_line(scoring: Path, stage: str, to_group: bool) -> None:
+def test_an_interrupted_run_says_so_in_one_line(scoring: Path, stage: str, to_group: bool, number: int) -> None:
     run = start(scoring)
     wait_until(True, scoring, stage)
-    (os.killpg if to_group else os.kill)(run.pid, signal.SIGINT)
+    (os.killpg if to_group else os.kill)(run.pid, number)
     _, error = run.communicate(timeout=LIMIT_S)
-    assert run.returncode == 130
-    assert error == "interrupted: what was finished is kept, run it again to go on\n"
+    assert run.returncode == 128 + number
+    why = "interrupted" if number == signal.SIGINT else "told to stop"
+    assert error == f"{why}: what was finished is kept, run it again to go on\n"
     wait_until(False, scoring)  # a stage that was still starting ends as soon as it has

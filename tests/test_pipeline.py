@@ -20,12 +20,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SECRETS = {name: f"Sentinel0000{name}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
 
 
-def run(folder: Path, content: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, content: dict[str, Any], log: str = "plain") -> subprocess.CompletedProcess[str]:
     """Write a run file and run it as a user does, from a folder of his own."""
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content))
     command = [sys.executable, str(ROOT / "pipeline.py"), "run", str(path)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=dict(os.environ), timeout=600)
+    environment = {**os.environ, "SEMISCALE_LOG": log}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=600)
 
 
 def left(folder: Path, bucket: str) -> dict[str, bytes]:
@@ -101,6 +102,22 @@ def test_bad_input_ends_a_run_in_one_line_with_code_2(tmp_path: Path, changes: d
     assert line in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "train ·" not in done.stdout
+
+
+def test_a_spent_budget_ends_a_run_with_code_3(tmp_path: Path) -> None:
+    """Of the one training that is at work, too: nobody else's spending is looked at."""
+    done = run(tmp_path, pictures.write_run(tmp_path, budget_hours=0.00001, teacher_images_processed=480_000))
+    assert done.returncode == 3, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("failed: budget_hours: ")
+
+
+def test_where_lines_are_json_a_run_ends_with_the_same_reason_and_code(tmp_path: Path) -> None:
+    done = run(tmp_path, pictures.write_run(tmp_path, test="/nowhere"), log="json")
+    assert done.returncode == 2
+    (error,) = map(json.loads, done.stderr.splitlines())
+    assert error["message"].startswith("refused: /nowhere: nothing here")
+    assert error["exit_code"] == 2
 
 
 @pytest.mark.slow

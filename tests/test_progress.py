@@ -58,12 +58,12 @@ def test_a_line_every_five_seconds(capsys: pytest.CaptureFixture[str]) -> None:
 def test_lines_are_json_where_asked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEMISCALE_LOG", "json")
     say("merge", "class 'ä' is short", done=3)
-    fail("refused: no")
+    fail("refused: no", 2)
     out, err = capsys.readouterr()
     line = json.loads(out)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*\+00:00", line.pop("time"))
     assert line == {"level": "info", "message": "class 'ä' is short", "stage": "merge", "done": 3}
-    assert json.loads(err)["message"] == "refused: no"
+    assert (json.loads(err)["message"], json.loads(err)["exit_code"]) == ("refused: no", 2)
 
 
 @pytest.mark.parametrize("chosen", ["", "json"])

@@ -21,24 +21,26 @@ LIFELINE = "SEMISCALE_LIFELINE"  # the environment's name for the file
 def held(path: Path) -> Iterator[None]:
     """Keep the stages that are started meanwhile alive.
 
-    Ctrl-C lets go of them at once, because kfp.local waits for those that run, and ends when they have.
+    Ctrl-C and SIGTERM let go of them at once, because kfp.local waits for those that run, and end when they have; the
+    KeyboardInterrupt says by its argument which of the two it was.
     """
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
         def let_go(number: int, frame: FrameType | None) -> None:
             fcntl.flock(file, fcntl.LOCK_UN)
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
 
         os.environ[LIFELINE] = str(path)
-        before = signal.signal(signal.SIGINT, let_go)
+        before = {number: signal.signal(number, let_go) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         except KeyboardInterrupt:
             fcntl.flock(file, fcntl.LOCK_EX)  # all stages share the lock by now, until their last moment
             raise
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             del os.environ[LIFELINE]
 
 

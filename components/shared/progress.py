@@ -6,14 +6,18 @@ Progress of a process is also what its object in the workdir (tasks.py) and its 
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Any, TextIO
+
+from components.shared.errors import Refused, SemiscaleError
 
 LINE_EVERY_S = 5.0
 LOG = "SEMISCALE_LOG"
+FAILURE = re.compile(r"(refused|failed): (.*)")  # how the line begins that says why a stage stops
 
 
 def say(stage: str, text: str, **numbers: float | str) -> None:
@@ -24,10 +28,34 @@ def say(stage: str, text: str, **numbers: float | str) -> None:
     print(line, flush=True)
 
 
-def fail(text: str) -> None:
+def fail(text: str, exit_code: int) -> None:
     """Print the one line that says why the program stops, to standard error."""
-    line = _json_line("error", message=text) if as_json(sys.stderr) else text
+    line = _json_line("error", message=text, exit_code=exit_code) if as_json(sys.stderr) else text
     print(line, file=sys.stderr, flush=True)
+
+
+def heard(line: str) -> dict[str, Any]:
+    """Return the fields of another process's log line; of one that is no JSON of ours, the whole is the message."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        fields = None
+    ours = isinstance(fields, dict) and isinstance(fields.get("message"), str)
+    return fields if ours else {"message": line}
+
+
+def failure(line: str) -> SemiscaleError | None:
+    """Return the error that a stage's last line tells, be it text or JSON; None where it is another line.
+
+    Text says whether it was refused or failed; of which exit code else, JSON alone.
+    """
+    fields = heard(line)
+    found = FAILURE.match(fields["message"])
+    if not found:
+        return None
+    error = (Refused if found[1] == "refused" else SemiscaleError)(found[2])
+    error.exit_code = fields.get("exit_code", error.exit_code)
+    return error
 
 
 def as_json(stream: TextIO) -> bool:

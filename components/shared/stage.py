@@ -144,7 +144,7 @@ def command_line(config_type: type[C], stage: Callable[[C], Receipt], prints: bo
     try:
         parsed: Any = CliApp.run(options, cli_args=sys.argv[1:])
     except ValidationError as error:
-        fail(f"refused: {describe(error, config_type.model_fields)}")
+        fail(f"refused: {describe(error, config_type.model_fields)}", Refused.exit_code)
         return Refused.exit_code
     given = {name: getattr(parsed, name) for name in config_type.model_fields}
     indent = None if as_json(sys.stdout) else 1  # a line like the others, where lines are JSON
@@ -211,12 +211,12 @@ def guarded(run: Callable[[], None]) -> int:
     try:
         run()
     except ValidationError as error:
-        fail(f"refused: {describe(error, ())}")
+        fail(f"refused: {describe(error, ())}", Refused.exit_code)
         return Refused.exit_code
     except SemiscaleError as error:
-        fail(f"{'refused' if isinstance(error, Refused) else 'failed'}: {error}")
+        fail(f"{'refused' if isinstance(error, Refused) else 'failed'}: {error}", error.exit_code)
         return error.exit_code
     except OSError as error:
-        fail(f"failed: {error}; what was finished is kept, run it again to go on")
+        fail(f"failed: {error}; what was finished is kept, run it again to go on", SemiscaleError.exit_code)
         return SemiscaleError.exit_code
     return 0

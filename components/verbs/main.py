@@ -46,9 +46,11 @@ def main(pipeline: GraphComponent, arguments: Sequence[str]) -> int:
     verb: Callable[[Options], None] = options.verb
     try:
         return guarded(lambda: verb(options))
-    except KeyboardInterrupt:
-        fail("interrupted: what was finished is kept, run it again to go on")
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        why = "interrupted" if number == signal.SIGINT else "told to stop"
+        fail(f"{why}: what was finished is kept, run it again to go on", 128 + number)
+        return int(128 + number)
 
 
 def parser(pipeline: GraphComponent) -> argparse.ArgumentParser:

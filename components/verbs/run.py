@@ -20,6 +20,7 @@ from kfp import components, local
 from components.shared import lifeline, runfile, storage, tasks
 from components.shared.cores import cores
 from components.shared.errors import Refused, SemiscaleError
+from components.shared.progress import failure
 from components.shared.runfile import RunFile
 from components.verbs.compile import COMPILED
 from components.verbs.containers import PLACES, docker_runner
@@ -29,7 +30,6 @@ PROCESSES = 2  # what kfp.local starts at a time inside a loop
 ON_A_CLUSTER = re.compile(r"^( +)(?:retryPolicy|env):\n(?:\1[ -] *.*\n)+", re.MULTILINE)
 OURS = re.compile(r'^\s*([a-z]+ · |\{"time": )')  # a stage's line, as text or as JSON
 ERROR = re.compile(r"^\s*([A-Za-z_.]*(?:Error|Exception)\b.*)")  # the last line of a traceback
-REASON = re.compile(r"^\s*(refused|failed): (.*)")
 MODELS = {
     "teacher": "teacher",
     "baseline": "baseline, same images processed",
@@ -80,8 +80,18 @@ def execute(settings: RunFile, log: Path, docker: bool = False) -> None:
             with left_as_found(), lifeline.held(Path(root, "lifeline")):
                 pipeline(**settings.parameters())
         except RuntimeError as error:
-            kind, reason = screen.reason or ("failed", f"{screen.error or plain(str(error))} (see {log})")
-            raise (Refused if kind == "refused" else SemiscaleError)(reason) from None
+            failed = screen.failure or SemiscaleError(f"{screen.error or plain(str(error))} (see {log})")
+            failed.exit_code = exit_code(settings, failed)
+            raise failed from None
+
+
+def exit_code(settings: RunFile, failed: SemiscaleError) -> int:
+    """Return the exit code of the task that failed so. Its object knows it; a line of text does not."""
+    with contextlib.suppress(OSError, SemiscaleError):
+        for task in tasks.Board(settings.workdir, settings.name).tasks():
+            if task.exit_code and task.reason == str(failed):
+                return task.exit_code
+    return failed.exit_code
 
 
 @contextlib.contextmanager
@@ -104,7 +114,7 @@ class Screen(io.TextIOBase):
     def __init__(self, screen: TextIO, log: TextIO) -> None:
         self._screen, self._log, self._line = screen, log, ""
         self._lock = threading.Lock()  # kfp.local prints from one thread a task
-        self.reason: tuple[str, str] | None = None  # a stage's own line: refused or failed, and why
+        self.failure: SemiscaleError | None = None  # what a stage's own line says
         self.error = ""  # or else the error that it died of
 
     def write(self, text: str) -> int:
@@ -116,10 +126,10 @@ class Screen(io.TextIOBase):
         self._log.write(text)
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
-            if OURS.match(line):
+            if failed := failure(line.strip()):
+                self.failure = self.failure or failed
+            elif OURS.match(line):
                 self._screen.write(line.strip() + "\n")
-            elif (found := REASON.match(line)) and not self.reason:
-                self.reason = (found[1], found[2])
             elif (found := ERROR.match(line)) and not self.error:
                 self.error = found[1]
         self._screen.flush()
