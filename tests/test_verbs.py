@@ -2,6 +2,8 @@
 
 import gc
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from components.shared import runfile
 from components.shared.errors import Refused
 from components.shared.runfile import RunFile
 from components.verbs import containers
+from components.verbs.build import _revision
 from components.verbs.main import main, parser
 from components.verbs.run import located
 from tests import pictures
@@ -92,3 +95,18 @@ def test_without_docker_a_run_in_containers_is_refused(monkeypatch: pytest.Monke
     assert "\n" not in str(refusal.value)
     del refusal
     gc.collect()  # docker's client leaves the socket open that it could not connect
+
+
+@pytest.mark.parametrize(
+    ("changed", "marked"),
+    [("manifests/overlays/gke/kustomization.yaml", False), ("README.md", False), ("components/new.py", True),
+     ("docker/cpu.Dockerfile", True)],
+)  # fmt: skip
+def test_images_are_called_changed_where_what_enters_them_is(tmp_path: Path, changed: str, marked: bool) -> None:
+    shutil.copy(ROOT / ".dockerignore", tmp_path)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "one"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    (tmp_path / changed).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / changed).write_text("new")
+    assert re.fullmatch(r"[0-9a-f]{12}-changed" if marked else r"[0-9a-f]{12}", _revision(tmp_path))

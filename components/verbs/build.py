@@ -60,9 +60,12 @@ def _name(image: str) -> str:
     return image.rpartition("/")[2].partition(":")[0]
 
 
-def _revision() -> str:
-    revision = _ran("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
-    changed = _ran("git", "-C", str(ROOT), "status", "--porcelain")
+def _revision(root: Path = ROOT) -> str:
+    """Return the git revision, with a word where what enters the images is not as it was committed."""
+    revision = _ran("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
+    ignore = (root / ".dockerignore").read_text().splitlines()
+    enters = [line[1:] for line in ignore if line.startswith("!")]
+    changed = _ran("git", "-C", str(root), "status", "--porcelain", "--", *enters, "docker", ".dockerignore")
     return f"{revision}-changed" if changed else revision
 
 
