@@ -247,6 +247,18 @@ def test_a_budget_that_runs_out_stops_the_work_as_sigterm_does(tmp_path: Path, m
     assert (task.task, task.state, task.exit_code) == ("score-1", "stopped", 3)
 
 
+def test_the_first_task_of_a_run_counts_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its budget used up long before it would look what others spent, or write again."""
+    monkeypatch.setattr(tasks, "gpus", lambda: 0)
+    started = time.monotonic()
+    with (
+        pytest.raises(BudgetSpent),
+        reported(Board(str(tmp_path), "trial"), "train-teacher-1.0", "train", on_device=True, budget_hours=0.0001),
+    ):
+        time.sleep(30)
+    assert time.monotonic() - started < tasks.WRITE_EVERY_S
+
+
 def test_a_killed_process_leaves_its_task_running_and_a_stopped_one_says_so(tmp_path: Path) -> None:
     script = (
         "from components.shared.tasks import Board, reported\nimport time, sys\n"

@@ -20,6 +20,7 @@ class PromoteConfig(StageConfig):
     """Whose student is to be compared with which champion."""
 
     stage: ClassVar[str] = "promote"
+    on_device: ClassVar[bool] = True
 
     plan: ReceiptUri
     """The plan's receipt: it names the test split and the run."""

@@ -23,6 +23,7 @@ from components.shared.receipts import Document
 from components.shared.stopping import Stopped, stopping_on_sigterm
 
 WRITE_EVERY_S = 10.0
+LOOK_AGAIN_S = 1.0  # as often as that a task looks whose run is about to have spent its budget
 READ_EVERY_S = 60.0  # of the other tasks, for the budget; twenty times that where there are hundreds of them
 FRESH_S = 3 * WRITE_EVERY_S  # an object that was written since then has a process that lives
 READERS = 32
@@ -208,8 +209,13 @@ class _Reporter:
                 if self.over_budget and not self._over.is_set():
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
-            if self._over.wait(WRITE_EVERY_S):
+            if self._over.wait(self._pause_s()):
                 return
+
+    def _pause_s(self) -> float:
+        """Return the time to the next write: shorter where the budget may be used up before it."""
+        left_s = self._spending.left_s(self._budget_s) if self._budget_s and self._task.devices else WRITE_EVERY_S
+        return min(WRITE_EVERY_S, max(left_s, LOOK_AGAIN_S))
 
     def _carry_over(self, tasks: list[Task] | None = None) -> None:
         found = self._board.tasks() if tasks is None else tasks
@@ -219,7 +225,7 @@ class _Reporter:
         tasks = self._board.tasks()
         if not self._thread.ident:
             self._carry_over(tasks)
-        self._spending = Spending(tasks)
+        self._spending = Spending(tasks, self._task)
         if self._spending.device_s >= self._budget_s:
             self.over_budget = (
                 f"budget_hours: {self._spending.device_s / 3600:.2f} of {self._budget_s / 3600:g} device-hours are "
@@ -263,20 +269,27 @@ class _Reporter:
 
 
 class Spending:
-    """Device-seconds that a run's tasks had used at one look, and how fast they go on: no pod has to look often."""
+    """Device-seconds that a run's tasks had used at one look, and how fast they go on: no pod has to look often.
 
-    def __init__(self, tasks: list[Task] | None = None) -> None:
+    The task that looks is at work, also where its object does not say so yet.
+    """
+
+    def __init__(self, tasks: list[Task] | None = None, own: Task | None = None) -> None:
         self._looked = time.monotonic()
         self._known = tasks is not None
         self.device_s = sum(task.device_s for task in tasks or [])
-        self._per_s = sum(task.devices for task in tasks or [] if task.state == "running")
+        running = {task.task: task.devices for task in tasks or [] if task.state == "running"}
+        self._per_s = sum((running | ({own.task: own.devices} if own else {})).values())
         self._every_s = READ_EVERY_S * (1 + len(tasks or []) // 20)
 
     def may_exceed(self, budget_s: float) -> bool:
         """Say whether it is time to look again: the budget may be used up by now, or the look is old."""
-        since_s = time.monotonic() - self._looked
-        soon = self.device_s + self._per_s * since_s >= budget_s
-        return not self._known or soon or since_s >= self._every_s
+        return not self._known or self.left_s(budget_s) <= 0 or time.monotonic() - self._looked >= self._every_s
+
+    def left_s(self, budget_s: float) -> float:
+        """Return the seconds in which those that were at work use up the budget."""
+        left = budget_s - self.device_s
+        return left / max(self._per_s, 1e-9) - (time.monotonic() - self._looked)
 
 
 def _ending(error: BaseException | None, over_budget: str) -> dict[str, object]:
