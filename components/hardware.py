@@ -11,14 +11,24 @@ from contextvars import ContextVar
 from kfp import dsl, kubernetes
 
 from components import images
-from components.shared.hardware import HOUR_S, LAUNCH, STORE_KEYS, CpuMachine, Hardware, Launch, Machine, queue_labels
+from components.shared.hardware import (
+    HOUR_S,
+    LAUNCH,
+    METRICS_PORT,
+    SCRAPED,
+    STORE_KEYS,
+    CpuMachine,
+    Hardware,
+    Launch,
+    Machine,
+    queue_labels,
+)
+from components.shared.metrics import PORT
 
 PART_OF = {"app.kubernetes.io/part-of": "semiscale"}  # what manifests/base selects our pods by
 USER = 1000  # of the images
 RETRY_AFTER = "120s"  # between two tries
 QUEUE_S = 24 * HOUR_S  # what a try may wait for a node, a quota or an image
-METRICS_PORT = "9090"
-SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/port": METRICS_PORT}  # what most Prometheus set-ups look for
 _HARDWARE = ContextVar("hardware", default=Hardware())  # noqa: B039 - frozen
 
 
@@ -77,7 +87,7 @@ def _on_kubernetes(task: dsl.PipelineTask, machine: Machine) -> dsl.PipelineTask
         kubernetes.add_pod_label(task, key, value)
     for key, value in SCRAPED.items():
         kubernetes.add_pod_annotation(task, key, value)
-    task.set_env_variable("SEMISCALE_METRICS_PORT", METRICS_PORT)
+    task.set_env_variable(PORT, METRICS_PORT)
     for key, value in machine.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
     for one in machine.tolerations:

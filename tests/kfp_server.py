@@ -84,6 +84,9 @@ class KubeflowPipelines:
             if len(body["trigger"]["cron_schedule"]["cron"].split()) != 6:
                 raise Problem(INVALID, "Expected exactly 6 fields in the cron expression")
             body["max_concurrency"] = str(body["max_concurrency"])  # an int64, which JSON carries as text
+        # What the server fills in where a caller names none, in an installation for one user.
+        if kind in ("runs", "recurringruns"):
+            body["service_account"] = body.get("service_account") or "pipeline-runner"
         return self._add(kind, {**body, **({"state": "RUNNING"} if kind == "runs" else {})})
 
     def _act(self, method: str, kind: str, identity: str, verb: str) -> Thing:

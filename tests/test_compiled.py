@@ -1,6 +1,7 @@
 """What Kubeflow is given: compiled files that are current, and that say what the run file's hardware says."""
 
 import difflib
+import importlib
 import json
 import re
 from pathlib import Path
@@ -12,10 +13,9 @@ import yaml
 
 import pipeline
 from components import images
-from components.hardware import SCRAPED
 from components.shared import runfile
 from components.shared.errors import Refused
-from components.shared.hardware import LAUNCH, STORE_KEYS, Launch
+from components.shared.hardware import LAUNCH, SCRAPED, STORE_KEYS, Launch
 from components.shared.runfile import RunFile
 from components.verbs.compile import COMPILED, MANIFESTS, RUNS, compile_pipeline, with_pushed_images, write
 
@@ -24,9 +24,17 @@ LEAST: dict[str, Any] = {"name": "a.b", "workdir": "gs://b/w", "labeled": "l", "
 STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "promote", "report")
 
 
-def compiled(path: Path, kubernetes: bool = False, **changes: Any) -> list[dict[str, Any]]:
+def compiled(path: Path, **changes: Any) -> list[dict[str, Any]]:
     """Compile a run file with these keys and return its YAML documents."""
-    write(pipeline.semiscale, path, runfile.check({**LEAST, **changes}, "here"), kubernetes)
+    write(pipeline.semiscale, path, runfile.check({**LEAST, **changes}, "here"))
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def as_objects(path: Path, **changes: Any) -> list[dict[str, Any]]:
+    """Compile a run file with these keys to Kubernetes objects, as the verb does."""
+    run_file = path.with_name("run.yaml")
+    run_file.write_text(yaml.safe_dump({**LEAST, **changes}))
+    compile_pipeline(pipeline.semiscale, run_file, path, kubernetes=True)
     return list(yaml.safe_load_all(path.read_text()))
 
 
@@ -175,11 +183,14 @@ def test_a_fixed_choice_is_a_drop_down_with_the_run_files_value(tmp_path: Path) 
 
 
 def test_as_kubernetes_objects(tmp_path: Path) -> None:
-    objects = compiled(tmp_path / "p.yaml", kubernetes=True)
-    assert [(one["kind"], one["metadata"]["name"]) for one in objects] == [
-        ("Pipeline", "semiscale"),
-        ("PipelineVersion", "semiscale-a-b"),
-    ]
+    objects = as_objects(tmp_path / "p.yaml")
+    assert [one["kind"] for one in objects] == ["Pipeline", "PipelineVersion"]
+    pipeline_name, version = [one["metadata"]["name"] for one in objects]
+    assert pipeline_name == "semiscale"
+    assert re.fullmatch("semiscale-a-b-[0-9a-f]{16}", version)
+    assert as_objects(tmp_path / "p.yaml")[1] == objects[1], "applied again, it is unchanged"
+    other = as_objects(tmp_path / "p.yaml", pods=3)[1]
+    assert other["metadata"]["name"] != version, "the cluster refuses a version that changed"
     for one in objects:
         schema = json.loads((SCHEMAS / f"pipelines.kubeflow.org_v2beta1_{one['kind']}.json").read_text())
         jsonschema.validate(one, schema)
@@ -229,3 +240,10 @@ def test_hardware_that_cannot_be_is_refused(hardware: dict[str, Any], line: str)
 def test_hardware_is_no_parameter_of_the_run() -> None:
     settings = RunFile.model_validate({**LEAST, "hardware": {"scan": {"gpus": 4}}})
     assert "hardware" not in settings.parameters()
+
+
+def test_what_a_budget_counts_are_the_stages_on_gpus() -> None:
+    (document, _) = yaml.safe_load_all(COMPILED.read_text())
+    for stage in STAGES:
+        config = getattr(importlib.import_module(f"components.{stage}.{stage}"), f"{stage.capitalize()}Config")
+        assert config.on_device == ("accelerator" in container([document], stage)["resources"]), stage

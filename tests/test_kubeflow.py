@@ -59,7 +59,7 @@ def test_a_run_is_submitted_with_the_run_files_values(
     assert verb("submit", str(run_file), "--images-on-nodes") == 0
     (run,) = kfp.things["runs"]
     assert capsys.readouterr().out.splitlines()[-2] == f"https://kfp.example/#/runs/details/{run['run_id']}"
-    assert run["display_name"] == "birds"
+    assert (run["display_name"], run["service_account"]) == ("birds", "semiscale")
     assert kfp.named("experiments") == ["birds"]
     parameters = run["runtime_config"]["parameters"]
     assert parameters["images_per_class"] == 16_000
@@ -93,6 +93,7 @@ def test_a_schedule_is_one_recurring_run(
         (recurring,) = kfp.things["recurringruns"]
         assert recurring["trigger"]["cron_schedule"]["cron"] == f"0 {cron}"
         assert (recurring["max_concurrency"], recurring["no_catchup"], recurring["mode"]) == ("1", True, "ENABLE")
+        assert recurring["service_account"] == "semiscale"
     first = recurring["recurring_run_id"]
     run_file.write_text(run_file.read_text() + "images_per_class: 5\n")
     assert verb("schedule", str(run_file), "--cron", "30 3 * * 1-5", "--images-on-nodes") == 0

@@ -1,5 +1,7 @@
 """A training on many nodes: the TrainJob fits Kubeflow's schema, and is followed to its end over a real HTTP API."""
 
+import contextlib
+import io
 import json
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.hardware import LAUNCH, Launch
+from components.shared.progress import LOG, fail, say
 from components.shared.receipts import Preprocessing, TrainReceipt
 from components.train import trainjob
 from components.train.config import TrainConfig
@@ -130,7 +133,11 @@ def test_the_nodes_get_the_hardware_and_the_stages_own_options(config: TrainConf
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (4, 8)
     assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == 8
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    assert node["template"]["spec"]["template"]["spec"]["nodeSelector"] == MACHINE["node_selector"]
+    template = node["template"]["spec"]["template"]
+    assert template["spec"]["nodeSelector"] == MACHINE["node_selector"]
+    assert {"name": "SEMISCALE_METRICS_PORT", "value": template["metadata"]["annotations"]["prometheus.io/port"]} in (
+        trainer["env"]
+    )
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     options = dict(one.removeprefix("--").split("=", 1) for one in trainer["args"])
     assert set(options) == {name.replace("_", "-") for name in TrainConfig.model_fields}
@@ -138,12 +145,17 @@ def test_the_nodes_get_the_hardware_and_the_stages_own_options(config: TrainConf
 
 
 def test_a_training_is_followed_to_its_receipt(
-    cluster: Cluster, config: TrainConfig, start: Any, capsys: pytest.CaptureFixture[str]
+    cluster: Cluster,
+    config: TrainConfig,
+    start: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    said = written(lambda: say("train", "480 of 960 images · 50%"), "json", monkeypatch)
     running = start()
     name = cluster.created()
     assert name == f"semiscale-{config.digest()}"
-    cluster.add_pod(name, 0, "one\ntrain · 480 of 960 images · 50%\n")
+    cluster.add_pod(name, 0, f"one\n{said}")
     cluster.refusing = 2  # the API server is away for a while
     log = f"GET /api/v1/namespaces/lab/pods/{name}-node-0-0/log"
     while log not in cluster.requests:
@@ -157,17 +169,31 @@ def test_a_training_is_followed_to_its_receipt(
     assert cluster.requests.count(f"POST {JOBS}") == 1, "finished work asks the cluster for nothing"
 
 
+def written(act: Callable[[], None], log: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what a node writes, which has no terminal, to its log; SEMISCALE_LOG may be set there."""
+    text = io.StringIO()
+    with monkeypatch.context() as patched, contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
+        patched.setenv(LOG, log)
+        act()
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("log", ["", "plain"])
 @pytest.mark.parametrize(
-    ("line", "kind", "message"),
+    ("line", "kind", "code", "message"),
     [
-        ("refused: train: no GPU is like this", Refused, "train: no GPU is like this (semiscale-"),
-        ("failed: train: the loss is nan", SemiscaleError, "train: the loss is nan (semiscale-"),
-        ("Killed", SemiscaleError, "Killed (semiscale-"),
+        ("refused: train: no GPU is like this", Refused, 2, "train: no GPU is like this (semiscale-"),
+        ("failed: train: the loss is nan", SemiscaleError, 1, "train: the loss is nan (semiscale-"),
+        ("failed: budget_hours: spent", SemiscaleError, 3, "budget_hours: spent (semiscale-"),
+        ("Killed", SemiscaleError, 1, "Killed (semiscale-"),
     ],
 )
 def test_a_nodes_failure_is_the_stages_own(
-    cluster: Cluster, start: Any, line: str, kind: type[SemiscaleError], message: str
-) -> None:
+    cluster: Cluster, start: Any, log: str, line: str, kind: type[SemiscaleError], code: int, message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if line != "Killed":
+        line = written(lambda: fail(line, code), log, monkeypatch).strip()
     running = start()
     name = cluster.created()
     cluster.add_pod(name, 0, "torch: connection closed by peer", exit_code=1, finished=7)
@@ -176,6 +202,7 @@ def test_a_nodes_failure_is_the_stages_own(
     with pytest.raises(kind) as error:
         running.result(120)
     assert type(error.value) is kind
+    assert error.value.exit_code == (1 if log and code == 3 else code), "text does not say it"
     assert str(error.value).startswith(message)
     assert "node-0-1, exit code 1" in str(error.value)
     assert name in cluster.jobs, "kept for its logs"

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 HOUR_S = 3600
 STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")  # of the secret, and of boto3
 LAUNCH = "SEMISCALE_TRAINJOB"  # the environment variable that brings a Launch to the stage
+METRICS_PORT = "9090"
+SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/port": METRICS_PORT}  # what most Prometheus set-ups look for
 GPU_TAINT = "nvidia.com/gpu"  # what GPU node pools are tainted with, on GKE by itself
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")]
@@ -67,7 +69,7 @@ class _GpuMachine(Machine):
 
 
 class ScanMachine(_GpuMachine):
-    """For the pods that score the pool, and for evaluate: forward passes only. Decoding is what the CPUs are for."""
+    """For the pods that score the pool, evaluate, promote: forward passes only. Decoding is what the CPUs are for."""
 
     cpu: Quantity = "16"
     memory: Quantity = "48Gi"
@@ -95,7 +97,7 @@ class Hardware(_Section):
     cpu: CpuMachine = CpuMachine()
     """plan, merge, pack, report"""
     scan: ScanMachine = ScanMachine()
-    """score, evaluate"""
+    """score, evaluate, promote"""
     training: TrainingMachine = TrainingMachine()
     """train"""
     queue: Name | Literal[""] = ""

@@ -14,8 +14,9 @@ from typing import Any
 
 from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError
-from components.shared.hardware import LAUNCH, Launch
-from components.shared.progress import say
+from components.shared.hardware import LAUNCH, METRICS_PORT, SCRAPED, Launch
+from components.shared.metrics import PORT
+from components.shared.progress import failure, heard, say
 from components.shared.stage import in_the_workdir
 from components.shared.stopping import Stopped, stopping_on_sigterm
 from components.train.config import TrainConfig
@@ -25,7 +26,6 @@ MANAGER = "semiscale.trainer/train"  # who asks for the nodes, in the TrainJob
 NODE = "node"  # the replicated job and its container, in every torch runtime of Kubeflow
 LOOK_EVERY_S = 15  # at the log of the first node; the end is told at once, by the watch
 LOG_LINES = 200  # torchrun says a page after the node's own last line
-REASONS = ("refused: ", "failed: ")  # how a stage begins the line that says why it stops
 REQUEST_S = 30
 PATIENCE_S = 300  # for an API server that does not answer
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -72,6 +72,7 @@ def train_job(config: TrainConfig, launch: Launch) -> dict[str, Any]:
         "numNodes": machine.nodes,
         "numProcPerNode": max(machine.gpus, 1),
         "resourcesPerNode": {"requests": amount, "limits": amount},
+        "env": [{"name": PORT, "value": METRICS_PORT}],  # the first rank's process offers them, for all
     }
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
@@ -89,7 +90,7 @@ LABELS = {"app.kubernetes.io/part-of": "semiscale"}
 
 
 def _patches(launch: Launch) -> dict[str, Any]:
-    """Put the nodes' selector, taints and /dev/shm in; the runtime has the rest of the pod."""
+    """Put the nodes' selector, taints and /dev/shm in, and who scrapes them; the runtime has the rest of the pod."""
     machine = launch.machine
     pod: dict[str, Any] = {}
     if machine.node_selector:
@@ -101,9 +102,8 @@ def _patches(launch: Launch) -> dict[str, Any]:
         pod["volumes"] = [{"name": "shared-memory", "emptyDir": memory}]
         mount = {"name": "shared-memory", "mountPath": "/dev/shm"}  # noqa: S108
         pod["containers"] = [{"name": NODE, "volumeMounts": [mount]}]
-    if not pod:
-        return {}
-    job = {"name": NODE, "template": {"spec": {"template": {"spec": pod}}}}
+    template = {"metadata": {"annotations": SCRAPED}} | ({"spec": pod} if pod else {})
+    job = {"name": NODE, "template": {"spec": {"template": template}}}
     patch = {"template": {"spec": {"replicatedJobs": [job]}}}
     return {"runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": patch}]}
 
@@ -213,7 +213,7 @@ class _TrainJobs:
 
         try:
             first = [pod.metadata.name for pod in self._nodes() if _index(pod) == 0]
-            line = self._last_line(first[-1]) if first else ""
+            line = heard(self._last_line(first[-1]))["message"] if first else ""
         except (ApiException, HTTPError):
             return  # the training does not depend on what is said of it
         if line and line != self._said:
@@ -227,10 +227,11 @@ class _TrainJobs:
             why = condition.get("message") or condition.get("reason") or "no message"
             return SemiscaleError(f"train: the TrainJob {self._name} failed: {why}")
         said = [(pod, self._last_line(pod.metadata.name)) for pod in failed]
-        pod, line = next((pair for pair in said if pair[1].startswith(REASONS)), said[0])
-        kind = Refused if line.startswith(REASONS[0]) else SemiscaleError
-        reason = line.partition(": ")[2] if line.startswith(REASONS) else line or "it said nothing"
-        return kind(f"{reason} ({pod.metadata.name}, exit code {_end(pod).exit_code})")
+        pod, line = next((pair for pair in said if failure(pair[1])), said[0])
+        told = failure(line) or SemiscaleError(heard(line)["message"] or "it said nothing")
+        error = type(told)(f"{told} ({pod.metadata.name}, exit code {_end(pod).exit_code})")
+        error.exit_code = told.exit_code
+        return error
 
     def _nodes(self) -> list[Any]:
         selector = f"jobset.sigs.k8s.io/jobset-name={self._name}"
@@ -250,7 +251,7 @@ class _TrainJobs:
         except ApiException:  # not started yet, or gone with its machine
             return ""
         lines = [line.strip() for line in log.splitlines() if line.strip()]
-        reasons = [line for line in lines if line.startswith(REASONS)]
+        reasons = [line for line in lines if failure(line)]
         return str((reasons or lines or [""])[-1])
 
 

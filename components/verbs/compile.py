@@ -1,5 +1,6 @@
 """Compile the graph to the YAML that Kubeflow and the local runner both execute."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -34,22 +35,33 @@ def compile_pipeline(pipeline: GraphComponent, run_file: Path | None, output: Pa
         return
     settings = runfile.load(run_file)
     output = output or Path(f"{settings.name}.pipeline.yaml")
-    write(pipeline, output, settings, kubernetes)
-    output.write_text(with_pushed_images(output.read_text(), images.pushed()))
+    write(pipeline, output, settings)
+    text = with_pushed_images(output.read_text(), images.pushed())
+    if kubernetes:  # a version never changes there: what differs has another name
+        write(pipeline, output, settings, f"{object_name(settings.name)}-{version_of(text)}")
+        text = with_pushed_images(output.read_text(), images.pushed())
+    output.write_text(text)
     print(f"compiled: {output}")
 
 
-def write(pipeline: GraphComponent, path: Path, settings: RunFile | None = None, kubernetes: bool = False) -> None:
-    """Write the compiled pipeline; the same graph and run file give the same bytes, however many pods it asks for."""
+def version_of(text: str) -> str:
+    """Return the name of a compiled pipeline's version: the digest of its text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write(pipeline: GraphComponent, path: Path, settings: RunFile | None = None, version: str = "") -> None:
+    """Write the compiled pipeline; the same graph and run file give the same bytes, however many pods it asks for.
+
+    With a version, as Kubernetes objects.
+    """
     graph = traced(pipeline, settings.hardware if settings else Hardware())
-    version = settings.name if settings else None
     compiler.Compiler().compile(
         graph,
         str(path),
         pipeline_parameters=settings.parameters() if settings else None,
-        kubernetes_manifest_format=kubernetes,
+        kubernetes_manifest_format=bool(version),
         kubernetes_manifest_options=KubernetesManifestOptions(
-            pipeline_version_name=version and f"{graph.name}-{object_name(version)}", include_pipeline_manifest=True
+            pipeline_version_name=f"{graph.name}-{version}", include_pipeline_manifest=True
         ),
     )
 

@@ -24,15 +24,16 @@ from components.shared.errors import Refused, SemiscaleError
 
 HOST, TOKEN = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_SA_TOKEN_PATH"
 PAGE = 100
+SERVICE_ACCOUNT = "semiscale"  # of manifests/base: RBAC and the buckets' rights are bound to it
 
 
 @dataclass(frozen=True)
 class Server:
-    """Which Kubeflow Pipelines to talk to. Empty: as kfp's own configuration says."""
+    """Which Kubeflow Pipelines to talk to, and what pods run as there. Empty: as kfp's own configuration says."""
 
     host: str = ""
     namespace: str = ""
-    service_account: str = ""
+    service_account: str = SERVICE_ACCOUNT
 
 
 class _Client(Client):  # type: ignore[misc]  # kfp is untyped

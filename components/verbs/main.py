@@ -16,7 +16,7 @@ from components.verbs.cancel import cancel
 from components.verbs.compile import compile_pipeline
 from components.verbs.demo import demo, write_images
 from components.verbs.export import MODELS, export
-from components.verbs.kubeflow import Server
+from components.verbs.kubeflow import SERVICE_ACCOUNT, Server
 from components.verbs.plan import plan
 from components.verbs.promote import promote, rollback
 from components.verbs.rates import Stated
@@ -160,7 +160,9 @@ def add_cluster(verbs: Verbs, pipeline: GraphComponent) -> None:
     cancelling.add_argument("run", metavar="RUN", help="a run file, or the id of a run")
     cancelling.set_defaults(verb=lambda options: cancel(options.run, server_of(options)))
     for starting in (submitting, scheduling):
-        starting.add_argument("--service-account", default="", metavar="NAME", help="that the pods run as")
+        starting.add_argument(
+            "--service-account", default=SERVICE_ACCOUNT, metavar="NAME", help="that the pods run as (%(default)s)"
+        )
         starting.add_argument(
             "--images-on-nodes", action="store_true", help="the nodes have the images; no registry is needed"
         )
@@ -171,7 +173,7 @@ def add_cluster(verbs: Verbs, pipeline: GraphComponent) -> None:
 
 def server_of(options: Options) -> Server:
     """Return which server a verb was told to talk to."""
-    return Server(options.host, options.namespace, getattr(options, "service_account", ""))
+    return Server(options.host, options.namespace, getattr(options, "service_account", SERVICE_ACCOUNT))
 
 
 def add_reselect(verbs: Verbs) -> None:

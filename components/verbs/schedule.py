@@ -58,7 +58,7 @@ def created(place: Placed, expression: str, service_account: str) -> Any:
             params=place.parameters,
             pipeline_id=place.pipeline,
             version_id=place.version,
-            service_account=service_account or None,
+            service_account=service_account,
         )
 
 
@@ -74,7 +74,7 @@ def described(recurring: Any) -> tuple[Any, ...]:
         schedule and schedule.cron,
         version and version.pipeline_version_id,
         recurring.runtime_config and recurring.runtime_config.parameters,
-        recurring.service_account or "",
+        recurring.service_account,
         str(recurring.max_concurrency),
         recurring.no_catchup,
         recurring.mode,

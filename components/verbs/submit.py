@@ -1,6 +1,5 @@
 """Submit: one run on a cluster, from the shell."""
 
-import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from components.shared import tasks
 from components.shared.hardware import Hardware
 from components.shared.runfile import RunFile
 from components.verbs.check import checked, refuse_unpushed
-from components.verbs.compile import traced, with_pushed_images
+from components.verbs.compile import traced, version_of, with_pushed_images
 from components.verbs.kubeflow import Server, addressed, all_pages, client, named
 
 PIPELINE = "semiscale"
@@ -46,7 +45,7 @@ def submit(pipeline: GraphComponent, path: Path, server: Server, images_on_nodes
             params=place.parameters,
             pipeline_id=place.pipeline,
             version_id=place.version,
-            service_account=server.service_account or None,
+            service_account=server.service_account,
         )
     )
     print(f"submitted: run {run.run_id}\n{address}")
@@ -75,7 +74,7 @@ def compiled(pipeline: GraphComponent, hardware: Hardware) -> str:
 
 def uploaded(api: Client, text: str, namespace: str) -> tuple[str, str]:
     """Return the ids of the pipeline and of its version, called by the digest of its text; uploads what is new."""
-    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    name = version_of(text)
     owner = {"namespace": namespace} if namespace else {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
