@@ -255,6 +255,7 @@ def test_what_refers_to_something_finds_it(name: str) -> None:
     (template,) = POD_TEMPLATES["TrainingRuntime"](runtime)
     assert ("ServiceAccount", template["spec"]["serviceAccountName"]) in names
     assert ("PriorityClass", template["spec"]["priorityClassName"]) in names
+    assert template["spec"]["restartPolicy"] == "Never", "JobSet's default removes a failed pod, and its log"
     assert runtime["metadata"]["name"] == TrainingMachine.model_fields["runtime"].default
     (policy,) = [one for one in overlay(name) if one["kind"] == "NetworkPolicy"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
