@@ -76,9 +76,9 @@ class Prepared:
 class Feed:
     """Decodes for one scan.
 
-    Memory: AHEAD + `in_use` batches of pixels, and as many of encoded images; whoever takes batches may keep `in_use`
-    of them at a time. `allocate` makes a batch of a shape, in memory that the device can fetch from. Where there is
-    `on_gpu`, it decodes what it can, and the CPU the rest.
+    Memory: AHEAD + `in_use` batches of pixels, as many of encoded images, and what `shards.read` fetches ahead; whoever
+    takes batches may keep `in_use` of them at a time. `allocate` makes a batch of a shape, in memory that the device
+    can fetch from. Where there is `on_gpu`, it decodes what it can, and the CPU the rest.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ def _timed(shard: Shard, columns: Columns) -> Iterator[tuple[Sample, float]]:
     """Yield a shard's samples, each with the seconds that reading it took."""
     try:
         started = time.monotonic()
-        for sample in sharding.read(shard, columns):
+        for sample in sharding.read(shard, columns, ahead=True):
             yield sample, time.monotonic() - started
             started = time.monotonic()
     except FileNotFoundError:

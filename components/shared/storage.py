@@ -61,11 +61,14 @@ def read_if_there(uri: str) -> bytes | None:
         return None
 
 
-def open_read(uri: str, version: str = "") -> BinaryIO:
+def open_read(uri: str, version: str = "", *, ahead: bool = False) -> BinaryIO:
     """Open an object for reading, seekable. Over the network one request fetches READ_CHUNK_BYTES, which are kept until
     a read outside of them; all of them see one version, the one that was listed where it is given. Raises
-    FileNotFoundError, and what `read` raises."""
-    return _store(uri).open(uri, version)
+    FileNotFoundError, and what `read` raises.
+
+    `ahead` is for who reads all of it in order over the network: a thread fetches as much again, meanwhile.
+    """
+    return _store(uri).open(uri, version, ahead)
 
 
 def write(uri: str, data: bytes, *, if_absent: bool = False) -> bool:

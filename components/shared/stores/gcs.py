@@ -75,8 +75,8 @@ class GcsStore:
         except exceptions.RequestRangeNotSatisfiable:
             return b""
 
-    def open(self, uri: str, version: str) -> BinaryIO:
-        return RangeReader(self, uri, version).buffered()
+    def open(self, uri: str, version: str, ahead: bool) -> BinaryIO:
+        return RangeReader(self, uri, version, ahead).buffered()
 
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
         return self._write(uri, data, generation=0 if if_absent else None)

@@ -46,11 +46,11 @@ class LocalStore:
         return self._entry(path) if path.is_file() else None
 
     def read(self, uri: str, start: int, size: int | None, version: str) -> bytes:
-        with self.open(uri, version) as file:
+        with self.open(uri, version, ahead=False) as file:
             file.seek(start)
             return file.read(-1 if size is None else size)
 
-    def open(self, uri: str, version: str) -> BinaryIO:
+    def open(self, uri: str, version: str, ahead: bool) -> BinaryIO:
         try:
             file = local_path(uri).open("rb")
         except OSError as error:

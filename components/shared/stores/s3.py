@@ -81,8 +81,8 @@ class S3Store:
                 time.sleep(random.random() * 0.1 * 2**attempt)  # noqa: S311 - spreads the retries of many pods
         raise AssertionError("unreachable")
 
-    def open(self, uri: str, version: str) -> BinaryIO:
-        return RangeReader(self, uri, version).buffered()
+    def open(self, uri: str, version: str, ahead: bool) -> BinaryIO:
+        return RangeReader(self, uri, version, ahead).buffered()
 
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
         return self._write(uri, data, {"IfNoneMatch": "*"} if if_absent else {})

@@ -2,10 +2,12 @@
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
+from components.shared.ahead import begun
 from components.shared.errors import Refused, SemiscaleError
 
 CONNECTIONS = 64  # kept open by a client: above the number of threads that any stage reads with
@@ -31,7 +33,7 @@ class Store(Protocol):
     def folders(self, prefix: str) -> list[str]: ...
     def stat(self, uri: str) -> Entry | None: ...
     def read(self, uri: str, start: int, size: int | None, version: str) -> bytes: ...
-    def open(self, uri: str, version: str) -> BinaryIO: ...
+    def open(self, uri: str, version: str, ahead: bool) -> BinaryIO: ...
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool: ...
     def replace(self, uri: str, old: bytes, new: bytes) -> bool: ...
     def upload(self, path: Path, uri: str) -> None: ...
@@ -51,10 +53,21 @@ def changed(uri: str) -> SemiscaleError:
     return SemiscaleError(f"{uri}: changed since it was listed; run the plan again")
 
 
-class RangeReader(io.RawIOBase):
-    """A seekable view of one object of any store: every read is one ranged request for the bytes asked for."""
+class _Chunk(NamedTuple):
+    """Bytes of an object that are being fetched, or were."""
 
-    def __init__(self, store: Store, uri: str, version: str) -> None:
+    start: int
+    data: Future[bytes]
+
+
+class RangeReader(io.RawIOBase):
+    """A seekable view of one object of any store: every read is one ranged request for the bytes asked for.
+
+    With `ahead`, once a read has gone on where the last one ended, a thread fetches the READ_CHUNK_BYTES that follow
+    while these are used. Memory: as many.
+    """
+
+    def __init__(self, store: Store, uri: str, version: str, ahead: bool = False) -> None:
         entry = store.stat(uri)
         if entry is None:
             raise FileNotFoundError(uri)
@@ -62,6 +75,8 @@ class RangeReader(io.RawIOBase):
             raise changed(uri)
         self._store, self._uri, self._version, self._size = store, uri, entry.version, entry.size_bytes
         self._position = 0
+        self._ahead, self._last_end = ahead, -1
+        self._chunk: _Chunk | None = None
 
     def readable(self) -> bool:
         return True
@@ -89,9 +104,29 @@ class RangeReader(io.RawIOBase):
 
     def _next(self, size: int) -> bytes:
         size = min(size, self._size - self._position)
-        data = self._store.read(self._uri, self._position, size, self._version) if size > 0 else b""
-        self._position += len(data)
+        if size <= 0:
+            return b""
+        fetched = self._fetched(size)
+        follows = bool(fetched) or self._position == self._last_end
+        data = fetched or self._read(self._position, size)
+        self._position = self._last_end = self._position + len(data)
+        if self._ahead and follows and not self._holds(self._position) and self._position < self._size:
+            start, size = self._position, min(READ_CHUNK_BYTES, self._size - self._position)
+            self._chunk = _Chunk(start, begun(lambda: self._read(start, size)))
         return data
+
+    def _read(self, start: int, size: int) -> bytes:
+        return self._store.read(self._uri, start, size, self._version)
+
+    def _holds(self, position: int) -> bool:
+        return self._chunk is not None and 0 <= position - self._chunk.start < READ_CHUNK_BYTES
+
+    def _fetched(self, size: int) -> bytes:
+        """Return what has been fetched of the next bytes, at most `size`; waits for what is on its way."""
+        if self._chunk is None or not self._holds(self._position):
+            return b""
+        start = self._position - self._chunk.start
+        return self._chunk.data.result()[start : start + size]
 
     def buffered(self) -> BinaryIO:
         """Return the view behind a buffer of READ_CHUNK_BYTES."""

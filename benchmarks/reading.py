@@ -1,0 +1,74 @@
+"""What reading ahead gains where a store takes a while to answer: images a second that one pod of the scan is given.
+
+    python -m benchmarks.reading
+
+Images of 110 kB, made of noise, lie in a server of this machine that answers 30 ms late: as loose files, as files that
+a Parquet file links, and in a tar. They are read as the scan reads them, one thread asking, which takes a millisecond
+over each: a scan of 1,000 images a second at best.
+"""
+
+import io
+import os
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.shared import storage
+from components.shared.shards import Columns, Shard, find, read
+from tests.flaky import relayed
+from tests.servers import serving
+
+IMAGES, IMAGE_BYTES, LATENCY_S, WORK_S = 256, 110_000, 0.03, 0.001
+TARRED = 1024
+
+
+def main() -> None:
+    """Print a line a kind of shard."""
+    os.environ |= {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark", "AWS_REGION": "us-east-1"}
+    with serving("s3") as address:
+        os.environ["AWS_ENDPOINT_URL"] = address
+        boto3.client("s3").create_bucket(Bucket="pool")
+        write("s3://pool")
+        found = find(["s3://pool/files", "s3://pool/links.parquet", "s3://pool/a.tar"])
+        storage._open_store.cache_clear()
+        with relayed(address, LATENCY_S) as relay:
+            os.environ["AWS_ENDPOINT_URL"] = relay.address
+            for shard in found:
+                before, after = (measure(shard, ahead) for ahead in (False, True))
+                print(f"{shard.kind:8} {before:6.0f} images/s one after the other, {after:6.0f} ahead", flush=True)
+
+
+def write(root: str) -> None:
+    """Write the images in the three ways."""
+    rng = np.random.default_rng(0)
+    links = [f"{root}/files/{number:05}.jpg" for number in range(IMAGES)]
+    for link in links:
+        storage.write(link, rng.bytes(IMAGE_BYTES))
+    with tempfile.TemporaryDirectory() as here:
+        pq.write_table(pa.table({"image": links}), f"{here}/links.parquet")
+        with tarfile.open(f"{here}/a.tar", "w") as tar:
+            for number in range(TARRED):
+                member = tarfile.TarInfo(f"{number:05}.jpg")
+                member.size = IMAGE_BYTES
+                tar.addfile(member, io.BytesIO(rng.bytes(IMAGE_BYTES)))
+        for name in ("links.parquet", "a.tar"):
+            storage.upload(Path(here) / name, f"{root}/{name}")
+
+
+def measure(shard: Shard, ahead: bool) -> float:
+    """Return the images a second of reading a shard."""
+    started, images = time.perf_counter(), 0
+    for _ in read(shard, Columns(label=""), ahead=ahead):
+        images += 1
+        time.sleep(WORK_S)
+    return images / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

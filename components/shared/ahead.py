@@ -1,0 +1,67 @@
+"""Work done ahead by threads: hides a store's latency from whoever reads one thing after the other.
+
+The threads are daemons: a store that does not answer holds up no process that is told to stop.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Task = Callable[[], None]
+
+
+def begun(work: Callable[[], Result]) -> Future[Result]:
+    """Begin work in a thread of its own."""
+    future: Future[Result] = Future()
+    threading.Thread(target=_done, args=(work, future), daemon=True, name="ahead").start()
+    return future
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:
+    """Yield `work(item)` of every item, in order, `at_once` of them under way. Raises what `work` raises, in its place.
+
+    Memory: `at_once` results. Threads: as many, until the last item or until this iterator is closed.
+    """
+    tasks: SimpleQueue[Task | None] = SimpleQueue()
+    under_way: deque[Future[Result]] = deque()
+    threads = 0
+    try:
+        for item in items:
+            under_way.append(_put(tasks, work, item))
+            if threads < at_once:
+                threading.Thread(target=_work, args=(tasks,), daemon=True, name="ahead").start()
+                threads += 1
+            if len(under_way) == at_once:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        for future in under_way:
+            future.cancel()
+        for _ in range(threads):
+            tasks.put(None)
+
+
+def _put(tasks: "SimpleQueue[Task | None]", work: Callable[[Item], Result], item: Item) -> Future[Result]:
+    future: Future[Result] = Future()
+    tasks.put(lambda: _done(lambda: work(item), future))
+    return future
+
+
+def _work(tasks: "SimpleQueue[Task | None]") -> None:
+    while task := tasks.get():
+        task()
+
+
+def _done(work: Callable[[], Result], future: Future[Result]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - handed to the thread that asks for the result, which raises it
+        future.set_exception(error)

@@ -1,0 +1,94 @@
+"""Reading ahead: the same bytes in the same order, a bounded number at a time, and no wait for latency."""
+
+import threading
+import time
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from components.shared import storage
+from components.shared.ahead import in_order
+from components.shared.shards import FILES_AHEAD, Columns, find, read
+from components.shared.stores import store
+from tests import pictures
+
+
+def waits_for_no_more_threads() -> None:
+    """Return when the threads that read ahead have ended."""
+    until = time.monotonic() + 5
+    while any(thread.name == "ahead" for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_results_come_in_order_and_so_many_are_under_way() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.002 * (number % 3))
+        return number
+
+    results = in_order(work, count(), 4)
+    for expected in range(30):
+        assert next(results) == expected
+        assert len(begun) <= expected + 4
+    results.close()  # type: ignore[attr-defined]
+    waits_for_no_more_threads()
+
+
+def test_an_error_is_raised_in_its_place() -> None:
+    def work(number: int) -> int:
+        if number == 5:
+            raise ValueError(number)
+        return number
+
+    results: Iterator[int] = in_order(work, range(10), 3)
+    assert list(islice(results, 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="5"):
+        next(results)
+    waits_for_no_more_threads()
+    assert list(in_order(work, range(0), 3)) == []
+
+
+def test_a_tar_that_is_read_ahead_is_the_same(remote: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(store, "READ_CHUNK_BYTES", 3000)  # so that a small tar takes several requests
+    members = {f"{number:02}.png": pictures.picture(0, number, size=8 + number) for number in range(30)}
+    members["17.txt"] = b"x" * 20_000  # passed over by a jump
+    path = pictures.write_tar(tmp_path / "a.tar", members)
+    storage.upload(path, f"{remote}/a.tar")
+    (here,), (there,) = find([str(path)]), find([remote])
+    images = [sample.image for sample in read(here, Columns())]
+    assert [sample.image for sample in read(there, Columns(), ahead=True)] == images
+    with storage.open_read(f"{remote}/a.tar", ahead=True) as file:
+        parts = list(iter(lambda: file.read(777), b""))
+        file.seek(100)
+        assert file.read(5000) == path.read_bytes()[100:5100]
+    assert b"".join(parts) == path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["loose", "linked"])
+def test_loose_and_linked_files_are_read_many_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    names = [f"{number:02}.png" for number in range(2 * FILES_AHEAD)]
+    (tmp_path / "files").mkdir()
+    for number, name in enumerate(names):
+        (tmp_path / "files" / name).write_bytes(pictures.picture(0, number))
+    pq.write_table(pa.table({"image": [f"files/{name}" for name in names]}), tmp_path / "links.parquet")
+    (shard,) = find([str(tmp_path / ("files" if kind == "loose" else "links.parquet"))])
+    plain = list(read(shard, Columns(label="")))
+    together, read_one = threading.Barrier(FILES_AHEAD, timeout=30), storage.read
+
+    def read_with_others(uri: str, *args: Any, **options: Any) -> bytes:
+        together.wait()  # breaks, and so raises, where fewer are read at once
+        return read_one(uri, *args, **options)
+
+    monkeypatch.setattr(storage, "read", read_with_others)
+    assert list(read(shard, Columns(label=""), ahead=True)) == plain
+    assert len(plain) == len(names)
