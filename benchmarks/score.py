@@ -142,7 +142,8 @@ class Bench:
     @cached_property
     def scorer(self) -> forward.OnCpu | forward.OnGpu:
         """The network on its device, as the scan uses it, after a first batch, for which libraries make their plans."""
-        scorer = forward.on(self.device, models.read(self.checkpoint)[0], self.case.preprocessing, KEPT)
+        model = models.read(self.checkpoint)[0]
+        scorer = forward.on(self.device, model, self.case.preprocessing, KEPT, str(self._folder))
         size = self.case.resolution
         scorer.start(scorer.allocate((scorer.batch_size, size, size, 3)))()
         return scorer
@@ -266,7 +267,7 @@ def called_in_turn(checkpoint: str, case: Case) -> Callable[[Batch], Best]:
     """Return the network as a script calls it: one batch after the other; on a CPU, all cores on each."""
     model, device = models.read(checkpoint)[0], models.device()
     if device.type == "cuda":
-        on_gpu = forward.OnGpu(model, case.preprocessing, KEPT, device)
+        on_gpu = forward.OnGpu(model, case.preprocessing, KEPT, device, str(Path(checkpoint).parent))
         return lambda images_BHWC: on_gpu.start(images_BHWC)()
     scorer = forward.Scorer(model, case.preprocessing, KEPT, bf16=False).eval()
     scorer.use(torch.channels_last)

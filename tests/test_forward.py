@@ -1,11 +1,19 @@
-"""The teacher on a CPU: the same scores on any number of threads, from batches in flight together."""
+"""The teacher on a CPU: the same scores on any number of threads, from batches in flight together; how pods agree on
+what is decided by trying, as far as a CPU can show it."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from components.score import forward
-from components.shared import models
+from components.score.decision import Decision, settled
+from components.shared import models, storage
+from components.shared.errors import SemiscaleError
 from components.shared.receipts import Preprocessing
 
 KEPT = 3
@@ -14,7 +22,7 @@ KEPT = 3
 def found(images_BHWC: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     preprocessing = Preprocessing(resolution=images_BHWC.shape[1], augmentation="shift")
-    on = forward.on(torch.device("cpu"), models.build("resnet8_small", 5), preprocessing, KEPT)
+    on = forward.on(torch.device("cpu"), models.build("resnet8_small", 5), preprocessing, KEPT, "")
     starts = range(0, len(images_BHWC), on.batch_size)
     results = [on.start(np.ascontiguousarray(images_BHWC[start : start + on.batch_size])) for start in starts]
     labels, scores = zip(*(result() for result in results), strict=True)
@@ -37,7 +45,67 @@ def test_scores_are_the_same_to_the_bit_on_any_number_of_threads(monkeypatch: py
 
 def test_an_error_in_a_batch_is_raised_where_its_result_is_asked_for() -> None:
     preprocessing = Preprocessing(resolution=16, augmentation="shift")
-    on = forward.on(torch.device("cpu"), models.build("resnet8_small", 5), preprocessing, KEPT)
+    on = forward.on(torch.device("cpu"), models.build("resnet8_small", 5), preprocessing, KEPT, "")
     result = on.start(np.zeros((2, 16, 16, 4), np.uint8))
     with pytest.raises(RuntimeError):
         result()
+
+
+def tried(number: int) -> Decision:
+    """What a pod would decide for itself."""
+    return Decision(layout=number % 2, compiled=number % 3 == 0, on=f"card {number}")
+
+
+def test_pods_that_start_together_follow_one_decision(tmp_path: Path) -> None:
+    start = threading.Barrier(12)
+
+    def decision_of(number: int) -> Decision:
+        start.wait()
+        return settled(str(tmp_path), f"card {number}", partial(tried, number))
+
+    with ThreadPoolExecutor(12) as pods:
+        found = list(pods.map(decision_of, range(12)))
+    assert len(set(map(repr, found))) == 1
+    assert found[0] in map(tried, range(12))
+
+
+def test_a_later_pod_tries_nothing_and_says_where_its_card_is_another(
+    bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert settled(bucket, "card 3", partial(tried, 3)) == tried(3)
+    assert settled(bucket, "card 3", lambda: pytest.fail("decided before")) == tried(3)
+    assert "differ" not in capsys.readouterr().out
+    assert settled(bucket, "card 4", partial(tried, 4)) == tried(3)
+    assert "this pod has card 4, but card 3 scored before it: equal images may differ" in capsys.readouterr().out
+    assert [entry.uri for entry in storage.entries(bucket)] == [f"{bucket}/decision.json"]
+
+
+def scorer_on_cpu() -> tuple[forward.Scorer, torch.Tensor]:
+    preprocessing = Preprocessing(resolution=16, augmentation="shift")
+    torch.manual_seed(0)
+    scorer = forward.Scorer(models.build("resnet8_small", 5), preprocessing, KEPT, bf16=False).eval()
+    images_BHWC = torch.randint(0, 256, (8, 16, 16, 3), generator=torch.Generator().manual_seed(1))
+    return scorer, images_BHWC.to(torch.uint8)
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+def test_the_network_runs_in_the_memory_format_that_was_decided(layout: int) -> None:
+    scorer, images_BHWC = scorer_on_cpu()
+    decision = Decision(layout=layout, compiled=False, on="")
+    with torch.inference_mode():
+        assert forward.faster_layout(scorer, images_BHWC) in (0, 1)
+        again = forward.following(decision, scorer, images_BHWC)(images_BHWC)
+        first = forward.following(decision, *scorer_on_cpu())(images_BHWC)
+    assert scorer.layout == scorer.layouts[layout]
+    assert torch.equal(first[1], again[1]), "what was tried before leaves no trace"
+
+
+@pytest.mark.slow
+def test_a_pod_without_a_compiler_does_not_score_beside_compiled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, images_BHWC = scorer_on_cpu()
+    with monkeypatch.context() as patch, torch.inference_mode():
+        patch.setattr(torch._inductor.config.cpp, "cxx", (None, "/nowhere/g++"))
+        patch.setattr(torch._inductor.config, "force_disable_caches", True)
+        assert not forward.decided(scorer, images_BHWC, "a CPU").compiled
+        with pytest.raises(SemiscaleError, match="cannot compile it: .*; run all pods in the same image"):
+            forward.following(Decision(layout=0, compiled=True, on=""), scorer, images_BHWC)

@@ -3,6 +3,12 @@
 On a GPU one compiled graph in bf16 with an fp32 head, fed from page-locked memory by a stream of its own, its results
 fetched one batch later. On a CPU fp32 throughout, every core with a batch of its own, and nothing that could make an
 image's scores depend on the others or on the number of cores.
+
+What holds of an image's scores, to the bit, whatever the batch it came in, the number of pods and the order of shards:
+on CPUs of one type (the instructions that torch's kernels choose by) and one version of the software they are the same,
+and it is tested. On GPUs they should be for one type of card, one version of the software and one decision (see
+decision.py): batches are of one size, and no algorithm is chosen by timing or adds in changing order; no card was at
+hand to test it. Across types of cards, or CPUs, they differ in the last bits.
 """
 
 import time
@@ -12,8 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from components.score.decision import Decision, settled
 from components.shared import models, views
 from components.shared.cores import computing_threads
+from components.shared.errors import SemiscaleError
 from components.shared.preprocess import Batch
 from components.shared.progress import say
 from components.shared.receipts import Preprocessing
@@ -97,13 +105,13 @@ class Scorer(nn.Module):
         self.model.to(memory_format=layout)
 
 
-def faster_layout(scorer: Scorer, images_BHWC: Tensor, wait: Callable[[], None] = lambda: None) -> torch.memory_format:
-    """Return the memory format in which the network is faster on a batch, by trying.
+def faster_layout(scorer: Scorer, images_BHWC: Tensor, wait: Callable[[], None] = lambda: None) -> int:
+    """Return which of the scorer's memory formats the network is faster in on a batch, by trying.
 
     channels_last suits tensor cores, but was measured to halve the speed of some grouped convolutions. `wait` returns
     when the device has nothing left to do.
     """
-    seconds = {}
+    seconds = []
     for layout in scorer.layouts:
         scorer.use(layout)
         scorer(images_BHWC)
@@ -112,19 +120,43 @@ def faster_layout(scorer: Scorer, images_BHWC: Tensor, wait: Callable[[], None] 
         for _ in range(TRIALS):
             scorer(images_BHWC)
         wait()
-        seconds[layout] = time.monotonic() - started
-    return min(seconds, key=lambda layout: seconds[layout])
+        seconds.append(time.monotonic() - started)
+    return seconds.index(min(seconds))
 
 
-def compiled_if_possible(scorer: nn.Module, images_BHWC: Tensor) -> nn.Module:
-    """Compile, and run once to see that it works: an image without a C compiler, for one, cannot."""
-    compiled: nn.Module = torch.compile(scorer)  # type: ignore[assignment]
+def compiled(scorer: nn.Module, images_BHWC: Tensor) -> tuple[nn.Module, str]:
+    """Compile, and run once to see that it works; returns the network as it came and why, where it does not: an image
+    without a C compiler, for one, cannot."""
+    faster: nn.Module = torch.compile(scorer)  # type: ignore[assignment]
     try:
-        compiled(images_BHWC)
+        faster(images_BHWC)
     except Exception as error:  # noqa: BLE001 - whatever a compiler may raise; the same network runs without it
-        say("score", f"not compiled, slower: {str(error).strip().splitlines()[0]}")
+        return scorer, str(error).strip().splitlines()[0]
+    return faster, ""
+
+
+def decided(scorer: Scorer, images_BHWC: Tensor, on: str, wait: Callable[[], None] = lambda: None) -> Decision:
+    """Decide how a network is to run, by trying on a batch."""
+    layout = faster_layout(scorer, images_BHWC, wait)
+    scorer.use(scorer.layouts[layout])
+    why_not = compiled(scorer, images_BHWC)[1]
+    if why_not:
+        say("score", f"not compiled, slower: {why_not}")
+    return Decision(layout=layout, compiled=not why_not, on=on)
+
+
+def following(decision: Decision, scorer: Scorer, images_BHWC: Tensor) -> nn.Module:
+    """Return the network as it was decided to run. Raises SemiscaleError where it cannot be compiled here."""
+    scorer.use(scorer.layouts[decision.layout])
+    if not decision.compiled:
         return scorer
-    return compiled
+    network, why_not = compiled(scorer, images_BHWC)
+    if why_not:
+        raise SemiscaleError(
+            f"this run's scores are of a compiled network, and this pod cannot compile it: {why_not}; run all pods in "
+            "the same image"
+        )
+    return network
 
 
 class OnCpu:
@@ -163,14 +195,18 @@ class OnGpu:
 
     in_flight = 2
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, preprocessing: Preprocessing, kept: int, device: torch.device, folder: str
+    ) -> None:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         self._device, self._copies = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         scorer = Scorer(model, preprocessing, kept, bf16=True).eval().to(device)
         self.batch_size = views.batch(GPU_BATCH, preprocessing)
         blank_BHWC = torch.zeros((self.batch_size, *views.shape(preprocessing)), dtype=torch.uint8, device=device)
         with torch.inference_mode():
-            scorer.use(faster_layout(scorer, blank_BHWC, torch.cuda.synchronize))
-            self._scorer = compiled_if_possible(scorer, blank_BHWC)
+            card = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+            decision = settled(folder, card, lambda: decided(scorer, blank_BHWC, card, torch.cuda.synchronize))
+            self._scorer = following(decision, scorer, blank_BHWC)
 
     @torch.inference_mode()
     def start(self, images_BHWC: Batch) -> Callable[[], Best]:
@@ -199,8 +235,8 @@ class OnGpu:
         return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
-def on(device: torch.device, model: nn.Module, preprocessing: Preprocessing, kept: int) -> OnCpu | OnGpu:
-    """Put a model on a device."""
+def on(device: torch.device, model: nn.Module, preprocessing: Preprocessing, kept: int, folder: str) -> OnCpu | OnGpu:
+    """Put a model on a device; how it runs on a GPU, the pods that share a folder have in common."""
     if device.type == "cuda":
-        return OnGpu(model, preprocessing, kept, device)
+        return OnGpu(model, preprocessing, kept, device, folder)
     return OnCpu(model, preprocessing, kept)

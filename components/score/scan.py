@@ -11,13 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from components.score import forward
+from components.score.config import ScoreConfig
 from components.score.feed import Feed, Prepared, Span
 from components.score.forward import Best
 from components.score.gpu_decode import GpuDecoder
 from components.score.parts import Part
 from components.shared import models, networks
 from components.shared.receipts import Clocks, Failure, Images, ShardCount, TrainReceipt
-from components.shared.runfile import Decoder
 from components.shared.shards import Columns, Sample, Shard
 
 NOT_FINITE = "the teacher's scores are not finite"  # they would be ranked before or behind all others
@@ -34,21 +34,23 @@ _COLUMNS = pa.schema(
 
 
 class Scan:
-    """One pod's scan. `seen` is told of every scored span: how many images and encoded bytes of which shard."""
+    """One pod's scan into a folder. `seen` is told of every scored span: how many images and encoded bytes of which
+    shard."""
 
     def __init__(
         self,
+        config: ScoreConfig,
         teacher: TrainReceipt,
         kept: int,
         columns: Columns,
-        decoder: Decoder,
+        folder: str,
         seen: Callable[[Shard, int, int], None],
     ) -> None:
         self._kept, self._seen = kept, seen
         heads = networks.head_tensors(teacher.architecture, len(teacher.classes), teacher.preprocessing.resolution)
         model = networks.float_head(models.read(teacher.checkpoint)[0], heads)
-        self._on = on = forward.on(models.device(), model, teacher.preprocessing, kept)
-        on_gpu = GpuDecoder(teacher.preprocessing, models.device()) if decoder == "gpu" else None
+        self._on = on = forward.on(models.device(), model, teacher.preprocessing, kept, folder)
+        on_gpu = GpuDecoder(teacher.preprocessing, models.device()) if config.decoder == "gpu" else None
         self._feed = Feed(teacher.preprocessing, columns, on.batch_size, on.in_flight, on.allocate, on_gpu)
 
     def parts(self, shards: Iterable[Shard]) -> Generator[tuple[Shard, Part]]:

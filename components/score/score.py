@@ -317,7 +317,7 @@ class _Pod:
         from components.score.scan import Scan  # torch takes seconds to import; finished work is found without it
 
         columns = Columns(self._config.image_column, "", self._plan.videos)
-        scan = Scan(self._teacher, self._kept, columns, self._config.decoder, self._seen)
+        scan = Scan(self._config, self._teacher, self._kept, columns, self.folder, self._seen)
         self._pace.start()
         self._progress = Progress("score", 0)
         return scan
