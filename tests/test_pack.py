@@ -6,6 +6,7 @@ import tarfile
 from collections import defaultdict
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from components.shared.errors import SemiscaleError
 from components.shared.receipts import PackReceipt
 from components.shared.shards import Columns
 from tests import pictures, selections
+from tests.stages import Stages
 
 TAR_BYTES = 2000  # of images of 200 bytes or so: tars of ten
 
@@ -249,3 +251,28 @@ def test_an_image_is_called_what_it_is(name: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2)).save(buffer, "JPEG" if name == "jpg" else name)
     assert ranges.suffix(buffer.getvalue()) == name
+
+
+def test_loose_gifs_and_bitmaps_are_listed_scored_and_packed(tmp_path: Path) -> None:
+    written = {}
+    (tmp_path / "loose").mkdir()
+    for number in range(12):
+        frames = [Image.open(io.BytesIO(pictures.picture((number + shift) % 3, number))) for shift in (0, 1)]
+        path = tmp_path / "loose" / f"{number:02}.{('gif', 'bmp')[number % 2]}"
+        animated: dict[str, Any] = {"save_all": True, "append_images": frames[1:]} if path.suffix == ".gif" else {}
+        frames[0].save(path, **animated)
+        written[path.name] = path.read_bytes()
+    with Image.open(tmp_path / "loose" / "00.gif") as animation:
+        assert getattr(animation, "n_frames", 1) == 2
+    stages = Stages(tmp_path, unlabeled=[str(tmp_path / "loose")], images_per_class=12, classes_per_image=1)
+    assert sum(one.listed for one in stages.scores) == sum(one.scored for one in stages.scores) == 12
+    rows = stages.selection_rows()
+    assert {row["key"] for row in rows} == written.keys()
+    right = sum(row["class"] == int(row["key"][:2]) % 3 for row in rows)
+    assert right >= 10, "the first frame's class, by a teacher that was trained on PNG"
+    found = []
+    for data in tars_of(stages.packed).values():
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            found += [(Path(one.name).suffix, tar.extractfile(one).read()) for one in tar if one.isfile()]  # type: ignore[union-attr]
+    images = [(suffix, data) for suffix, data in found if suffix in (".gif", ".bmp")]
+    assert sorted(images) == sorted((Path(name).suffix, data) for name, data in written.items())
