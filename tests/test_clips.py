@@ -1,6 +1,7 @@
 """Clips: the frames of a known video, in every container, whichever way they are reached; and damage, by its reason."""
 
 import io
+import os
 import struct
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from components.shared.views import view
 from tests import videos
 
 SEEN = Preprocessing(resolution=14, augmentation="crop-flip", frames=4)
-REAL = Path("/work/shared/data/clips")
+REAL = Path(os.environ.get("SEMISCALE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "clips"
 
 
 def levels(clip: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,20 @@ from components.plan.plan import PlanConfig, plan
 from components.score.forward import log_odds, mean_log_odds
 from components.shared import models, storage
 from components.shared.errors import Refused
+from components.shared.export import Format, export
 from components.shared.predict import PreparedSplit, logits
 from components.shared.receipts import Preprocessing, Receipt
+from components.shared.runfile import RunFile
 from components.shared.shards import Columns, find, read
 from components.shared.stage import digest
 from components.train.config import TrainConfig
 from components.train.recipes import RECIPES
+from components.verbs.export import noise
+from components.verbs.probe import device_rates, inputs_of, probe
 from tests import pictures, videos
 from tests.stages import Stages
+
+REAL = Path(os.environ.get("SEMISCALE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "clips"
 
 
 def stages(root: Path, **changes: object) -> Stages:
@@ -222,6 +229,51 @@ def test_the_whole_pipeline_on_videos(tmp_path: Path) -> None:
 
 def _identity(row: dict[str, object]) -> dict[str, object]:
     return {name: row[name] for name in ("class", "shard", "index", "score")}
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_model_of_clips_is_exported_and_says_what_it_takes(tmp_path: Path, kind: Format) -> None:
+    seen = Preprocessing(resolution=16, augmentation="crop-flip", frames=4)
+    model = models.build("r2plus1d_8_small", 3)
+    with torch.no_grad():
+        model(torch.randn(8, 3, 4, 16, 16))
+    described = models.Description(
+        architecture="r2plus1d_8_small", classes=["a", "b", "c"], preprocessing=seen, recipe="teacher", digest="0"
+    )
+    uri = models.save(model, described, str(tmp_path))
+    exported = export(uri, kind, noise(uri), str(tmp_path / "out"))
+    assert exported.input.startswith("clips: uint8, batch x 4 frames x 16 x 16 x 3")
+    assert exported.before.startswith("take 10 clips of 4 neighbouring frames, uniformly spaced")
+    assert "short side to 18 pixels" in exported.before
+    assert exported.verified_images == 8
+
+
+def test_the_estimate_decodes_videos_whole(tmp_path: Path) -> None:
+    settings = RunFile.model_validate(videos.write_run(tmp_path))
+    seen, inputs = probe(settings), inputs_of(settings, 0)
+    assert (seen.samples, seen.failed) == (23, 0)  # eight of each tar, and what the others have
+    assert seen.decode.source == "measured here on 23 videos, one core"
+    assert (inputs.labeled.images, inputs.test.images, inputs.unlabeled.images) == (12, 9, 31)
+    rates = device_rates("r2plus1d_8_small", 8, 3, frames=4)
+    assert rates["forward"].value < rates["train"].value  # ten clips against one, forward and backward
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real clips are not here")
+def test_the_whole_pipeline_on_real_videos(tmp_path: Path) -> None:
+    content = {
+        **videos.write_run(tmp_path, resolution=32, frames=8, classes="", validation=[], validation_fraction=0.2),
+        **{
+            "labeled": [str(REAL / "labeled")],
+            "test": [str(REAL / "test")],
+            "unlabeled": [str(REAL / "unlabeled-*.tar")],
+        },
+    }
+    run = Stages.on(PlanConfig.model_validate(content), tmp_path)
+    assert storage.read(run.report.report)
+    assert (run.selection.ledger.scored, run.selection.ledger.failed) == (36, 0)
+    assert run.evaluation.models["student"].images == 16
 
 
 @pytest.mark.slow

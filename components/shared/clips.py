@@ -86,6 +86,11 @@ def refuse_without_av() -> None:
         raise Refused("frames: videos need PyAV, which is not installed here: pip install av")
 
 
+def short_side(preprocessing: Preprocessing) -> int:
+    """Return what the short side of a frame is resized to before it is cut, in pixels."""
+    return round(preprocessing.resolution * SHORT_SIDE_RATIO)
+
+
 def uniform_starts(frames: int, length: int) -> NDArray[np.int64]:
     """Return where CLIPS clips of a length start in a video: equally far apart, the first and the last at its ends."""
     return np.linspace(0, max(frames - length, 0), CLIPS).round().astype(np.int64)
@@ -122,7 +127,7 @@ def _cut_frames(
 
 
 def _cut(frame: "VideoFrame", preprocessing: Preprocessing, place: tuple[float, float]) -> Pixels:
-    size, short = preprocessing.resolution, round(preprocessing.resolution * SHORT_SIDE_RATIO)
+    size, short = preprocessing.resolution, short_side(preprocessing)
     height, width = _upright(frame)
     scale = short / min(height, width)
     resized = _pixels(frame, max(round(height * scale), size), max(round(width * scale), size))

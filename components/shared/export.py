@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from components.shared import models, storage
+from components.shared import clips, models, storage
 from components.shared.checkpoints import Description
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.preprocess import Batch, short_side
@@ -73,34 +73,41 @@ def export(uri: str, kind: Format, images_BHWC: Batch, folder: str) -> Exported:
 
 
 class _FromPixels(nn.Module):
-    """A model behind its own normalisation: uint8 images_BHWC to logits_BC."""
+    """A model behind its own normalisation: uint8 images_BHWC, or clips_BTHWC, to logits_BC."""
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.model = model
-        self.mean = nn.Buffer(torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
-        self.std = nn.Buffer(torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+        self.model, self._preprocessing = model, preprocessing
+        mean, std = models.constants(preprocessing, torch.device("cpu"))
+        self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
-        images_BCHW = (images_BHWC.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        return cast(Tensor, self.model(images_BCHW))
+        pixels_BCHW = models.channels_first(images_BHWC, self._preprocessing).float()
+        return cast(Tensor, self.model((pixels_BCHW / 255 - self.mean) / self.std))
 
 
 Run = Callable[[Batch], NDArray[np.float32]]
 
 
 def _described(uri: str, description: Description, kind: Format) -> Exported:
-    size, short = description.preprocessing.resolution, short_side(description.preprocessing)
+    preprocessing = description.preprocessing
+    size, short, what, frames = preprocessing.resolution, short_side(preprocessing), "images", ""
+    before = f"resize the short side to {short} pixels, bilinear and antialiased; cut the central {size} x {size}. "
+    if preprocessing.frames:
+        what, frames = "clips", f"{preprocessing.frames} frames x "
+        before = (
+            f"take {clips.CLIPS} clips of {preprocessing.frames} neighbouring frames, uniformly spaced over the video, "
+            f"to average their softmax; of each frame {before}"
+        )
     return Exported(
         file=FILES[kind],
         format=kind,
         architecture=description.architecture,
         classes=description.classes,
-        input=f"images: uint8, batch x {size} x {size} x 3, RGB, 0 to 255; the batch of any size",
+        input=f"{what}: uint8, batch x {frames}{size} x {size} x 3, RGB, 0 to 255; the batch of any size",
         output="logits: float32, batch x classes, in the order of `classes`; their softmax are the probabilities",
-        before=f"resize the short side to {short} pixels, bilinear and antialiased; cut the central {size} x {size}. "
-        "Dividing by 255, `mean` and `std` are part of the file",
-        preprocessing=description.preprocessing,
+        before=f"{before}Dividing by 255, `mean` and `std` are part of the file",
+        preprocessing=preprocessing,
         checkpoint=uri,
         opset=OPSET if kind == "onnx" else None,
     )

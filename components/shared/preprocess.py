@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from components.shared import clips
 from components.shared.decode import Pixels
 from components.shared.receipts import Preprocessing
 
@@ -51,6 +52,8 @@ def _middle_of_a_strip(image: Pixels) -> Pixels:
 
 def short_side(preprocessing: Preprocessing) -> int:
     """Return what the short side is resized to before the centre is cut, in pixels."""
+    if preprocessing.frames:
+        return clips.short_side(preprocessing)
     photographs = preprocessing.augmentation == "crop-flip"
     return round(preprocessing.resolution * _RESIZE_RATIO) if photographs else preprocessing.resolution
 

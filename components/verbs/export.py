@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from components.shared import checkpoints, runfile, storage
-from components.shared.decode import decode
 from components.shared.errors import Refused
-from components.shared.preprocess import Batch, fixed_cut
+from components.shared.preprocess import Batch
 from components.shared.receipts import EvaluationReceipt, PlanReceipt, Preprocessing, TrainReceipt, load
 from components.shared.runfile import RunFile
 from components.shared.shards import Columns
 from components.shared.splits import read_split
+from components.shared.views import shape, view
 from components.verbs.run import located, shown
 
 if TYPE_CHECKING:
@@ -59,18 +59,23 @@ def checkpoint_of(settings: RunFile, model: str) -> str:
 
 
 def validation_images(settings: RunFile, uri: str) -> Batch:
-    """Return the first images of a run's validation split as a model sees them: uint8 images_BHWC."""
+    """Return the first images of a run's validation split as a model sees them: uint8 images_BHWC.
+
+    Of videos the clips in the middle.
+    """
     plan = load(storage.join(settings.workdir, settings.name, "receipts", "plan.json"), PlanReceipt)
-    columns = Columns(settings.image_column, settings.label_column)
+    columns = Columns(settings.image_column, settings.label_column, settings.frames > 0)
     samples = (sample for shard in read_split(plan.validation) for sample, _ in shard.read(columns))
     preprocessing = _preprocessing(uri)
-    return np.stack([fixed_cut(decode(sample.image), preprocessing) for sample in islice(samples, IMAGES)])
+    views = [view(sample.image, preprocessing) for sample in islice(samples, IMAGES)]
+    return np.stack([one[len(one) // 2] if preprocessing.frames else one for one in views])
 
 
 def noise(uri: str) -> Batch:
-    """Return pixels drawn at random: uint8 images_BHWC of a checkpoint's resolution."""
-    size = _preprocessing(uri).resolution
-    return np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
+    """Return pixels drawn at random: uint8 images_BHWC, or clips_BTHWC, of a checkpoint's resolution."""
+    preprocessing = _preprocessing(uri)
+    one = shape(preprocessing)[1:] if preprocessing.frames else shape(preprocessing)
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, *one), np.uint8)
 
 
 def _preprocessing(uri: str) -> Preprocessing:

@@ -23,7 +23,7 @@ def plan(path: Path, given: dict[str, object], rates_file: Path | None, classes:
     """
     settings = located(runfile.load(path))
     for key in ("teacher_architecture", "student_architecture"):
-        architectures.find(getattr(settings, key), key)
+        architectures.find_for(getattr(settings, key), key, settings.frames)
     content = {**(rates.read(rates_file) if rates_file else {}), **given}
     stated = rates.stated(content, str(rates_file) if rates_file else "rates")
     if budget and not stated.gpu_price_per_h:
@@ -47,7 +47,7 @@ def resolved(settings: RunFile, inputs: Inputs, stated: Stated) -> dict[str, Rat
         if not set(names.values()) <= found.keys():
             architecture = getattr(settings, f"{model}_architecture")
             known = {} if tasks.gpus() else rates.published(architecture, settings.resolution)
-            measured = known or device_rates(architecture, settings.resolution, inputs.classes)
+            measured = known or device_rates(architecture, settings.resolution, inputs.classes, settings.frames)
             found = {**{names[what]: rate for what, rate in measured.items()}, **found}
     return found
 
@@ -68,10 +68,10 @@ def refuse_above(result: Estimate, stated: Stated, budget: float, budget_hours: 
 
 def told_inputs(settings: RunFile, inputs: Inputs) -> list[str]:
     """Say what the run works on."""
-    pool = inputs.unlabeled
+    pool, what = inputs.unlabeled, "video" if settings.frames else "image"
     return [
-        f"{settings.name}: about {pool.images:,} unlabeled images in {pool.shards:,} shards, {short(pool.size_bytes)}B "
-        f"({short(pool.image_bytes)}B an image)",
+        f"{settings.name}: about {pool.images:,} unlabeled {what}s in {pool.shards:,} shards, "
+        f"{short(pool.size_bytes)}B ({short(pool.image_bytes)}B a{'' if settings.frames else 'n'} {what})",
         f"labeled {inputs.labeled.images:,}, validation {inputs.validation.images or 'held out'}, "
         f"test {inputs.test.images:,}; {inputs.classes:,} classes",
     ]

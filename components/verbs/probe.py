@@ -8,16 +8,18 @@ from itertools import islice
 
 from components.shared import shards as sharding
 from components.shared import storage
-from components.shared.decode import Undecodable, decode
+from components.shared.clips import CLIPS
+from components.shared.decode import Undecodable
 from components.shared.errors import Refused
-from components.shared.preprocess import fixed_cut
 from components.shared.receipts import Preprocessing
 from components.shared.runfile import RunFile
 from components.shared.shards import Columns, Sample, Shard
+from components.shared.views import view
 from components.verbs.estimate import Images, Inputs
 from components.verbs.rates import Rate
 
 PROBED_IMAGES = 320
+PROBED_VIDEOS = 32  # a video takes as long as a hundred images
 PROBED_SHARDS = 8
 MEASURE_S = 2.0
 BATCH = 16
@@ -38,9 +40,13 @@ def inputs_of(settings: RunFile, classes: int) -> Inputs:
 
     `classes` above 0 is the user's number. Raises Refused where a set is empty, or where nothing tells the classes.
     """
-    columns = Columns(settings.image_column, "")
-    sets = {name: sized(sharding.find(getattr(settings, name)), columns) for name in ("labeled", "test", "unlabeled")}
-    validation = sized(sharding.find(settings.validation), columns) if settings.validation else Images(0, 0, 0, 0)
+    columns = Columns(settings.image_column, "", settings.frames > 0)
+
+    def found(name: str) -> Images:
+        return sized(sharding.find(getattr(settings, name), columns.videos), columns)
+
+    sets = {name: found(name) for name in ("labeled", "test", "unlabeled")}
+    validation = found("validation") if settings.validation else Images(0, 0, 0, 0)
     return Inputs(**sets, validation=validation, classes=classes or classes_of(settings))
 
 
@@ -79,8 +85,12 @@ def stored_bytes(samples: list[Sample]) -> int:
 
 
 def probe(settings: RunFile) -> Probe:
-    """Read and decode a few hundred images of the pool, one after the other: one core, one connection."""
-    cut = Preprocessing(resolution=settings.resolution, augmentation=settings.augmentation)
+    """Read and decode a few hundred images of the pool, one after the other: one core, one connection.
+
+    Of videos a few dozen, each whole, as the scan decodes them; a training decodes one clip of each, in less time.
+    """
+    seen = Preprocessing(resolution=settings.resolution, augmentation=settings.augmentation, frames=settings.frames)
+    what = "videos" if settings.frames else "images"
     read_s = decode_s = 0.0
     size = samples = failed = 0
     started = time.perf_counter()
@@ -89,30 +99,35 @@ def probe(settings: RunFile) -> Probe:
         read_s += read - started
         size, samples = size + len(sample.image), samples + 1
         try:
-            fixed_cut(decode(sample.image), cut)
+            view(sample.image, seen)
         except Undecodable:
             failed += 1
         started = time.perf_counter()
         decode_s += started - read
     if samples == failed:
-        raise Refused(f"unlabeled: none of {samples} images could be decoded; what do they hold?")
+        raise Refused(f"unlabeled: none of {samples} {what} could be decoded; what do they hold?")
     return Probe(
         samples,
         failed,
-        Rate(samples / decode_s, f"measured here on {samples} images, one core"),
+        Rate(samples / decode_s, f"measured here on {samples} {what}, one core"),
         Rate(size / read_s, f"measured here on {size / 1e6:,.1f} MB, one connection"),
     )
 
 
 def first_samples(settings: RunFile) -> Iterator[Sample]:
     """Yield the first samples of a few shards of the pool."""
-    shards = chosen(sharding.find(settings.unlabeled))
+    columns = Columns(settings.image_column, "", settings.frames > 0)
+    shards = chosen(sharding.find(settings.unlabeled, columns.videos))
+    count = -(-(PROBED_VIDEOS if columns.videos else PROBED_IMAGES) // len(shards))
     for shard in shards:
-        yield from islice(sharding.read(shard, Columns(settings.image_column, "")), -(-PROBED_IMAGES // len(shards)))
+        yield from islice(sharding.read(shard, columns), count)
 
 
-def device_rates(architecture: str, resolution: int, classes: int) -> dict[str, Rate]:
-    """Measure an architecture's forward and training rates on this machine's device, a few seconds each."""
+def device_rates(architecture: str, resolution: int, classes: int, frames: int = 0) -> dict[str, Rate]:
+    """Measure an architecture's forward and training rates on this machine's device, a few seconds each.
+
+    A video is trained on as one clip of so many frames, and measured as CLIPS of them.
+    """
     import torch  # seconds to import; published or stated rates do without
     from torch.nn import functional as F
 
@@ -122,8 +137,9 @@ def device_rates(architecture: str, resolution: int, classes: int) -> dict[str, 
     device = models.device()
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     model = models.build(architecture, classes).to(device)
-    images_BCHW = torch.zeros(BATCH, 3, resolution, resolution, device=device)
-    labels_B = torch.zeros(BATCH, dtype=torch.long, device=device)
+    batch, time_axis = (1, [frames]) if frames else (BATCH, [])
+    images_BCHW = torch.zeros(batch, 3, *time_axis, resolution, resolution, device=device)
+    labels_B = torch.zeros(batch, dtype=torch.long, device=device)
 
     def forward() -> None:
         with torch.inference_mode():
@@ -135,17 +151,17 @@ def device_rates(architecture: str, resolution: int, classes: int) -> dict[str, 
         loss.item()
 
     source = f"measured here: {where}"
-    found = {"train": Rate(rate_of(train), source)}
+    found = {"train": Rate(batch * rate_of(train), source)}
     model.eval()
-    return {**found, "forward": Rate(rate_of(forward), source)}
+    return {**found, "forward": Rate(batch * rate_of(forward) / (CLIPS if frames else 1), source)}
 
 
 def rate_of(batch: Callable[[], None]) -> float:
-    """Return images a second of a function that works on BATCH images, after one call to warm up."""
+    """Return how often a second a function can be called, after one call to warm up."""
     batch()
     started = time.perf_counter()
     batches = 0
     while (elapsed := time.perf_counter() - started) < MEASURE_S:
         batch()
         batches += 1
-    return batches * BATCH / elapsed
+    return batches / elapsed
