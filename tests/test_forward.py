@@ -1,9 +1,11 @@
 """The teacher on a CPU: the same scores on any number of threads, from batches in flight together; how pods agree on
 what is decided by trying, as far as a CPU can show it."""
 
+import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -100,12 +102,24 @@ def test_the_network_runs_in_the_memory_format_that_was_decided(layout: int) -> 
     assert torch.equal(first[1], again[1]), "what was tried before leaves no trace"
 
 
+def without_a_compiler() -> tuple[bool, str]:
+    """Return whether a pod decides for compiling, and how it refuses to follow one that did."""
+    scorer, images_BHWC = scorer_on_cpu()
+    with torch.inference_mode():
+        compiled = forward.decided(scorer, images_BHWC, "a CPU").compiled
+        try:
+            forward.following(Decision(layout=0, compiled=True, on=""), scorer, images_BHWC)
+        except SemiscaleError as error:
+            return compiled, str(error)
+    return compiled, ""
+
+
 @pytest.mark.slow
 def test_a_pod_without_a_compiler_does_not_score_beside_compiled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer, images_BHWC = scorer_on_cpu()
-    with monkeypatch.context() as patch, torch.inference_mode():
-        patch.setattr(torch._inductor.config.cpp, "cxx", (None, "/nowhere/g++"))
-        patch.setattr(torch._inductor.config, "force_disable_caches", True)
-        assert not forward.decided(scorer, images_BHWC, "a CPU").compiled
-        with pytest.raises(SemiscaleError, match="cannot compile it: .*; run all pods in the same image"):
-            forward.following(Decision(layout=0, compiled=True, on=""), scorer, images_BHWC)
+    """In a process of its own: torch remembers that there is no compiler."""
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        compiled, refusal = pool.submit(without_a_compiler).result()
+    assert not compiled
+    assert re.search("cannot compile it: .*; run all pods in the same image", refusal)
