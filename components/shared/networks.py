@@ -4,7 +4,7 @@ A state dict of ours, of torchvision's and of the authors' released models names
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,95 +16,63 @@ from components.shared.architectures import TIMM, Architecture
 from components.shared.errors import Refused
 
 
-class SmallResNet(nn.Module):
-    """He et al. 2016, section 4.2: three stages of basic blocks at full, half and quarter resolution."""
+class _Layers(NamedTuple):
+    """What a small network is made of: a 3x3 convolution, one of a single place, each by entering and leaving channels
+    and stride, and what normalises."""
 
-    def __init__(self, architecture: Architecture, classes: int) -> None:
+    wide: Callable[[int, int, int], nn.Module]
+    narrow: Callable[[int, int, int], nn.Module]
+    normalise: Callable[[int], nn.Module]
+
+
+class SmallResNet(nn.Module):
+    """He et al. 2016, section 4.2: three stages of basic blocks at full, half and quarter resolution.
+
+    Its layers say whether it sees images_BCHW, or clips_BCTHW, whose time is then halved with the resolution.
+    """
+
+    def __init__(self, architecture: Architecture, classes: int, layers: _Layers) -> None:
         super().__init__()
         channels = [16 * architecture.width * 2**stage for stage in range(3)]
         stages = []
         entering = channels[0]
         for stage, leaving in enumerate(channels):
             for block in range(architecture.blocks[stage]):
-                stages.append(_Block(entering, leaving, 2 if stage and not block else 1))
+                stages.append(_Block(entering, leaving, 2 if stage and not block else 1, layers))
                 entering = leaving
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, channels[0], 3, padding=1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)
-        )
+        self.stem = nn.Sequential(layers.wide(3, channels[0], 1), layers.normalise(channels[0]), nn.ReLU(inplace=True))
         self.stages = nn.Sequential(*stages)
         self.fc = nn.Linear(channels[-1], classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return cast(Tensor, self.fc(self.stages(self.stem(images_BCHW)).mean((2, 3))))
+    def forward(self, samples: Tensor) -> Tensor:
+        features = self.stages(self.stem(samples))
+        return cast(Tensor, self.fc(features.mean(tuple(range(2, features.dim())))))
 
 
 class _Block(nn.Module):
     """Two 3x3 convolutions and a shortcut, a 1x1 convolution where the size changes (He et al. 2016, figure 2)."""
 
-    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+    def __init__(self, entering: int, leaving: int, stride: int, layers: _Layers) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            nn.Conv2d(entering, leaving, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(leaving),
+            layers.wide(entering, leaving, stride),
+            layers.normalise(leaving),
             nn.ReLU(inplace=True),
-            nn.Conv2d(leaving, leaving, 3, padding=1, bias=False),
-            nn.BatchNorm2d(leaving),
+            layers.wide(leaving, leaving, 1),
+            layers.normalise(leaving),
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or entering != leaving:
-            self.shortcut = nn.Sequential(nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving))
+            self.shortcut = nn.Sequential(layers.narrow(entering, leaving, stride), layers.normalise(leaving))
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return torch.relu(self.residual(images_BCHW) + self.shortcut(images_BCHW))
-
-
-class SmallR2Plus1d(nn.Module):
-    """SmallResNet for clips: its 3x3 convolutions are R(2+1)D's, and time is halved with the resolution."""
-
-    def __init__(self, architecture: Architecture, classes: int) -> None:
-        super().__init__()
-        channels = [16 * architecture.width * 2**stage for stage in range(3)]
-        stages = []
-        entering = channels[0]
-        for stage, leaving in enumerate(channels):
-            for block in range(architecture.blocks[stage]):
-                stages.append(_ClipBlock(entering, leaving, 2 if stage and not block else 1))
-                entering = leaving
-        self.stem = nn.Sequential(_apart(3, channels[0]), nn.BatchNorm3d(channels[0]), nn.ReLU(inplace=True))
-        self.stages = nn.Sequential(*stages)
-        self.fc = nn.Linear(channels[-1], classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, clips_BCTHW: Tensor) -> Tensor:
-        return cast(Tensor, self.fc(self.stages(self.stem(clips_BCTHW)).mean((2, 3, 4))))
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.relu(self.residual(features) + self.shortcut(features))
 
 
-class _ClipBlock(nn.Module):
-    """Two (2+1)D convolutions and a shortcut, a 1x1x1 convolution where the size changes."""
-
-    def __init__(self, entering: int, leaving: int, stride: int) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            _apart(entering, leaving, stride),
-            nn.BatchNorm3d(leaving),
-            nn.ReLU(inplace=True),
-            _apart(leaving, leaving),
-            nn.BatchNorm3d(leaving),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or entering != leaving:
-            self.shortcut = nn.Sequential(nn.Conv3d(entering, leaving, 1, stride, bias=False), nn.BatchNorm3d(leaving))
-
-    def forward(self, clips_BCTHW: Tensor) -> Tensor:
-        return torch.relu(self.residual(clips_BCTHW) + self.shortcut(clips_BCTHW))
-
-
-def _apart(entering: int, leaving: int, stride: int = 1) -> nn.Sequential:
+def _apart(entering: int, leaving: int, stride: int) -> nn.Sequential:
     """Return a 3x3x3 convolution cut into one over space and one over time (see `_r2plus1d`)."""
     between = _between(entering, leaving)
     return nn.Sequential(
@@ -118,6 +86,16 @@ def _apart(entering: int, leaving: int, stride: int = 1) -> nn.Sequential:
 def _between(entering: int, leaving: int) -> int:
     """Return how many channels between the two keep the parameters of a 3x3x3 convolution (Tran et al., 3.5)."""
     return 27 * entering * leaving // (9 * entering + 3 * leaving)
+
+
+_OF_IMAGES = _Layers(
+    lambda entering, leaving, stride: nn.Conv2d(entering, leaving, 3, stride, padding=1, bias=False),
+    lambda entering, leaving, stride: nn.Conv2d(entering, leaving, 1, stride, bias=False),
+    nn.BatchNorm2d,
+)
+_OF_CLIPS = _Layers(
+    _apart, lambda entering, leaving, stride: nn.Conv3d(entering, leaving, 1, stride, bias=False), nn.BatchNorm3d
+)
 
 
 def build(name: str, classes: int, resolution: int = 224) -> nn.Module:
@@ -180,7 +158,7 @@ def _residual(architecture: Architecture, classes: int, _: int) -> nn.Module:
 
 
 def _small(architecture: Architecture, classes: int, _: int) -> nn.Module:
-    return SmallResNet(architecture, classes)
+    return SmallResNet(architecture, classes, _OF_IMAGES)
 
 
 def _r2plus1d(architecture: Architecture, classes: int, _: int) -> nn.Module:
@@ -228,7 +206,7 @@ _BUILDERS: dict[str, Callable[[Architecture, int, int], nn.Module]] = {
     "resnet": _residual,
     "small": _small,
     "r2plus1d": _r2plus1d,
-    "r2plus1d-small": lambda architecture, classes, _: SmallR2Plus1d(architecture, classes),
+    "r2plus1d-small": lambda architecture, classes, _: SmallResNet(architecture, classes, _OF_CLIPS),
     "torchvision": _torchvision,
     "timm": _timm,
 }
