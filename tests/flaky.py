@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 UNAVAILABLE = (
@@ -16,19 +16,14 @@ UNAVAILABLE = (
 )
 
 
-class Flaky:
-    """One connection in twenty is reset, one in twenty answered 503; every other is cut after 3 kB to 1 MB of answers.
+class _Proxy:
+    """Listens in front of a server; every client is served by a thread of its own, in the way that `_way` returns."""
 
-    So downloads end short, in their headers or in their bodies. `faults` counts what was done to clients.
-    """
-
-    def __init__(self, address: str, seed: int) -> None:
+    def __init__(self, address: str) -> None:
         host, _, port = address.removeprefix("http://").partition(":")
         self._backend = (host, int(port))
-        self._random = random.Random(seed)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.faults = {"reset": 0, "unavailable": 0, "cut": 0}
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -39,8 +34,26 @@ class Flaky:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                lot, budget = self._random.random(), int(math.exp(self._random.uniform(8, 14)))
-                threading.Thread(target=self._serve, args=(client, lot, budget), daemon=True).start()
+                threading.Thread(target=self._way(), args=(client,), daemon=True).start()
+
+    def _way(self) -> Callable[[socket.socket], None]:
+        raise NotImplementedError
+
+
+class Flaky(_Proxy):
+    """One connection in twenty is reset, one in twenty answered 503; every other is cut after 3 kB to 1 MB of answers.
+
+    So downloads end short, in their headers or in their bodies. `faults` counts what was done to clients.
+    """
+
+    def __init__(self, address: str, seed: int) -> None:
+        self._random = random.Random(seed)
+        self.faults = {"reset": 0, "unavailable": 0, "cut": 0}
+        super().__init__(address)
+
+    def _way(self) -> Callable[[socket.socket], None]:
+        lot, budget = self._random.random(), int(math.exp(self._random.uniform(8, 14)))
+        return lambda client: self._serve(client, lot, budget)
 
     def _serve(self, client: socket.socket, lot: float, budget: int) -> None:
         with client, contextlib.suppress(OSError):
@@ -71,17 +84,14 @@ class Flaky:
         client.close()
 
 
-class Relay:
+class Relay(_Proxy):
     """Passes everything on, each request `latency_s` late; between `stall` and `resume` it answers nothing at all."""
 
     def __init__(self, address: str, latency_s: float = 0.0) -> None:
-        host, _, port = address.removeprefix("http://").partition(":")
-        self._backend, self._latency_s = (host, int(port)), latency_s
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._latency_s = latency_s
         self._open = threading.Event()
         self.resume()
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(address)
 
     def stall(self) -> None:
         """Stop answering; connections stay open."""
@@ -91,15 +101,8 @@ class Relay:
         """Answer again, also what was asked meanwhile."""
         self._open.set()
 
-    def close(self) -> None:
-        """Stop listening."""
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+    def _way(self) -> Callable[[socket.socket], None]:
+        return self._serve
 
     def _serve(self, client: socket.socket) -> None:
         """The server is called once there is something to tell it: one that serves a client at a time would wait."""
