@@ -1,4 +1,5 @@
-"""Merging and packing processes that are killed, and disks that are full: the bytes are those of an undisturbed run."""
+"""Scoring, merging and packing on full disks, merging and packing processes that are killed: the bytes are those of an
+undisturbed run. Scoring pods that are killed: test_score_faults.py."""
 
 import json
 import os
@@ -16,7 +17,9 @@ import pytest
 
 from components.merge.merge import MergeConfig, merge
 from components.pack.pack import PackConfig, pack
-from components.shared.receipts import Receipt
+from components.score import parts
+from components.score.score import ScoreConfig, score
+from components.shared.receipts import UnitReceipt
 from components.shared.stage import StageConfig
 from tests import pictures, selections
 from tests.stages import Stages
@@ -40,12 +43,34 @@ def start(config: StageConfig, largest_bytes: int = -1) -> subprocess.Popen[str]
 
 
 def products(workdir: Path) -> dict[str, bytes]:
-    """What a stage left, by its place in the workdir: receipts, which tell the time, and claims apart."""
+    """What a stage left, by its place in the workdir: receipts and parts, which tell the time, and claims apart."""
     return {
         str(path.relative_to(workdir)): path.read_bytes().replace(str(workdir).encode(), b"")
         for path in sorted((workdir / "stages").rglob("*"))
-        if path.is_file() and path.name != "receipt.json" and not {"claims", "settled"} & set(path.parts)
+        if path.is_file() and path.name != "receipt.json" and not {"claims", "settled", "parts"} & set(path.parts)
     }
+
+
+def ledger(workdir: Path) -> list[str]:
+    """What the receipts of scored units say, without the time it took and the place."""
+    receipts = [
+        UnitReceipt.model_validate_json(path.read_text().replace(str(workdir), ""))
+        for path in sorted(workdir.glob("stages/score/*/*/receipt.json"))
+    ]
+    return [
+        receipt.model_dump_json(
+            exclude={"seconds": True, "clocks": True, "slowest": True, "shards": {"__all__": {"clocks"}}}
+        )
+        for receipt in receipts
+    ]
+
+
+def scored_shards(workdir: Path) -> dict[str, bytes]:
+    """The parts that scoring left, by name. Raises where one is not whole."""
+    found = {path.name: path.read_bytes() for path in workdir.glob("stages/score/*/parts/*")}
+    for name, data in found.items():
+        assert parts.decode(data, name).count.scored == 100
+    return found
 
 
 def whole(workdir: Path) -> int:
@@ -160,7 +185,7 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
         subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize(("stage", "size_bytes"), [("pack", 128 << 10), ("merge", 16 << 10)])
+@pytest.mark.parametrize(("stage", "size_bytes"), [("pack", 128 << 10), ("merge", 16 << 10), ("score", 56 << 10)])
 def test_a_full_disk_stops_a_stage_in_one_line(scored: Stages, tmp_path: Path, stage: str, size_bytes: int) -> None:
     space, disk = tmp_path / "space", tmp_path / "disk"
     work(config_of(stage, scored, tmp_path, space))
@@ -168,33 +193,46 @@ def test_a_full_disk_stops_a_stage_in_one_line(scored: Stages, tmp_path: Path, s
         check_stopped(
             start(config_of(stage, scored, tmp_path, disk)), "[Errno 28] No space left on device", disk, space
         )
+        kept = scored_shards(disk)
+        assert stage != "score" or 0 < len(kept) < 8
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-        work(config_of(stage, scored, tmp_path, disk))
-        assert products(disk) == products(space)
+        check_goes_on(config_of(stage, scored, tmp_path, disk), kept, space)
 
 
-@pytest.mark.parametrize("stage", ["pack", "merge"])
+@pytest.mark.parametrize("stage", ["pack", "merge", "score"])
 def test_a_file_that_cannot_be_finished_stops_a_stage_in_one_line(scored: Stages, tmp_path: Path, stage: str) -> None:
     space, quota = tmp_path / "space", tmp_path / "quota"
     work(config_of(stage, scored, tmp_path, space))
     process = start(config_of(stage, scored, tmp_path, quota), largest_bytes=8 << 10)
     check_stopped(process, "[Errno 27] File too large", quota, space)
-    work(config_of(stage, scored, tmp_path, quota))
-    assert products(quota) == products(space)
+    kept = scored_shards(quota)
+    assert len(kept) == (8 if stage == "score" else 0), "a shard's scores are smaller than that, a unit's are not"
+    check_goes_on(config_of(stage, scored, tmp_path, quota), kept, space)
 
 
 def config_of(stage: str, scored: Stages, root: Path, workdir: Path) -> StageConfig:
-    """Either stage's config."""
-    return pack_config(root, workdir) if stage == "pack" else merge_config(scored, workdir)
+    """Any stage's config."""
+    if stage == "pack":
+        return pack_config(root, workdir)
+    if stage == "merge":
+        return merge_config(scored, workdir)
+    plan, teacher = scored.uri(scored.plan), scored.uri(scored.teacher)
+    return ScoreConfig(workdir=str(workdir), plan=plan, teacher=teacher, pod=0, images_per_class=12)
 
 
-def work(config: StageConfig) -> Receipt:
+def work(config: StageConfig) -> None:
     """Run a stage in this process."""
-    return pack(config) if isinstance(config, PackConfig) else merge(MergeConfig.model_validate(config))
+    match config:
+        case PackConfig():
+            pack(config)
+        case MergeConfig():
+            merge(config)
+        case ScoreConfig():
+            score(config)
 
 
 def check_stopped(process: subprocess.Popen[str], reason: str, workdir: Path, undisturbed: Path) -> None:
-    """The stage ends with code 1 and one line, and leaves nothing that is not whole."""
+    """The stage ends with code 1 and one line, and leaves nothing that is not whole, nor a claim."""
     _, error = process.communicate()
     assert process.returncode == 1
     assert error.startswith(f"failed: {reason}: '{workdir}/")
@@ -202,5 +240,15 @@ def check_stopped(process: subprocess.Popen[str], reason: str, workdir: Path, un
     assert error.count("\n") == 1
     assert not list(workdir.rglob("receipt.json"))
     assert not list(workdir.rglob(".writing-*"))
+    assert not [path for path in workdir.rglob("claims/**/0*") if path.is_file()]
     left = {name: data for name, data in products(workdir).items() if "/excerpts/" not in name}
     assert left.items() <= products(undisturbed).items(), "what is there is whole"
+
+
+def check_goes_on(config: StageConfig, kept: dict[str, bytes], undisturbed: Path) -> None:
+    """With space again the stage ends as if there always had been, and scores no shard twice."""
+    work(config)
+    workdir = Path(config.workdir)
+    assert products(workdir) == products(undisturbed)
+    assert ledger(workdir) == ledger(undisturbed)
+    assert kept.items() <= scored_shards(workdir).items(), "not scored again: the clocks in them are the same"
