@@ -28,11 +28,11 @@ CASES: list[tuple[Receipt, list[str]]] = [
     ),
     (
         scored(Path("here"), 1),
-        ["**15** of 16", "| units | 1, of which 1 were", "1 images/s", "- failed: 1 × damaged image"],
+        ["**15** of 16", "| units | 1, of which 1 were", "2 images/s", "- failed: 1 × damaged image"],
     ),
     (
         scored(Path("here"), 0),
-        ["thread-seconds |\n| --- | --- |\n| decode | 30.0 |\n| forward | 8.0 |\n| read | 1.0 |"],
+        ["| decode | 30.0 |\n| **forward**, the slowest: the others waited for it | 8.0 |\n| write | 0.5 |"],
     ),
     (selected(Path("here")), ["**29** images selected", "32 listed = 30 scored + 2 failed", "2 classes are short"]),
     (selected(Path("here")).model_copy(update=KEPT), ["3.10% changed", "is 20.00%: **too little"]),

@@ -67,5 +67,15 @@ class Run:
         return {stage: round(sum(seconds), 3) for stage, seconds in spent.items()}
 
     def clocks(self) -> dict[str, float]:
-        """Return the scan's clocks by part, in seconds, summed over the pods."""
+        """Return the scan's clocks by part, in thread-seconds, summed over the pods."""
         return {part: sum(getattr(pod.clocks, part) for pod in self.scores) for part in Clocks.model_fields}
+
+    def slowest(self) -> str:
+        """Return the part that the scan waited for longest, "" where nothing was scanned.
+
+        Each pod waited for the part that its receipt names, for the seconds that its scan took: how many threads shared
+        a part's clock is known to the pod alone.
+        """
+        scanned = [pod for pod in self.scores if pod.slowest]
+        waited = {part: sum(pod.seconds for pod in scanned if pod.slowest == part) for part in Clocks.model_fields}
+        return max(waited, key=lambda part: waited[part]) if scanned else ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from components.report.charts import Chart, Points, Series, chart, log_scale, loss_scale, percent_scale
-from components.report.formats import duration, number, rate
+from components.report.formats import number, rate
 from components.report.run import Run
 from components.shared.receipts import ClassSelection, Comparison, Interval, SelectionReceipt, TrainReceipt
 
@@ -205,18 +205,17 @@ def stage_bars(run: Run) -> list[Bar]:
 
 
 def clock_bars(run: Run) -> list[Bar]:
-    """Return the parts of the scan's time."""
+    """Return the parts of the scan's time, in thread-seconds."""
     return _bars({CLOCKS[part][0]: seconds for part, seconds in run.clocks().items()})
 
 
 def slowest(run: Run) -> str:
-    """Name the slowest part of the scan and what would help; empty where nothing was scanned."""
-    clocks = run.clocks()
-    part = max(clocks, key=lambda part: clocks[part])
-    if not clocks[part]:
+    """Name the part that the scan waited for and what would help; empty where nothing was scanned."""
+    part = run.slowest()
+    if not part:
         return ""
     name, remedy = CLOCKS[part]
-    return f"Slowest part: {name.lower()}, {duration(clocks[part])}. {remedy}."
+    return f"Slowest part: {name.lower()}. {remedy}."
 
 
 def class_rows(run: Run) -> list[ClassRow]:

@@ -125,9 +125,10 @@ class TrainReceipt(Receipt):
 
 
 class Clocks(Document):
-    """Where the scan's time went, in thread-seconds; the slowest part is what to buy more of.
+    """Where the scan's time went, in thread-seconds. Many threads decode: what to buy more of is a receipt's `slowest`.
 
-    `write` is encoding, and the share of putting the unit's files together.
+    `write` is encoding, and the share of putting the unit's files together. The upload of a shard's own part is not in
+    it: the part holds these clocks, and is whole before it is sent. The log's lines count it.
     """
 
     read: float = 0.0

@@ -78,8 +78,11 @@ def _scores(receipt: ScoreReceipt) -> str:
             ["speed", f"{receipt.scored / receipt.seconds:,.0f} images/s" if receipt.seconds else "no image is new"],
         ],
     )
-    spent = sorted(receipt.clocks.model_dump().items(), key=lambda part: -part[1])
-    clocks = table(["part, the slowest first", "thread-seconds"], [[part, f"{one:,.1f}"] for part, one in spent])
+    spent = [
+        [f"**{part}**, the slowest: the others waited for it" if part == receipt.slowest else part, f"{one:,.1f}"]
+        for part, one in receipt.clocks.model_dump().items()
+    ]
+    clocks = table(["part", "thread-seconds"], spent)
     failed = [f"- failed: {count:,} × {plain(reason)}" for reason, count in receipt.failed.items()]
     return f"{counts}\n{clocks}\n" + "\n".join([*failed, ""])
 
