@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import re
 import socket
 import struct
 import threading
@@ -85,16 +86,21 @@ class Flaky(_Proxy):
 
 
 class Relay(_Proxy):
-    """Passes everything on, each request `latency_s` late; between `stall` and `resume` it answers nothing at all."""
+    """Passes everything on, each request `latency_s` late; between `stall` and `resume` it answers nothing at all, or
+    not what it was told to hold. `held` is set as soon as there is such a request.
+    """
 
     def __init__(self, address: str, latency_s: float = 0.0) -> None:
         self._latency_s = latency_s
-        self._open = threading.Event()
+        self._open, self.held = threading.Event(), threading.Event()
+        self._holding = b""
         self.resume()
         super().__init__(address)
 
-    def stall(self) -> None:
-        """Stop answering; connections stay open."""
+    def stall(self, holding: str = "") -> None:
+        """Stop answering requests whose first line has a match of this expression; connections stay open."""
+        self._holding = holding.encode()
+        self.held.clear()
         self._open.clear()
 
     def resume(self) -> None:
@@ -123,7 +129,9 @@ class Relay(_Proxy):
     def _asked(self, client: socket.socket) -> bytes:
         data = client.recv(1 << 16)
         time.sleep(self._latency_s)
-        self._open.wait()
+        if not self._open.is_set() and re.search(self._holding, data.partition(b"\r\n")[0]):
+            self.held.set()
+            self._open.wait()
         return data
 
 

@@ -86,7 +86,10 @@ def test_predictions_are_the_models_own_and_survive_the_file(stages: Stages) -> 
     student = best(stages.students)
     kept = Predictions.from_bytes(storage.read(stages.evaluation.models["student"].predictions))
     prepared = PreparedSplit(stages.plan.test, Columns(), student.preprocessing)
-    probability_BC = logits(models.read(student.checkpoint)[0], prepared, torch.device("cpu")).softmax(1)
+    counted: list[int] = []
+    network = models.read(student.checkpoint)[0]
+    probability_BC = logits(network, prepared, torch.device("cpu"), counted.append).softmax(1)
+    assert sum(counted) == 18
     assert kept.labels_B.tolist() == prepared.labels_B.tolist()
     assert kept.top_BR.tolist() == probability_BC.topk(3).indices.tolist()  # of three classes
     assert kept.probability_B == pytest.approx(probability_BC.max(1).values.numpy())

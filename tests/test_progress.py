@@ -1,4 +1,4 @@
-"""Progress as lines, as objects in the store and as metrics, and what a budget does with them."""
+"""Progress as lines and as objects in the store, and what a budget does with them."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from components.plan.plan import plan
-from components.shared import metrics, storage, tasks
+from components.shared import storage, tasks
 from components.shared.errors import BudgetSpent, Refused, SemiscaleError
 from components.shared.progress import Progress, fail, say
 from components.shared.stage import reporting
@@ -24,7 +23,6 @@ from components.shared.tasks import Board, Task, reported
 from tests.stages import Stages
 
 ROOT = Path(__file__).resolve().parents[1]
-DASHBOARD = ROOT / "manifests" / "grafana" / "dashboard.json"
 
 
 @pytest.fixture(autouse=True)
@@ -274,49 +272,6 @@ def test_a_killed_process_leaves_its_task_running_and_a_stopped_one_says_so(tmp_
         assert board.tasks()[0].state == state
 
 
-def test_metrics_over_http(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    port = free_port()
-    monkeypatch.setenv("SEMISCALE_METRICS_PORT", str(port))
-    progress = Progress("score", 100)
-    with reported(Board(str(tmp_path), "trial"), "score-3", "score"):
-        waited(Board(str(tmp_path), "trial"), lambda task: task.total == 100)
-        progress.add(64)
-        progress.failed(2)
-        progress.spent(read=0.5, decode=1.5)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-            text = answer.read().decode()
-    assert 'semiscale_images_total{stage="score",task="score-3"} 64.0\n' in text
-    assert 'semiscale_expected_images{stage="score",task="score-3"} 100.0\n' in text
-    assert 'semiscale_failed_images_total{stage="score",task="score-3"} 2.0\n' in text
-    assert 'semiscale_part_seconds_total{part="decode",stage="score",task="score-3"} 1.5\n' in text
-
-
-@pytest.mark.parametrize("port", ["taken", "none"])
-def test_metrics_that_cannot_be_served_fail_nothing(
-    port: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import socket
-
-    with socket.create_server(("0.0.0.0", 0)) as taken:
-        monkeypatch.setenv("SEMISCALE_METRICS_PORT", str(taken.getsockname()[1]) if port == "taken" else "none")
-        metrics.serve("score", "score-0")
-    assert "score · no metrics: SEMISCALE_METRICS_PORT=" in capsys.readouterr().out
-
-
-def test_the_dashboard_draws_metrics_that_exist() -> None:
-    Progress("score", 1).spent(read=1.0)
-    families = list(metrics.TaskMetrics("score", "score-0").collect())
-    exist = {sample.name for family in families for sample in family.samples}
-    drawn: set[str] = set()
-    for panel in json.loads(DASHBOARD.read_text())["panels"]:
-        for target in panel.get("targets", []):
-            names = set(re.findall(r"\bsemiscale_\w+", target["expr"]))
-            assert names, target["expr"]
-            assert names <= exist, target["expr"]
-            drawn |= names
-    assert drawn == exist - {name for name in exist if name.endswith("_created")}, "every metric has a panel"
-
-
 def put(board: Board, task: str, **fields: Any) -> None:
     """Write a task's object, as its pod would have."""
     content = Task(task=task, stage=task.partition("-")[0], pod="a", **{"state": "finished", **fields})
@@ -331,11 +286,3 @@ def waited(board: Board, ready: Any) -> Task:
             return found[0]
         time.sleep(0.05)
     raise AssertionError(f"never so: {found}")
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

@@ -18,12 +18,14 @@ import pytest
 from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.hardware import LAUNCH, Launch
+from components.shared.metrics import PORT
 from components.shared.progress import LOG, fail, say
 from components.shared.receipts import Preprocessing, TrainReceipt
 from components.train import trainjob
 from components.train.config import TrainConfig
 from components.train.train import train
 from tests.cluster import JOBS, Cluster, serving_cluster
+from tests.test_metrics import free_port, scraped
 
 SCHEMA = Path(__file__).parent / "schemas" / "trainer.kubeflow.org_v1alpha1_TrainJob.json"
 MACHINE = {"nodes": 4, "gpus": 8, "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}}
@@ -254,6 +256,24 @@ def test_sigterm_deletes_the_trainjob(cluster: Cluster, config: TrainConfig) -> 
     assert process.returncode == 128 + signal.SIGTERM
     assert stderr.startswith("failed: told to stop")
     assert cluster.jobs == {}
+
+
+def test_the_pod_that_follows_tells_prometheus_that_it_does(
+    cluster: Cluster, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far the training is, its first node tells: counted once."""
+    plan = {**json.loads(storage.read(config.plan)), "name": "trial", "run": {}}
+    storage.write(config.plan, json.dumps(plan).encode())
+    port = free_port()
+    monkeypatch.setenv(PORT, str(port))
+    with started(config) as process:
+        cluster.created()
+        found = scraped(port)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+    ((labels, elapsed_s),) = found["semiscale_elapsed_seconds"]
+    assert (labels, elapsed_s > 0) == ({"stage": "train", "task": config.task()}, True)
+    assert "semiscale_done_total" not in found
 
 
 def test_a_pod_that_comes_back_finds_its_trainjob_running(cluster: Cluster, config: TrainConfig) -> None:

@@ -32,8 +32,8 @@ def task(name: str, **fields: Any) -> Task:
 def test_a_look_at_a_run() -> None:
     found = [
         task("plan", state="finished", done=20, updated=1003.0),
-        task("score-0", done=8_000, total=48_000, images_per_s=1600.0, detail="12% of the pool", device_s=1800.0),
-        task("score-1", done=500, images_per_s=100.0, updated=1060.0),
+        task("score-0", done=8_000, total=48_000, per_s=1600.0, detail="12% of the pool", device_s=1800.0),
+        task("score-1", done=500, per_s=100.0, updated=1060.0),
         task("train-baseline-0.1", state="failed", reason="the loss is nan"),
         task("merge"),
     ]

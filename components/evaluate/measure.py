@@ -6,7 +6,7 @@ from components.evaluate.config import EvaluateConfig
 from components.shared import measures, storage
 from components.shared.measures import calibration_error, calibration_terms, interval
 from components.shared.predictions import TOP, Exam, Predictions
-from components.shared.progress import say
+from components.shared.progress import Progress, say
 from components.shared.receipts import Accuracy, PlanReceipt, TrainReceipt, Tried, load
 from components.shared.shards import Columns
 
@@ -24,7 +24,8 @@ def measure(config: EvaluateConfig) -> dict[str, object]:
         "pretrained": load(config.pretrained, TrainReceipt),
         "student": best(sweeps["student"]),
     }
-    exam = Exam(config.workdir, plan.test, Columns(config.image_column, config.label_column, plan.videos))
+    columns = Columns(config.image_column, config.label_column, plan.videos)
+    exam = Exam(config.workdir, plan.test, columns, Progress("evaluate", len(measured) * plan.test.samples))
     found: dict[str, Predictions] = {}
     models: dict[str, Accuracy] = {}
     for name, receipt in measured.items():

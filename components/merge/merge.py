@@ -21,7 +21,7 @@ from components.shared import storage
 from components.shared.bands import damaged
 from components.shared.cores import cores
 from components.shared.errors import Refused, SemiscaleError
-from components.shared.progress import say
+from components.shared.progress import Progress, say
 from components.shared.receipts import (
     ClassSelection,
     PlanReceipt,
@@ -99,18 +99,25 @@ def selected(config: MergeConfig) -> SelectionReceipt:
 def _work(config: MergeConfig, folder: str) -> dict[str, object]:
     plan = load(config.plan, PlanReceipt)
     receipts = unit_receipts(plan, [load(uri, ScoreReceipt) for uri in config.scores])
+    progress = Progress("merge", len(receipts), unit="units opened")
     failed = balance(receipts, config.max_failed_fraction)
     if not any(receipt.scored for receipt in receipts):
         raise SemiscaleError("the pool has no readable image: nothing to select from")
     keys = read_keys(config.remove) if config.remove else []
-    with ThreadPoolExecutor(cores()) as pool:  # it is the decoding of the keys that takes time
+    with progress.timed("remove"), ThreadPoolExecutor(cores()) as pool:  # decoding the keys is what takes time
         removals = list(pool.map(functools.partial(removed, keys), receipts))
-    with ThreadPoolExecutor(READERS) as pool:
-        units = list(pool.map(opened, receipts, [one.codes for one in removals]))
-    winners = chosen(config, units, len(plan.classes))
-    found = located(winners, receipts, units, len(plan.classes))
+    units: list[UnitScores] = []
+    with progress.timed("open"), ThreadPoolExecutor(READERS) as pool:
+        for unit in pool.map(opened, receipts, [one.codes for one in removals]):
+            units.append(unit)
+            progress.add(1)
+    with progress.timed("select"):
+        winners = chosen(config, units, len(plan.classes))
+    with progress.timed("locate"):
+        found = located(winners, receipts, units, len(plan.classes))
     uri = storage.join(folder, "selection.parquet")
-    write_table(found.table, uri)
+    with progress.timed("write"):
+        write_table(found.table, uri)
     images = image_numbers(winners)
     per_class = class_selections(winners, images, plan.classes, config.images_per_class)
     for short in [one for one in per_class if not one.full]:

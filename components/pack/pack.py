@@ -140,7 +140,8 @@ class _Pod:
 
     def _copy_out(self, excerpt: Excerpt, shards: dict[str, Shard]) -> None:
         columns = Columns(self._config.image_column, "")
-        storage.write(excerpt.uri, excerpts.copy(excerpt, shards[excerpt.shard], columns))
+        with self._progress.timed("excerpts"):
+            storage.write(excerpt.uri, excerpts.copy(excerpt, shards[excerpt.shard], columns))
         say("pack", f"{excerpt.shard}: {len(excerpt.indexes):,} images copied out")
 
     def _pack(self, uri: str) -> None:
@@ -148,9 +149,11 @@ class _Pod:
         chosen, rows = self._layout.rows_of(tar), self._rows
         uris = rows.uris.take(pa.array(rows.uri[chosen])).to_pylist()
         places = [Place(*place) for place in zip(uris, rows.offset[chosen], rows.size_bytes[chosen], strict=True)]
-        images = ranges.read(places)
+        with self._progress.timed("read"):
+            images = ranges.read(places)
         self._claims.advanced()
-        storage.write(uri, tar_of(images, rows.label[chosen].tolist(), self._layout.edges[tar]))
+        with self._progress.timed("write"):
+            storage.write(uri, tar_of(images, rows.label[chosen].tolist(), self._layout.edges[tar]))
         self._progress.add(len(images), PurePosixPath(uri).name)
 
     def _listed(self, sizes: dict[str, int]) -> bytes:

@@ -60,17 +60,17 @@ class LabeledSet:
             )
 
 
-def examine(name: str, uris: list[str], columns: Columns, index_folder: str) -> LabeledSet:
+def examine(name: str, uris: list[str], columns: Columns, index_folder: str, progress: Progress) -> LabeledSet:
     """Read and decode a labeled set. Samples that fail are listed with their reason, not raised."""
     shards = sharding.find(uris, columns.videos)
     refuse_empty_class_folders(name, uris, columns.videos)
     rows: list[Row] = []
     failures: list[Failure] = []
-    progress = Progress("plan", 0)
     for number, shard in enumerate(shards):
         for index, key, label, problem in _examined(shard, columns, index_folder):
             progress.add(1, name)
             if problem:
+                progress.failed(1)
                 failures.append(Failure(shard=shard.name, key=key, reason=problem))
             else:
                 rows.append(Row(number, index, key, label))

@@ -12,7 +12,7 @@ from components.plan.labeled import LabeledSet, examine, hold_out, write_split
 from components.plan.overlap import refuse_overlap
 from components.shared import architectures, checkpoints, clips, scores, storage
 from components.shared.errors import Refused
-from components.shared.progress import say
+from components.shared.progress import Progress, say
 from components.shared.receipts import PlanReceipt, Preprocessing
 from components.shared.removal import read_keys
 from components.shared.runfile import LATER, Parameters
@@ -44,7 +44,9 @@ def plan(config: PlanConfig) -> PlanReceipt:
         read_keys(config.remove)  # refused here rather than after the scan
     refuse_other_run(config)
     columns = Columns(config.image_column, config.label_column, config.frames > 0)
-    sets = labeled_sets(config, columns)
+    progress = Progress("plan", 0)
+    with progress.timed("decode"):
+        sets = labeled_sets(config, columns, progress)
     classes = class_names(config, sets["labeled"])
     refuse_many_kept(config.classes_per_image, len(classes))
     sets = {name: canonical(found, classes) for name, found in sets.items()}
@@ -53,7 +55,8 @@ def plan(config: PlanConfig) -> PlanReceipt:
     refuse_teacher(config, classes)
     if "validation" not in sets:
         sets["labeled"], sets["validation"] = hold_out(sets["labeled"], config.validation_fraction, config.seed)
-    units = ledger.draw_up(config.unlabeled, config.workdir, Columns(config.image_column, "", config.frames > 0))
+    with progress.timed("list"):
+        units = ledger.draw_up(config.unlabeled, config.workdir, Columns(config.image_column, "", config.frames > 0))
     storage.write(run_uri(config), json.dumps(config.model_dump(exclude=MAY_CHANGE), indent=1).encode())
     return write(config, classes, sets, units)
 
@@ -125,11 +128,11 @@ def refuse_other_run(config: PlanConfig) -> None:
         )
 
 
-def labeled_sets(config: PlanConfig, columns: Columns) -> dict[str, LabeledSet]:
+def labeled_sets(config: PlanConfig, columns: Columns, progress: Progress) -> dict[str, LabeledSet]:
     """Read the labeled, validation and test sets that the run file names."""
     given = {"labeled": config.labeled, "validation": config.validation, "test": config.test}
     folder = storage.join(config.workdir, "stages", "plan", "shards")
-    found = {name: examine(name, uris, columns, folder) for name, uris in given.items() if uris}
+    found = {name: examine(name, uris, columns, folder, progress) for name, uris in given.items() if uris}
     for one in found.values():
         one.refuse_above(config.max_failed_fraction)
     return found

@@ -7,7 +7,7 @@ from typing import ClassVar
 from components.promote.champion import Champion, Reign, champion_uri, succeeded, switch
 from components.shared import measures, storage
 from components.shared.predictions import Exam
-from components.shared.progress import say
+from components.shared.progress import Progress, say
 from components.shared.receipts import Comparison, EvaluationReceipt, PlanReceipt, PromotionReceipt, TrainReceipt, load
 from components.shared.runfile import Promotion
 from components.shared.shards import Columns
@@ -92,7 +92,8 @@ def compared(config: PromoteConfig, champion: Champion | None, student: TrainRec
     other = load(champion.current.training if champion else evaluation.models["baseline"].training, TrainReceipt)
     if other.digest == student.digest or other.classes != student.classes:
         return None
-    exam = Exam(config.workdir, plan.test, Columns(config.image_column, config.label_column, plan.videos))
+    columns = Columns(config.image_column, config.label_column, plan.videos)
+    exam = Exam(config.workdir, plan.test, columns, Progress("promote", 2 * plan.test.samples))
     return measures.compare("student", exam.predictions(student).right(), name, exam.predictions(other).right())
 
 

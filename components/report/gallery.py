@@ -13,6 +13,7 @@ from PIL import Image
 from components.shared import clips, storage
 from components.shared import shards as sharding
 from components.shared.decode import Pixels, Undecodable, decode
+from components.shared.progress import Progress
 from components.shared.receipts import PlanReceipt, SelectionReceipt
 from components.shared.shards import Columns, Shard, Unit
 
@@ -69,7 +70,11 @@ def gallery(plan: PlanReceipt, selection: SelectionReceipt, columns: Columns) ->
     )
     inside = _inside_parquet(plan, rows, columns)
     still = clips.middle_frame if columns.videos else decode
-    shown = {(row["class"], row["rank"] + 1): _shown(row, inside, still) for row in rows}
+    progress = Progress("report", len(rows))
+    shown = {}
+    for row in rows:
+        shown[row["class"], row["rank"] + 1] = _shown(row, inside, still)
+        progress.add(1)
     return Gallery(
         ranks=ranks,
         rows=[

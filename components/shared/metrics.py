@@ -1,11 +1,16 @@
-"""A task's progress for Prometheus, on the port that SEMISCALE_METRICS_PORT names; without it nothing listens.
+"""What a task tells Prometheus, on the port that SEMISCALE_METRICS_PORT names; without it nothing listens.
 
-`manifests/grafana/dashboard.json` draws these metrics. They are read at each scrape from the latest Progress, so that
-counting costs the work nothing.
+Every stage offers the same few metrics from its first moment: that it is at work and for how long, and, as soon as it
+counts something, how far it is and where its time goes. `manifests/grafana/dashboard.json` draws them. They are read at
+each scrape from the latest Progress, so that counting costs the work nothing.
 """
 
 import os
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -15,42 +20,60 @@ from components.shared.progress import Progress, say
 
 PORT = "SEMISCALE_METRICS_PORT"
 LABELS = ("stage", "task")
+COUNTED = (*LABELS, "unit")  # of what: images, units
+
+_listening: list[tuple[WSGIServer, Thread]] = []  # of this process: a task does one thing at a time
 
 
 class TaskMetrics(Collector):
     """What one task tells at a scrape."""
 
     def __init__(self, stage: str, task: str) -> None:
-        self._labels = (stage, task)
+        self._labels, self._began = (stage, task), time.monotonic()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric, without samples before the task has any progress."""
-        images = CounterMetricFamily("semiscale_images", "Images processed.", labels=LABELS)
-        failures = CounterMetricFamily("semiscale_failed_images", "Images that could not be used.", labels=LABELS)
-        clocks = CounterMetricFamily(
-            "semiscale_part_seconds", "Thread-seconds spent reading, decoding, forwarding, writing.",
+        """Yield every metric; before the task has counted anything, those of its progress without samples."""
+        elapsed = GaugeMetricFamily("semiscale_elapsed_seconds", "Since the task began in this pod.", labels=LABELS)
+        done = CounterMetricFamily("semiscale_done", "What is finished, images mostly.", labels=COUNTED)
+        failed = CounterMetricFamily("semiscale_failed", "What could not be used.", labels=COUNTED)
+        parts = CounterMetricFamily(
+            "semiscale_part_seconds", "Spent on each part of the work; thread-seconds where threads share one.",
             labels=(*LABELS, "part"),
         )  # fmt: skip
-        expected = GaugeMetricFamily("semiscale_expected_images", "Images to process; 0: not known.", labels=LABELS)
-        rate = GaugeMetricFamily("semiscale_images_per_second", "Images a second since the start.", labels=LABELS)
+        expected = GaugeMetricFamily("semiscale_expected", "What there is to do; 0: not known.", labels=COUNTED)
+        rate = GaugeMetricFamily("semiscale_done_per_second", "Since the start.", labels=COUNTED)
+        elapsed.add_metric(self._labels, time.monotonic() - self._began)
         if latest := Progress.latest:
-            images.add_metric(self._labels, latest.done)
-            failures.add_metric(self._labels, latest.failures)
-            expected.add_metric(self._labels, latest.total)
-            rate.add_metric(self._labels, latest.rate())
+            counted = (*self._labels, latest.unit)
+            done.add_metric(counted, latest.done)
+            failed.add_metric(counted, latest.failures)
+            expected.add_metric(counted, latest.total)
+            rate.add_metric(counted, latest.rate())
             for part, seconds in latest.clocks.copy().items():
-                clocks.add_metric((*self._labels, part), seconds)
-        yield from (images, failures, clocks, expected, rate)
+                parts.add_metric((*self._labels, part), seconds)
+        yield from (elapsed, done, failed, parts, expected, rate)
 
 
-def serve(stage: str, task: str) -> None:
-    """Listen on the port that the environment names. A port that is taken is said, and the work goes on."""
-    port = os.environ.get(PORT, "")
-    if not port:
-        return
-    registry = CollectorRegistry()
-    registry.register(TaskMetrics(stage, task))
+@contextmanager
+def offered(stage: str, task: str) -> Iterator[None]:
+    """Offer a task's metrics for the length of a `with`. A port that is taken is said, and the work goes on."""
+    if port := os.environ.get(PORT, ""):
+        registry = CollectorRegistry()
+        registry.register(TaskMetrics(stage, task))
+        try:
+            _listening.append(start_http_server(int(port), registry=registry))
+        except (OSError, ValueError, OverflowError) as error:
+            say(stage, f"no metrics: {PORT}={port}: {error}")
     try:
-        start_http_server(int(port), registry=registry)
-    except (OSError, ValueError, OverflowError) as error:
-        say(stage, f"no metrics: {PORT}={port}: {error}")
+        yield
+    finally:
+        leave()
+
+
+def leave() -> None:
+    """Listen no more: from here on another process of this machine tells, such as the first rank of a training."""
+    while _listening:
+        server, thread = _listening.pop()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,7 +1,7 @@
 """A model's logits on a labeled split: what accuracy is computed from."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
@@ -67,15 +67,21 @@ class PreparedSplit:
 
 
 @torch.inference_mode()
-def logits(model: nn.Module, split: PreparedSplit, on: torch.device) -> Tensor:
+def logits(
+    model: nn.Module, split: PreparedSplit, on: torch.device, counting: Callable[[int], None] = lambda _: None
+) -> Tensor:
     """Return the logits_BC of every image of a split, on the CPU. The model is left in the mode it was in.
 
-    Of a video, logits of the mean of its clips' softmax (section 5.1): the logarithm of that mean.
+    Of a video, logits of the mean of its clips' softmax (section 5.1): the logarithm of that mean. `counting` is told
+    the images of each batch that is done.
     """
     training = model.training
     model.eval()
     forward = _mean_over_clips if split.preprocessing.frames else nn.Module.__call__
-    parts = [forward(model, models.normalised(one, split.preprocessing, on)).float().cpu() for one in split.batches()]
+    parts = []
+    for one in split.batches():
+        parts.append(forward(model, models.normalised(one, split.preprocessing, on)).float().cpu())
+        counting(len(one))
     model.train(training)
     return torch.cat(parts)
 

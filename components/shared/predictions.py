@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from components.shared import measures, storage
 from components.shared.measures import Bools, Labels
+from components.shared.progress import Progress
 from components.shared.receipts import Split, TrainReceipt
 from components.shared.shards import Columns
 from components.shared.stage import digest
@@ -65,10 +66,13 @@ class Predictions:
 
 
 class Exam:
-    """A labeled split that models are measured on. Only a model that was never measured on it costs a forward pass."""
+    """A labeled split that models are measured on. Only a model that was never measured on it costs a forward pass.
 
-    def __init__(self, workdir: str, split: Split, columns: Columns) -> None:
-        self._workdir, self._split, self._columns = workdir, split, columns
+    Its images count for every model, also where they were measured before.
+    """
+
+    def __init__(self, workdir: str, split: Split, columns: Columns, progress: Progress) -> None:
+        self._workdir, self._split, self._columns, self._progress = workdir, split, columns, progress
         self._held: PreparedSplit | None = None
 
     def uri(self, model: TrainReceipt) -> str:
@@ -81,6 +85,7 @@ class Exam:
         uri = self.uri(model)
         kept = storage.read_if_there(uri)
         if kept is not None:
+            self._progress.add(self._split.samples)
             return Predictions.from_bytes(kept)
         fresh = self._predicted(model)
         storage.write(uri, fresh.to_bytes())
@@ -101,7 +106,10 @@ class Exam:
         models.use_threads()
         device = models.device()
         model = models.read(receipt.checkpoint)[0].to(device)
-        probability_BC = torch.softmax(logits(model, self._prepared(receipt), device), 1)
+        with self._progress.timed("prepare"):
+            prepared = self._prepared(receipt)
+        with self._progress.timed("forward"):  # of a large split with the decoding of its images
+            probability_BC = torch.softmax(logits(model, prepared, device, self._progress.add), 1)
         best = probability_BC.topk(min(TOP, probability_BC.shape[1]))
         return Predictions(
             keys=self._index["key"].to_pylist(),

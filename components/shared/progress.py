@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -70,56 +71,74 @@ def _json_line(level: str, **fields: float | str) -> str:
 
 
 class Progress:
-    """Counts finished images against a total (0: not known) and reports rate, percent and time left.
+    """Counts what is finished, images mostly, against a total (0: not known) and reports rate, percent and time left.
 
-    `clock` returns seconds and is a parameter so that a test can drive it. `already` images were finished by a process
-    before this one: they count, but not for the rate.
+    `clock` returns seconds and is a parameter so that a test can drive it. What was finished `already` by a process
+    before this one counts, but not for the rate.
     """
 
     latest: "Progress | None" = None  # of this process: a task does one thing at a time
 
-    def __init__(self, stage: str, total: int, clock: Callable[[], float] = time.monotonic, already: int = 0) -> None:
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        clock: Callable[[], float] = time.monotonic,
+        already: int = 0,
+        unit: str = "images",
+    ) -> None:
         self._stage, self._clock, self._already = stage, clock, already
+        self.unit = unit
         self._started = self._said = clock()
         self.done, self.total, self.detail = already, total, ""
         self.failures = 0
         self.clocks: dict[str, float] = {}
         Progress.latest = self
 
-    def add(self, images: int, detail: str = "") -> None:
-        """Count finished images and, when it is time, say so."""
-        self.done += images
+    def add(self, count: int, detail: str = "") -> None:
+        """Count what is finished and, when it is time, say so."""
+        self.done += count
         self.detail = detail
         now = self._clock()
         if now - self._said >= LINE_EVERY_S:
             self._said = now
-            say(self._stage, self.line(detail), done=self.done, total=self.total, images_per_s=round(self.rate(), 3))
+            numbers = {"done": self.done, "total": self.total, "per_s": round(self.rate(), 3)}
+            say(self._stage, self.line(detail), unit=self.unit, **numbers)
 
     def failed(self, images: int) -> None:
         """Count images that could not be used."""
         self.failures += images
 
     def spent(self, **seconds: float) -> None:
-        """Add thread-seconds to parts of the work: read, decode, forward, write."""
+        """Add seconds to parts of the work: read, decode, forward, write; of threads that share one, thread-seconds."""
         for part, more in seconds.items():
             self.clocks[part] = self.clocks.get(part, 0.0) + more
 
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the seconds of a `with` to a part of the work."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self.spent(**{part: self._clock() - started})
+
     def rate(self) -> float:
-        """Return images a second since the start."""
+        """Return what is finished a second since the start."""
         return (self.done - self._already) / max(self._clock() - self._started, 1e-9)
 
     def line(self, detail: str = "") -> str:
         """Return the line: `12,000 of 48,000 images · 25% · 2,400/s · 0:15 left`."""
-        return tell(self.done, self.total, self.rate(), detail)
+        return tell(self.done, self.total, self.unit, self.rate(), detail)
 
 
-def tell(done: int, total: int, images_per_s: float, detail: str) -> str:
+def tell(done: int, total: int, unit: str, per_s: float, detail: str) -> str:
     """Put progress in a line; without a total, what is left is not known."""
-    parts = [f"{done:,} images", f"{images_per_s:,.0f}/s"]
+    parts = [f"{done:,} {unit}", f"{per_s:,.0f}/s"]
     if total:
-        left_s = (total - done) / max(images_per_s, 1e-9)
+        left_s = (total - done) / max(per_s, 1e-9)
         share = f"{done / total:.0%}"
-        parts = [f"{done:,} of {total:,} images", share, f"{images_per_s:,.0f}/s", f"{duration(left_s)} left"]
+        parts = [f"{done:,} of {total:,} {unit}", share, f"{per_s:,.0f}/s", f"{duration(left_s)} left"]
     return " · ".join([*parts, detail] if detail else parts)
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-from components.shared import lifeline, storage, tasks
+from components.shared import lifeline, metrics, storage, tasks
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import as_json, duration, fail, say
 from components.shared.receipts import Receipt
@@ -175,15 +175,18 @@ def in_component(config_type: type[C], stage: Callable[[C], R], arguments: Mappi
 
 
 def reporting(config: C, stage: Callable[[C], R]) -> R:
-    """Run a stage as a task of its run, with its progress in the workdir; a stage that is no run's task, as it is."""
+    """Run a stage as a task of its run, with its metrics and with its progress in the workdir; a stage that is no run's
+    task, as it is.
+    """
     run = _run_of(config)
     if not run or os.environ.get("RANK", "0") != "0":  # of several ranks, one speaks
         return stage(config)
     board = tasks.Board(config.workdir, run[0])
-    tasks.refuse_again(board, config.task())
-    config.admit()
-    with tasks.reported(board, config.task(), config.stage, config.on_device, run[1]):
-        return stage(config)
+    with metrics.offered(config.stage, config.task()):
+        tasks.refuse_again(board, config.task())
+        config.admit()
+        with tasks.reported(board, config.task(), config.stage, config.on_device, run[1]):
+            return stage(config)
 
 
 def _run_of(config: StageConfig) -> tuple[str, float] | None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
-from components.shared import metrics, storage
+from components.shared import storage
 from components.shared.errors import BudgetSpent, Refused, SemiscaleError
 from components.shared.progress import Progress, say
 from components.shared.receipts import Document
@@ -46,7 +46,8 @@ class Task(Document):
     updated: float
     done: int = 0
     total: int = 0
-    images_per_s: float = 0.0
+    unit: str = "images"
+    per_s: float = 0.0
     detail: str = ""
     devices: int = 0
     device_s: float = 0.0
@@ -179,7 +180,7 @@ class _Reporter:
         self._before_s = 0.0  # device-seconds of the pods that did this task before, in this try of the run
         self._spending = Spending()
         self._over = threading.Event()
-        self._silent = self._served = False
+        self._silent = False
         self.over_budget = ""
         self._thread = threading.Thread(target=self._keep_up, daemon=True, name="progress")
 
@@ -202,7 +203,6 @@ class _Reporter:
         if not (self._budget_s and self._task.devices):
             self._quietly(self._carry_over)
         while True:
-            self._serve()
             self._quietly(lambda: self._write({}))
             if self._budget_s and self._task.devices and self._spending.may_exceed(self._budget_s):
                 self._quietly(self._look)
@@ -232,23 +232,17 @@ class _Reporter:
                 "spent; what was finished is kept, set more and run it again to go on"
             )
 
-    def _serve(self) -> None:
-        """Offer metrics once there is something to tell: of a training on several GPUs, that is rank 0's process."""
-        if Progress.latest and not self._served:
-            self._served = True
-            metrics.serve(self._task.stage, self._task.task)
-
     def _write(self, ending: dict[str, object]) -> None:
         now = time.time()
         spent = self._before_s + (now - self._task.started) * self._task.devices
         fields: dict[str, object] = {"updated": now, "device_s": round(spent, 1), **ending}
         if latest := Progress.latest:
-            fields |= {"done": latest.done, "total": latest.total, "detail": latest.detail}
-            fields["images_per_s"] = round(latest.rate(), 3)
+            fields |= {"done": latest.done, "total": latest.total, "unit": latest.unit, "detail": latest.detail}
+            fields["per_s"] = round(latest.rate(), 3)
         elif other := self._of_another_process():
             if not ending and now - other.updated < FRESH_S:
                 return  # a rank that this process started, on this machine or another, speaks for both
-            fields |= other.model_dump(include={"done", "total", "detail", "images_per_s"})
+            fields |= other.model_dump(include={"done", "total", "unit", "detail", "per_s"})
             fields["device_s"] = max(round(spent, 1), other.device_s)
         task = self._task.model_copy(update=fields)
         storage.write(self._board.uri(task.task), task.model_dump_json().encode())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from components.shared import metrics
 from components.shared.cores import cores
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.stopping import Stopped
@@ -164,6 +165,7 @@ def start(config: TrainConfig, count: int) -> None:
         max_restarts=0,
         monitor_interval=0.1,
     )
+    metrics.leave()  # to the first rank, which knows how far they are
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
     try:
         elastic_launch(launch, sys.executable)("-m", "components.train", *options)

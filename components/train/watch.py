@@ -59,6 +59,7 @@ class Watch:
         """
         self._images += images
         self._waited_s += waited_s
+        self._progress.spent(wait=waited_s)
         if self._clock() - self._recorded >= LINE_EVERY_S:
             self.record({"loss": loss(), "learning_rate": rate})
         self._progress.add(images, self._detail)

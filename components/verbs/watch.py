@@ -83,13 +83,13 @@ def said(task: Task, now: float) -> str:
     if task.state == "submitted":
         return f"submitted {duration(now - task.started)} ago, waiting for a pod"
     if task.state == "finished":
-        images = f"{task.done:,} images · " if task.done else ""
-        return f"finished · {images}{duration(task.updated - task.started)}"
+        done = f"{task.done:,} {task.unit} · " if task.done else ""
+        return f"finished · {done}{duration(task.updated - task.started)}"
     if task.state in ("failed", "stopped"):
         return f"{task.state}: {task.reason}"
     silent_s = now - task.updated
     silence = f" · silent for {duration(silent_s)}" if silent_s > SILENT_AFTER_S else ""
-    progress = tell(task.done, task.total, task.images_per_s, task.detail) if task.done else "running"
+    progress = tell(task.done, task.total, task.unit, task.per_s, task.detail) if task.done else "running"
     return f"{bar(task)}{progress}{silence}"
 
 
