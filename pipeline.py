@@ -58,6 +58,7 @@ def semiscale(
     resolution: int = 224,
     augmentation: str = "crop-flip",
     frames: int = 0,
+    teacher_frames: int = 0,
     seed: int = 0,
     pods: int = 8,
     decoder: str = "cpu",
@@ -104,6 +105,7 @@ def semiscale(
         resolution: Height and width the models see, in pixels.
         augmentation: crop-flip: random resized crop and mirror; shift-flip, shift: random shift, for tiny images.
         frames: Frames of a clip, where the samples are videos (section 5.1: 8 or 32); 0: images.
+        teacher_frames: Frames of the teacher's clips (Table 7: 32); 0: as frames.
         seed: Of initial weights, data order and augmentation.
         pods: Containers that share the scan of the unlabeled images, and the packing.
         decoder: What decodes the unlabeled JPEGs: cpu, as in training; gpu: nvJPEG, whose pixels differ slightly.
@@ -148,6 +150,7 @@ def semiscale(
         resolution=resolution,
         augmentation=augmentation,
         frames=frames,
+        teacher_frames=teacher_frames,
         seed=seed,
         pods=pods,
         decoder=decoder,
@@ -179,6 +182,7 @@ def semiscale(
             architecture=teacher_architecture,
             images_processed=teacher_images_processed,
             learning_rate=teacher_learning_rate,
+            own_frames=teacher_frames,
             start_weights=teacher_start_weights,
             checkpoint=teacher_checkpoint,
             checkpoint_classes=teacher_classes,

@@ -73,6 +73,7 @@ class Stages:
             "resolution": self.config.resolution,
             "augmentation": self.config.augmentation,
             "frames": self.config.frames,
+            "own_frames": self.config.teacher_frames if recipe == "teacher" else 0,
             **changes,
         }
         return train(TrainConfig.model_validate(settings))

@@ -58,6 +58,15 @@ def test_the_compiled_files_are_current(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "fresh.yaml").read_text() == committed.read_text(), "run: python pipeline.py compile"
 
 
+def test_the_teacher_alone_has_clips_of_a_length_of_its_own() -> None:
+    components = yaml.safe_load(COMPILED.read_text().partition("\n---")[0])
+    dags = [components["root"], *components["components"].values()]
+    tasks = [task for one in dags if "dag" in one for task in one["dag"]["tasks"].values()]
+    given = [task.get("inputs", {}).get("parameters", {}) for task in tasks]
+    own = [one["own_frames"] for one in given if "own_frames" in one]
+    assert own == [{"componentInputParameter": "teacher_frames"}]
+
+
 def test_two_hundred_pods_compile_to_what_one_does(tmp_path: Path) -> None:
     texts = []
     for pods in (1, 200):

@@ -93,6 +93,8 @@ def test_the_papers_trainings_by_hand(paper: RunFile) -> None:
     assert found["finetune"].hours == pytest.approx(30 * labeled / 1000 / 3600 / 8), "side by side"
     assert found["baseline"].device_hours == pytest.approx(3 * (1e9 + 30 * labeled) / 1000 / 3600)
     assert found["evaluate"].device_hours == pytest.approx((50_000 / 1700 + 3 * 50_000 / 4000) / 3600)
+    of_clips = paper.model_copy(update={"frames": 8, "teacher_frames": 32})
+    assert stages(of_clips)["evaluate"].reads == 2 * found["evaluate"].reads, "each length is cut for itself"
 
 
 def test_a_set_that_fits_in_memory_is_read_once_by_every_device(paper: RunFile) -> None:

@@ -18,6 +18,7 @@ from components.shared import models, storage
 from components.shared.errors import Refused
 from components.shared.export import Format, export
 from components.shared.predict import PreparedSplit, logits
+from components.shared.predictions import Predictions
 from components.shared.receipts import Preprocessing, Receipt
 from components.shared.runfile import RunFile
 from components.shared.shards import Columns, find, read
@@ -41,6 +42,10 @@ def stages(root: Path, **changes: object) -> Stages:
     ("changes", "line"),
     [
         ({"frames": 0}, "teacher_architecture: 'r2plus1d_8_small' sees clips of video and the run has images"),
+        (
+            {"frames": 0, "teacher_frames": 32, "teacher_architecture": "resnet8_small"},
+            "teacher_frames: 32, and the run has images; set frames, or leave it out",
+        ),
         ({"student_architecture": "resnet18"}, "student_architecture: 'resnet18' sees images and the run has videos"),
         ({"augmentation": "shift"}, "augmentation: shift is for images; leave it out"),
         ({"decoder": "gpu"}, "decoder: gpu is for images; leave it out"),
@@ -100,7 +105,7 @@ def test_digests_of_images_are_what_they_were_before_there_were_videos(tmp_path:
     """Finished work of earlier versions is found."""
     settings = {"name": "a", "workdir": "w", "labeled": ["l"], "unlabeled": ["u"], "test": ["t"]}
     config = PlanConfig.model_validate(settings)
-    assert config.digest() == digest("plan", config.model_dump(exclude={"workdir", "frames"}))
+    assert config.digest() == digest("plan", config.model_dump(exclude={"workdir", "frames", "teacher_frames"}))
     assert config.model_copy(update={"frames": 8}).digest() != config.digest()
     receipt = tmp_path / "plan.json"
     receipt.write_text(json.dumps({"digest": "0"}))
@@ -120,7 +125,7 @@ def test_a_run_file_of_an_earlier_version_is_the_same_run(tmp_path: Path) -> Non
     plan(config)
     run = tmp_path / "work" / "trial" / "run.json"
     kept = json.loads(run.read_text())
-    del kept["frames"]
+    del kept["frames"], kept["teacher_frames"]
     run.write_text(json.dumps(kept))
     plan(config)
 
@@ -137,6 +142,21 @@ def test_trainings_of_clips_follow_the_papers_tables(tmp_path: Path, frames: int
         expected = RECIPES[f"video-{kind}-{nearest}"]  # type: ignore[index]
         assert config.numbers == expected
         assert (config.learning_rate, config.batch_size) == (expected.learning_rate, expected.batch_size)
+
+
+def test_a_teacher_of_longer_clips_is_one_that_was_trained_on_those(tmp_path: Path) -> None:
+    """Table 7: students of 8 frames, and the teacher's are 32: its minibatch too is the one of 32 frames."""
+    receipt = tmp_path / "plan.json"
+    receipt.write_text(json.dumps({"digest": "0"}))
+    common: dict[str, object] = {"workdir": "w", "recipe": "teacher", "architecture": "r2plus1d_34"}
+    common |= {"plan": str(receipt), "resolution": 112, "augmentation": "crop-flip"}
+    alone, in_a_run = (
+        TrainConfig.model_validate({**common, **given}) for given in ({"frames": 32}, {"frames": 8, "own_frames": 32})
+    )
+    assert in_a_run == alone
+    assert in_a_run.digest() == alone.digest()
+    assert in_a_run.preprocessing.frames == 32
+    assert in_a_run.batch_size == 128 * 8
 
 
 class TestMeanLogOdds:
@@ -206,8 +226,11 @@ def test_logits_of_a_video_are_those_of_the_mean_softmax(tmp_path: Path) -> None
 
 
 def test_the_whole_pipeline_on_videos(tmp_path: Path) -> None:
-    """Class folders, tars, Parquet and loose files of four containers, one of them damaged, from plan to report."""
-    content = videos.write_run(tmp_path, max_failed_fraction=0.1)
+    """Class folders, tars, Parquet and loose files of four containers, one of them damaged, from plan to report.
+
+    The teacher sees longer clips than the students (Table 7).
+    """
+    content = videos.write_run(tmp_path, max_failed_fraction=0.1, frames=2, teacher_frames=4)
     (tmp_path / "data" / "pool" / "broken.avi").write_bytes(videos.video(0, 0)[:-50])
     run = Stages.on(PlanConfig.model_validate(content), tmp_path)
     report: Receipt = run.report
@@ -216,15 +239,42 @@ def test_the_whole_pipeline_on_videos(tmp_path: Path) -> None:
     assert run.packed.samples == run.selection.images == 12
     assert run.teacher.preprocessing.frames == 4
     for receipt in (run.pretrained, *run.students, *run.baselines):
+        assert receipt.preprocessing.frames == 2
         assert np.isfinite([point.loss for point in receipt.curve]).all()
     assert set(run.evaluation.models) == {"teacher", "baseline", "pretrained", "student"}
     assert run.evaluation.models["student"].images == 9
     assert run.evaluation.models["student"].top1 > 0.6
+    assert_measured_alike(run)
+    assert_taken_as_ready_made(run)
     page = storage.read(run.report.report).decode()
     assert page.count("data:image/png;base64") >= 3
+    assert [page.count(f"r2plus1d_8_small, {frames} frames") for frames in (4, 2)] == [1, 3]
     assert report.stage == "report"
     kinds = {str(row["shard"]).partition(".")[2] for row in run.selection_rows()}
     assert kinds <= {"tar", "parquet", "avi"}  # loose files are called after the first of them
+
+
+def assert_measured_alike(run: Stages) -> None:
+    """Every model was measured on the same videos, each on clips of the length that it was trained on."""
+    kept = {name: Predictions.from_bytes(storage.read(one.predictions)) for name, one in run.evaluation.models.items()}
+    for receipt, name in ((run.teacher, "teacher"), (run.pretrained, "pretrained")):
+        prepared = PreparedSplit(run.plan.test, Columns(videos=True), receipt.preprocessing)
+        assert next(prepared.batches()).shape[2] == receipt.preprocessing.frames
+        expected_BC = logits(models.read(receipt.checkpoint)[0], prepared, torch.device("cpu")).softmax(1)
+        assert kept[name].probability_B == pytest.approx(expected_BC.max(1).values.numpy())
+    asked = [(one.keys, one.labels_B.tolist()) for one in kept.values()]
+    assert asked == [asked[0]] * 4
+
+
+def assert_taken_as_ready_made(run: Stages) -> None:
+    """The run's teacher is another run's, where that says how long its clips are; and refused where it does not."""
+    given = {"name": "other", "teacher_checkpoint": run.teacher.checkpoint}
+    other = Stages.on(run.config.model_copy(update=given), run.root)
+    taken = other.train("teacher", checkpoint=run.teacher.checkpoint)
+    assert (taken.images_processed, taken.preprocessing) == (0, run.teacher.preprocessing)
+    shorter = other.config.model_copy(update={"name": "shorter", "teacher_frames": 0})
+    with pytest.raises(Refused, match="was trained on 4 frames of 8 x 8 pixels, .*, the run is of 2 frames of 8 x 8"):
+        plan(shorter)
 
 
 def _identity(row: dict[str, object]) -> dict[str, object]:

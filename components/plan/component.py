@@ -45,6 +45,7 @@ def plan(
     resolution: int,
     augmentation: str,
     frames: int,
+    teacher_frames: int,
     seed: int,
     pods: int,
     decoder: str,

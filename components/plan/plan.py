@@ -63,8 +63,7 @@ def plan(config: PlanConfig) -> PlanReceipt:
 
 def refuse_models(config: PlanConfig) -> None:
     """Raise Refused for an architecture that does not see the samples, and for weights that cannot be read as asked."""
-    for key in ("teacher_architecture", "student_architecture"):
-        architectures.find_for(getattr(config, key), key, config.frames)
+    architectures.refuse_unlike_samples(config)
     refuse_images_ways(config)
     for key in ("teacher_checkpoint", "teacher_start_weights", "student_start_weights"):
         if uri := getattr(config, key):
@@ -93,7 +92,7 @@ def refuse_teacher(config: PlanConfig, classes: list[str]) -> None:
             architecture=config.teacher_architecture,
             classes=classes,
             preprocessing=Preprocessing(
-                resolution=config.resolution, augmentation=config.augmentation, frames=config.frames
+                resolution=config.resolution, augmentation=config.augmentation, frames=config.frames_of("teacher")
             ),
             recipe="teacher",
             digest="",

@@ -125,7 +125,7 @@ def model_rows(run: Run) -> list[ModelRow]:
         row = ModelRow(
             style=name,
             name=MODELS[name],
-            architecture=receipt.architecture,
+            architecture=receipt.network,
             parameters=receipt.parameters,
             images_processed=before + receipt.images_processed,
             parts=parts,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from components.shared.errors import Refused, nearest
+from components.shared.runfile import Parameters
 
 Family = Literal["resnet", "small", "r2plus1d", "r2plus1d-small", "torchvision", "timm"]
 TIMM = "timm/"
@@ -84,6 +85,15 @@ def find(name: str, key: str = "architecture") -> Architecture:
     if name not in BY_NAME:
         raise Refused(f"{key}: {name!r} is unknown{nearest(name, BY_NAME)}")
     return BY_NAME[name]
+
+
+def refuse_unlike_samples(settings: Parameters) -> None:
+    """Raise Refused where teacher or student does not see what a run has: images, or clips of video."""
+    if settings.teacher_frames and not settings.frames:
+        raise Refused(f"teacher_frames: {settings.teacher_frames}, and the run has images; set frames, or leave it out")
+    for model in ("teacher", "student"):
+        key = f"{model}_architecture"
+        find_for(getattr(settings, key), key, settings.frames_of(model))
 
 
 def find_for(name: str, key: str, frames: int) -> Architecture:

@@ -110,4 +110,6 @@ def refuse_other_classes(uri: str, found: list[str], wanted: list[str]) -> None:
 
 def _shown(description: Description) -> str:
     one = description.preprocessing
-    return f"{one.resolution} x {one.resolution} pixels, {one.augmentation}, mean {one.mean}, deviation {one.std}"
+    frames = f"{one.frames} frames of " if one.frames else ""
+    pixels = f"{frames}{one.resolution} x {one.resolution} pixels"
+    return f"{pixels}, {one.augmentation}, mean {one.mean}, deviation {one.std}"

@@ -123,6 +123,12 @@ class TrainReceipt(Receipt):
     curve: list[Point]
     images_per_s: float
 
+    @property
+    def network(self) -> str:
+        """The architecture, and how long the clips are that it sees, where it sees clips."""
+        frames = self.preprocessing.frames
+        return f"{self.architecture}, {frames} frames" if frames else self.architecture
+
 
 class Clocks(Document):
     """Where the scan's time went, in thread-seconds. Many threads decode: what to buy more of is a receipt's `slowest`.

@@ -134,6 +134,9 @@ class Parameters(BaseModel):
         le=128,
         description="Frames of a clip, where the samples are videos (section 5.1: 8 or 32); 0: images.",
     )
+    teacher_frames: Annotated[int, LATER] = Field(
+        default=0, ge=0, le=128, description="Frames of the teacher's clips (Table 7: 32); 0: as frames."
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Of initial weights, data order and augmentation.")
     pods: int = Field(
         default=8,
@@ -168,6 +171,10 @@ class Parameters(BaseModel):
         pattern=r"^([a-z0-9][a-z0-9._-]{0,62})?$",
         description="Name of the champion to compete with, in the workdir. Empty: the run's name.",
     )
+
+    def frames_of(self, model: str) -> int:
+        """Return how many frames the clips of `teacher` or `student` have, 0 where they see images."""
+        return self.teacher_frames or self.frames if model == "teacher" else self.frames
 
 
 class RunFile(Parameters):

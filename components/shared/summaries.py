@@ -48,7 +48,7 @@ def _plan(receipt: PlanReceipt) -> str:
 def _train(receipt: TrainReceipt) -> str:
     facts = {
         "recipe": plain(receipt.recipe),
-        "architecture": f"{plain(receipt.architecture)}, {receipt.parameters:,} parameters",
+        "architecture": f"{plain(receipt.network)}, {receipt.parameters:,} parameters",
         "images processed": f"{receipt.images_processed:,}, of {receipt.samples:,} different ones",
         "learning rate": f"{receipt.learning_rate:g} for 256 images",
         "validation top-1": f"**{receipt.validation_top1:.2%}**",

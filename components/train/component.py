@@ -23,6 +23,7 @@ def train(
     label_column: str,
     seed: int,
     frames: int = 0,
+    own_frames: int = 0,
     images_processed: int = 0,
     epochs: int = 0,
     packed: dsl.Input[dsl.Artifact] = None,
@@ -47,7 +48,8 @@ def train(
         image_column: Parquet column of the images.
         label_column: Parquet column, or key of a .json member, of the labels.
         seed: Of initial weights, data order and augmentation.
-        frames: Frames of a clip that the model sees; 0: it sees images.
+        frames: Frames of the clips that the run's models see; 0: they see images.
+        own_frames: Frames of the clips that this model sees, where not those; 0: as frames.
         images_processed: Images to process, forward and backward (the paper's #iter).
         epochs: Passes over the planned training split, in addition.
         packed: The packed selection's receipt, for pretrain.

@@ -56,6 +56,8 @@ class TrainConfig(StageConfig):
     """How training images are cut."""
     frames: Annotated[int, LATER] = 0
     """Frames of a clip that the model sees; 0: it sees images."""
+    own_frames: Annotated[int, LATER] = 0
+    """Put in the place of frames, where it is not 0: a pipeline's teacher may see longer clips than its students."""
     image_column: str = "image"
     """Parquet column of the images."""
     label_column: str = "label"
@@ -71,6 +73,8 @@ class TrainConfig(StageConfig):
         """Fill in the recipe's numbers, so that the digest of a training holds what was trained with."""
         if not isinstance(given, dict) or given.get("recipe") not in RECIPES:
             return given  # refused by the field itself
+        if own := int(given.get("own_frames", 0)):
+            given = {**given, "frames": own, "own_frames": 0}
         recipe = preset(given["recipe"], int(given.get("frames", 0)))
         missing = [name for name in OF_THE_RECIPE if float(given.get(name, THE_RECIPES)) == THE_RECIPES]
         filled = {name: getattr(recipe, name) for name in missing}

@@ -213,15 +213,17 @@ class _Run:
         )
 
     def evaluate(self) -> Stage:
-        """Forward the test images through four models."""
+        """Forward the test images through four models; they are read once, or twice for clips of two lengths."""
         test = self._inputs.test
         models = {"teacher": 1, "student": 3}
+        times_read = len({self._settings.frames_of(model) for model in models})
         hours = 0.0
         for model, times in models.items():
             device = {"the device": self._rates[f"{model}_forward_images_per_s"]}
             speed, bound_by = self._slowest(device, test.image_bytes)
             hours += times * test.images / speed / HOUR_S
-        return Stage("evaluate", hours, hours, 0.0, test.reads, 3, test.size_bytes, 0.0, bound_by)
+        reads, read_bytes = times_read * test.reads, times_read * test.size_bytes
+        return Stage("evaluate", hours, hours, 0.0, reads, 3, read_bytes, 0.0, bound_by)
 
     def _slowest(self, limits: dict[str, float], image_bytes: float) -> tuple[float, str]:
         """Return images a second of one device and the CPUs beside it, and what bounds them."""

@@ -22,8 +22,7 @@ def plan(path: Path, given: dict[str, object], rates_file: Path | None, classes:
     would take more than --budget, or more device-hours than its budget_hours.
     """
     settings = located(runfile.load(path))
-    for key in ("teacher_architecture", "student_architecture"):
-        architectures.find_for(getattr(settings, key), key, settings.frames)
+    architectures.refuse_unlike_samples(settings)
     content = {**(rates.read(rates_file) if rates_file else {}), **given}
     stated = rates.stated(content, str(rates_file) if rates_file else "rates")
     if budget and not stated.gpu_price_per_h:
@@ -47,7 +46,8 @@ def resolved(settings: RunFile, inputs: Inputs, stated: Stated) -> dict[str, Rat
         if not set(names.values()) <= found.keys():
             architecture = getattr(settings, f"{model}_architecture")
             known = {} if tasks.gpus() else rates.published(architecture, settings.resolution)
-            measured = known or device_rates(architecture, settings.resolution, inputs.classes, settings.frames)
+            frames = settings.frames_of(model)
+            measured = known or device_rates(architecture, settings.resolution, inputs.classes, frames)
             found = {**{names[what]: rate for what, rate in measured.items()}, **found}
     return found
 

@@ -89,7 +89,8 @@ def probe(settings: RunFile) -> Probe:
 
     Of videos a few dozen, each whole, as the scan decodes them; a training decodes one clip of each, in less time.
     """
-    seen = Preprocessing(resolution=settings.resolution, augmentation=settings.augmentation, frames=settings.frames)
+    frames = settings.frames_of("teacher")
+    seen = Preprocessing(resolution=settings.resolution, augmentation=settings.augmentation, frames=frames)
     what = "videos" if settings.frames else "images"
     read_s = decode_s = 0.0
     size = samples = failed = 0
