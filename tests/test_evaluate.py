@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from kfp import dsl
 
 from components.evaluate.component import evaluate as component
@@ -13,9 +15,11 @@ from components.evaluate.measure import best
 from components.shared import storage
 from components.shared.predict import hits
 from components.shared.predictions import Predictions
-from components.shared.receipts import EvaluationReceipt
+from components.shared.receipts import EvaluationReceipt, Measurement
+from components.verbs.main import main
 from tests.stages import Stages
 
+NO_PIPELINE: Any = None  # measuring compiles nothing
 MODELS = ["teacher", "baseline", "pretrained", "student"]
 
 
@@ -94,6 +98,21 @@ def test_predictions_are_the_models_own_and_survive_the_file(stages: Stages) -> 
     assert kept.top_BR.tolist() == probability_BC.topk(3).indices.tolist()  # of three classes
     assert kept.probability_B == pytest.approx(probability_BC.max(1).values.numpy())
     assert Predictions.from_bytes(kept.to_bytes()).keys == kept.keys
+
+
+def test_one_model_alone_is_measured_as_among_the_four(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
+    run_file = stages.root / "run.yaml"
+    run_file.write_text(yaml.safe_dump(stages.content))
+    models = {"teacher": stages.teacher, "student": best(stages.students)}
+    for name, receipt in models.items():
+        assert main(NO_PIPELINE, ["measure", str(run_file), stages.uri(receipt)]) == 0
+        assert f"{receipt.recipe}, on 18 test images of 3 classes" in capsys.readouterr().out
+        kept = Path(stages.workdir, "trial", "measured", f"{receipt.digest}.json")
+        measured = Measurement.model_validate_json(kept.read_text())
+        assert measured.model == stages.evaluation.models[name]
+        assert measured.per_class == stages.evaluation.per_class[name]
+        assert measured.per_class_intervals == stages.evaluation.per_class_intervals[name]
+        assert name != "student" or measured.confusion == stages.evaluation.confusion
 
 
 def test_what_the_kubeflow_ui_is_given(stages: Stages, tmp_path: Path) -> None:

@@ -1,17 +1,26 @@
-"""Transfer to another class set (Table 13), by the command that the README has."""
+"""Transfer to another class set (Table 13) and the measuring of one model, by the commands that the README has."""
 
 import io
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from components.plan.plan import PlanConfig, plan
+from components.shared import runfile
 from components.shared.errors import Refused
-from components.train.train import TrainConfig, train
+from components.shared.receipts import Measurement, TrainReceipt, load
+from components.train.train import train
+from components.verbs.main import main
+from components.verbs.measure import planned
+from components.verbs.transfer import config_of
+from tests import pictures
 from tests.stages import Stages
+
+NO_PIPELINE: Any = None  # these verbs do not compile
 
 CLASSES = {"cyan": (1, 2), "magenta": (0, 2)}  # the channels that are bright
 
@@ -30,30 +39,91 @@ def write_folders(root: Path, per_class: int, seed: int) -> str:
     return str(root)
 
 
-def test_a_trained_model_is_transferred_to_another_class_set(tmp_path: Path) -> None:
-    """The head is new, the rest goes on from what was learnt; what is not given is Table 13's."""
-    teacher = Stages(tmp_path / "a").teacher
+def run_file(root: Path, content: dict[str, Any]) -> str:
+    """Write a run file."""
+    path = root / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    """A run of three classes whose teacher is trained."""
+    stages = Stages(tmp_path_factory.mktemp("run"))
+    assert stages.teacher
+    return stages
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> dict[str, Any]:
+    """A run file of two other classes, and of no pool."""
     sets = {
-        name: [write_folders(tmp_path / "b" / name, count, seed)]
-        for seed, (name, count) in enumerate({"labeled": 4, "validation": 4, "test": 2}.items())
+        name: [write_folders(tmp_path / name, count, seed)]
+        for seed, (name, count) in enumerate({"labeled": 4, "validation": 4, "test": 3}.items())
     }
-    other = Stages(tmp_path / "b", **sets, classes="")
-    assert other.plan.classes == ["cyan", "magenta"]
-    options = {
-        "workdir": other.workdir, "recipe": "transfer", "plan": other.uri(other.plan), "architecture": "resnet8_small",
-        "start_weights": teacher.checkpoint, "resolution": 8, "augmentation": "shift-flip",
-    }  # fmt: skip
-    papers = TrainConfig.model_validate(options)
+    content = pictures.write_run(tmp_path, **sets, classes="", unlabeled=[])
+    return {**content, "batch_size": 8, "device_batch_size": -1, "weight_decay": -1}
+
+
+def test_a_trained_model_is_transferred_to_another_class_set_and_measured_there(
+    teacher: Stages, other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the README's command: the head is new, the rest goes on from what was learnt, the test set is the new one's.
+
+    Eight images: Table 13's 300 epochs are four of its steps, so that here it is more of them.
+    """
+    command = ["transfer", run_file(tmp_path, other), teacher.uri(teacher.teacher), "--learning-rate=0.5"]
+    assert main(NO_PIPELINE, [*command, "--epochs=40"]) == 0
+    said = capsys.readouterr().out
+    assert "all but the head, which is new, for 2 classes" in said
+    assert "resnet8_small, transfer, on 6 test images of 2 classes" in said
+    (kept,) = (tmp_path / "work" / "trial" / "measured").iterdir()
+    measured = Measurement.model_validate_json(kept.read_text())
+    receipt = load(measured.model.training, TrainReceipt)
+    assert (receipt.recipe, receipt.classes, measured.classes) == ("transfer", ["cyan", "magenta"], receipt.classes)
+    assert receipt.source.startswith(teacher.teacher.checkpoint)
+    assert (receipt.images_processed, receipt.learning_rate) == (320, 0.5)
+    assert measured.model.images == 6
+    assert measured.model.top1 > 0.9
+    assert sum(measured.per_class) / 2 == pytest.approx(measured.model.top1), "as many images of each"
+    again = ["measure", run_file(tmp_path, other), receipt.checkpoint]
+    assert main(NO_PIPELINE, again) == 0
+    assert capsys.readouterr().out.partition("\n\n")[2] == said.partition("\n\n")[2]
+    assert main(NO_PIPELINE, ["measure", run_file(tmp_path, teacher.content), receipt.checkpoint]) == 2
+    assert "model.safetensors: 2 classes, and the labeled set has 3" in capsys.readouterr().err
+
+
+def test_what_is_not_given_is_table_13s(teacher: Stages, other: dict[str, Any], tmp_path: Path) -> None:
+    settings = runfile.check({**other, "batch_size": -1}, "here")
+    plan = teacher.uri(planned(settings))
+    papers = config_of(settings, plan, teacher.teacher.checkpoint, {})
     assert (papers.learning_rate, papers.batch_size, papers.weight_decay, papers.epochs) == (0.0025, 768, 0.001, 300)
-    options |= {"batch_size": 8, "learning_rate": 0.5, "epochs": 40}  # eight images: 300 epochs are four of its steps
-    command = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    done = subprocess.run([sys.executable, "-m", "components.train", *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "all but the head, which is new, for 2 classes" in done.stdout
-    receipt = train(TrainConfig.model_validate(options))  # is found finished
-    assert receipt.classes == ["cyan", "magenta"]
-    assert receipt.source.startswith(teacher.checkpoint)
-    assert receipt.validation_top1 > 0.9
-    as_before = papers.model_copy(update={"start": other.uri(teacher), "start_weights": ""})
+    assert papers.start_weights == teacher.teacher.checkpoint
+    as_before = papers.model_copy(update={"start": teacher.uri(teacher.teacher), "start_weights": ""})
     with pytest.raises(Refused, match="a resnet8_small of 3 classes; .*; for other classes give it as --start-weights"):
         train(as_before)
+
+
+@pytest.mark.parametrize(
+    ("option", "line"), [("--epochs=-6", "epochs: input"), ("--learning-rate=0", "learning_rate: i")]
+)
+def test_a_training_of_no_length_or_no_rate_is_refused(
+    option: str, line: str, teacher: Stages, other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["transfer", run_file(tmp_path, other), teacher.uri(teacher.teacher), option]
+    assert main(NO_PIPELINE, command) == 2
+    assert f"refused: {line}" in capsys.readouterr().err
+    assert not (tmp_path / "work" / "stages" / "train").exists()
+
+
+@pytest.mark.parametrize("verb", ["plan", "transfer", "measure"])
+def test_only_what_selects_needs_a_pool(
+    verb: str, teacher: Stages, other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a model that is none of ours is refused, before anything is trained."""
+    source = [] if verb == "plan" else [str(tmp_path / "model.safetensors")]
+    assert main(NO_PIPELINE, [verb, run_file(tmp_path, other), *source]) == 2
+    line = "unlabeled: empty; expected the URIs" if verb == "plan" else "no trained model of ours: expected a finished"
+    assert line in capsys.readouterr().err
+    with pytest.raises(Refused, match="^unlabeled: empty"):
+        plan(PlanConfig.model_validate(other))

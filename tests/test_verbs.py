@@ -21,7 +21,8 @@ from tests import pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (
-    *("run", "plan", "watch", "submit", "schedule", "cancel", "reselect", "promote", "export", "compile", "images"),
+    *("run", "plan", "watch", "submit", "schedule", "cancel", "reselect", "promote", "measure", "transfer"),
+    *("export", "compile", "images"),
     *("demo", "demo-images"),
 )
 CODES = ("0", "1", "2", "3", "130", "143")

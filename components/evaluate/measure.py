@@ -7,7 +7,7 @@ from components.shared import measures, storage
 from components.shared.measures import calibration_error, calibration_terms, interval
 from components.shared.predictions import TOP, Exam, Predictions
 from components.shared.progress import Progress, say
-from components.shared.receipts import Accuracy, PlanReceipt, TrainReceipt, Tried, load
+from components.shared.receipts import Accuracy, Measurement, PlanReceipt, TrainReceipt, Tried, load
 from components.shared.shards import Columns
 
 
@@ -47,6 +47,19 @@ def measure(config: EvaluateConfig) -> dict[str, object]:
         ],
         "confusion": measures.confusion(student.labels_B, student.top_BR[:, 0], plan.classes),
     }
+
+
+def measure_one(exam: Exam, receipt: TrainReceipt) -> Measurement:
+    """Measure a single model."""
+    found = exam.predictions(receipt)
+    per_class, intervals = measures.by_class(found.right(), found.labels_B, len(receipt.classes))
+    return Measurement(
+        model=accuracy(receipt, found, exam.uri(receipt)),
+        classes=receipt.classes,
+        per_class=per_class,
+        per_class_intervals=intervals,
+        confusion=measures.confusion(found.labels_B, found.top_BR[:, 0], receipt.classes),
+    )
 
 
 def best(receipts: list[TrainReceipt]) -> TrainReceipt:

@@ -45,6 +45,12 @@ def draw_up(uris: list[str], workdir: str, columns: Columns) -> list[Unit]:
     )
 
 
+def refuse_none(unlabeled: list[str]) -> None:
+    """Raise Refused where a run has nothing to select from; `transfer` and `measure` do without."""
+    if not unlabeled:
+        raise Refused("unlabeled: empty; expected the URIs of the images to select from")
+
+
 def _kept_units(folder: str) -> list[list[str]]:
     return [json.loads(storage.read(entry.uri)) for entry in storage.entries(folder) if entry.uri.endswith(".json")]
 

@@ -34,12 +34,15 @@ class PlanConfig(Parameters, StageConfig):
         refuse_overlap(self.workdir, self.name)
 
 
-def plan(config: PlanConfig) -> PlanReceipt:
+def plan(config: PlanConfig, with_pool: bool = True) -> PlanReceipt:
     """List, decode and check the labeled sets, list the pool, and write both down.
 
-    Raises Refused for every kind of bad input (the README lists them); nothing has been trained by then.
+    What selects nothing is planned without the pool, which need not be there. Raises Refused for every kind of bad
+    input (the README lists them); nothing has been trained by then.
     """
     refuse_models(config)
+    if with_pool:
+        ledger.refuse_none(config.unlabeled)
     if config.remove:
         read_keys(config.remove)  # refused here rather than after the scan
     refuse_other_run(config)
@@ -56,7 +59,8 @@ def plan(config: PlanConfig) -> PlanReceipt:
     if "validation" not in sets:
         sets["labeled"], sets["validation"] = hold_out(sets["labeled"], config.validation_fraction, config.seed)
     with progress.timed("list"):
-        units = ledger.draw_up(config.unlabeled, config.workdir, Columns(config.image_column, "", config.frames > 0))
+        pool_columns = Columns(config.image_column, "", config.frames > 0)
+    units = ledger.draw_up(config.unlabeled, config.workdir, pool_columns) if with_pool else []
     storage.write(run_uri(config), json.dumps(config.model_dump(exclude=MAY_CHANGE), indent=1).encode())
     return write(config, classes, sets, units)
 

@@ -369,6 +369,16 @@ class EvaluationReceipt(Receipt):
     confusion: Confusion
 
 
+class Measurement(Document):
+    """One model on a test set, as the evaluation measures four: accuracies, top-1 by class, what was taken for what."""
+
+    model: Accuracy
+    classes: list[str]
+    per_class: list[float]
+    per_class_intervals: list[Interval]
+    confusion: Confusion
+
+
 class PromotionReceipt(Receipt):
     """Whether the student became the champion, and why. `champion` is the URI of the object that names the champion.
 

@@ -59,7 +59,7 @@ class Parameters(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The run's name: a folder in the workdir.")
     workdir: str = Field(min_length=1, description="URI of the folder that everything bulky goes under.")
     labeled: Uris = Field(min_length=1, description="D: URIs of class folders, WebDataset tars or Parquet files.")
-    unlabeled: Uris = Field(min_length=1, description="U: the same kinds, or a prefix of loose image files; no labels.")
+    unlabeled: Uris = Field(description="U: the same kinds, or a prefix of loose image files; no labels.")
     test: Uris = Field(min_length=1, description="The test set. It chooses nothing and is measured once, at the end.")
     validation: Uris = Field(default=[], description="Chooses learning rates. Empty: held out from the labeled set.")
     validation_fraction: float = Field(

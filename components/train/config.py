@@ -38,11 +38,11 @@ class TrainConfig(StageConfig):
     """URI of a ready-made teacher, which is checked and used as it is: nothing is trained."""
     checkpoint_classes: str = ""
     """URI of a text file, one class name a line: what the ready-made teacher's outputs 0, 1, … mean."""
-    images_processed: int = 0
+    images_processed: Annotated[int, Field(ge=0)] = 0
     """Images to process, forward and backward (the paper's #iter)."""
-    epochs: int = 0
+    epochs: Annotated[int, Field(ge=0)] = 0
     """Passes over the planned training split, in addition."""
-    learning_rate: float = THE_RECIPES
+    learning_rate: Annotated[float, Field(gt=0)] = THE_RECIPES
     """For a minibatch of 256 images; scaled linearly to batch_size."""
     batch_size: Positive = THE_RECIPES
     """Global minibatch: of all devices together."""

@@ -9,18 +9,18 @@ import numpy as np
 from components.shared import checkpoints, runfile, storage
 from components.shared.errors import Refused
 from components.shared.preprocess import Batch
-from components.shared.receipts import EvaluationReceipt, PlanReceipt, Preprocessing, TrainReceipt, load
+from components.shared.receipts import PlanReceipt, Preprocessing, TrainReceipt, load
 from components.shared.runfile import RunFile
 from components.shared.shards import Columns
 from components.shared.splits import read_split
 from components.shared.views import shape, view
 from components.verbs.run import located, shown
+from components.verbs.trained import is_run_file, of_run
 
 if TYPE_CHECKING:
     from components.shared.export import Format
 
 IMAGES = 8  # that a file is checked on
-MODELS = {"teacher": "teacher", "baseline": "baselines-", "pretrained": "pretrained", "student": "students-"}
 
 
 def export(source: str, kind: "Format", model: str, folder: str) -> None:
@@ -30,9 +30,9 @@ def export(source: str, kind: "Format", model: str, folder: str) -> None:
     """
     from components.shared.export import export as write  # torch takes seconds to import
 
-    if source.endswith((".yaml", ".yml")):
+    if is_run_file(source):
         settings = located(runfile.load(Path(source)))
-        uri = checkpoint_of(settings, model)
+        uri = of_run(settings, model).checkpoint
         folder = folder or storage.join(settings.workdir, settings.name, "export", model)
         images_BHWC, said = validation_images(settings, uri), "validation images"
     else:
@@ -44,18 +44,6 @@ def export(source: str, kind: "Format", model: str, folder: str) -> None:
     print(f"before: {exported.before}")
     print(f"checked on {exported.verified_images} {said}: logits differ by {exported.verified_difference:.1e} at most")
     print(f"exported: {shown(storage.join(folder, exported.file))}")
-
-
-def checkpoint_of(settings: RunFile, model: str) -> str:
-    """Return the checkpoint of the model that a run measured. Raises Refused where the run has not finished."""
-    folder = storage.join(settings.workdir, settings.name, "receipts")
-    measured = load(storage.join(folder, "evaluation.json"), EvaluationReceipt).models[model].receipt
-    for entry in storage.entries(folder):
-        if entry.uri.rpartition("/")[2].startswith(MODELS[model]):
-            receipt = load(entry.uri, TrainReceipt)
-            if receipt.digest == measured:
-                return receipt.checkpoint
-    raise Refused(f"{folder}: no receipt of the {model} that was measured, {measured}; run the pipeline again")
 
 
 def validation_images(settings: RunFile, uri: str) -> Batch:

@@ -15,8 +15,9 @@ from components.verbs.build import build_images
 from components.verbs.cancel import cancel
 from components.verbs.compile import compile_pipeline
 from components.verbs.demo import demo, write_images
-from components.verbs.export import MODELS, export
+from components.verbs.export import export
 from components.verbs.kubeflow import SERVICE_ACCOUNT, Server
+from components.verbs.measure import measure
 from components.verbs.plan import plan
 from components.verbs.promote import promote, rollback
 from components.verbs.rates import Stated
@@ -24,6 +25,8 @@ from components.verbs.reselect import reselect
 from components.verbs.run import run
 from components.verbs.schedule import schedule
 from components.verbs.submit import submit
+from components.verbs.trained import MODELS, SOURCE
+from components.verbs.transfer import transfer
 from components.verbs.watch import watch
 
 Options = argparse.Namespace
@@ -68,6 +71,8 @@ def parser(pipeline: GraphComponent) -> argparse.ArgumentParser:
     add_cluster(verbs, pipeline)
     add_reselect(verbs)
     add_promote(verbs)
+    add_measure(verbs)
+    add_transfer(verbs)
     add_export(verbs)
     add_compile(verbs, pipeline)
     add_demo(verbs)
@@ -190,6 +195,32 @@ def add_reselect(verbs: Verbs) -> None:
     selecting.set_defaults(verb=lambda options: reselect(options.run_file, changes_of(options)))
 
 
+def add_measure(verbs: Verbs) -> None:
+    """Add `measure`."""
+    examples = ("my-run.yaml other-run.yaml --model baseline", "my-run.yaml s3://bucket/model.safetensors")
+    measuring = add(verbs, "measure", "one trained model on a run file's test set", measure, *examples)
+    measuring.add_argument("run_file", type=Path, help="whose test set and classes")
+    measuring.add_argument("source", help=SOURCE)
+    measuring.add_argument("--model", choices=MODELS, default="student", help="which one of the finished run's")
+    measuring.set_defaults(verb=lambda options: measure(options.run_file, options.source, options.model))
+
+
+def add_transfer(verbs: Verbs) -> None:
+    """Add `transfer`."""
+    about = "train a model on for other classes, and measure it"
+    transferring = add(verbs, "transfer", about, transfer, "birds.yaml my-run.yaml", "birds.yaml resnet50.pth")
+    transferring.add_argument("run_file", type=Path, help="of the new classes; `unlabeled: []` where there is no pool")
+    transferring.add_argument("start", help=f"{SOURCE}, or weights from elsewhere (.pth, .pt)")
+    transferring.add_argument("--learning-rate", type=float, metavar="RATE", help="for 256 images (0.0025)")
+    transferring.add_argument("--epochs", type=int, metavar="N", help="over the labeled set (300)")
+
+    def act(options: Options) -> None:
+        given = {name: value for name in ("learning_rate", "epochs") if (value := getattr(options, name)) is not None}
+        transfer(options.run_file, options.start, given)
+
+    transferring.set_defaults(verb=act)
+
+
 def add_export(verbs: Verbs) -> None:
     """Add `export`."""
     exporting = add(
@@ -199,9 +230,9 @@ def add_export(verbs: Verbs) -> None:
         export,
         "my-run.yaml --format onnx --to s3://bucket/serving",
     )
-    exporting.add_argument("source", help="a finished run's file, a training's receipt (.json) or a .safetensors")
+    exporting.add_argument("source", help=SOURCE)
     exporting.add_argument("--format", choices=["onnx", "torch"], default="onnx")
-    exporting.add_argument("--model", choices=list(MODELS), default="student", help="which one of the run file's run")
+    exporting.add_argument("--model", choices=MODELS, default="student", help="which one of the run file's run")
     exporting.add_argument("--to", default="", metavar="FOLDER", help="URI; default: in the run, or by the checkpoint")
     exporting.set_defaults(verb=lambda options: export(options.source, options.format, options.model, options.to))
 

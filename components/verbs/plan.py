@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from components.plan.ledger import refuse_none
 from components.shared import architectures, runfile, tasks
 from components.shared.errors import Refused
 from components.shared.runfile import RunFile
@@ -27,6 +28,7 @@ def plan(path: Path, given: dict[str, object], rates_file: Path | None, classes:
     stated = rates.stated(content, str(rates_file) if rates_file else "rates")
     if budget and not stated.gpu_price_per_h:
         raise Refused("--budget: the price of a device is not known; give --gpu-price-per-h")
+    refuse_none(settings.unlabeled)
     inputs = inputs_of(settings, classes)
     found = resolved(settings, inputs, stated)
     result = estimate(settings, inputs, {name: rate.value for name, rate in found.items()}, stated)
