@@ -38,7 +38,7 @@ def test_results_come_in_order_and_so_many_are_under_way() -> None:
     for expected in range(30):
         assert next(results) == expected
         assert len(begun) <= expected + 4
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     waits_for_no_more_threads()
 
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from components.score import parts
+from components.score.clocks import bound
 from components.score.feed import Decoded, Feed, Span
 from components.score.forward import log_odds
 from components.score.scan import _Tally
-from components.score.score import bound
 from components.shared import progress, shards
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.receipts import Clocks, Images, Preprocessing, ScoreReceipt, UnitReceipt

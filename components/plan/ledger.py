@@ -16,7 +16,8 @@ from components.shared.stage import digest
 
 # The merge reads about K / units ranks of each class from each unit, and some more for chance: the fewer the units, the
 # less of the latter. With the paper's K / pool, and a pool ten times as large, eight million images leave K / units
-# above 12, where what is read is below three times what wins. More would cost a pod too much memory to seal a unit.
+# above 12, where what is read is below three times what wins. More would cost a pod too much memory to seal a unit;
+# one that turns out to have many more, because its images are of many sizes, is sealed in pieces.
 IMAGES_PER_UNIT = 8_000_000
 PROBED_SHARDS = 8  # opened to learn how large an image is
 

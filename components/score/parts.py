@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from components.shared import places, scores
+from components.shared import places, scores, storage
 from components.shared.errors import SemiscaleError
 from components.shared.receipts import Failure, ShardCount
 from components.shared.scores import Rows
+from components.shared.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,20 @@ class Part:
         return buffer.getvalue()
 
 
+def part_uri(folder: str, shard: Shard) -> str:
+    """Return where a shard's scores are kept."""
+    return storage.join(folder, "parts", f"{shard.digest()}.parquet")
+
+
 def decode(data: bytes, uri: str) -> Part:
-    """Read a part back. Raises SemiscaleError where it holds another number of samples than was scored."""
-    file = pq.ParquetFile(io.BytesIO(data))
-    table, metadata = file.read(), file.metadata.metadata
-    described, kept = json.loads(metadata[b"semiscale"]), int(metadata[b"kept"])
+    """Read a part back. Raises SemiscaleError where it is damaged or has another number of samples than were scored."""
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        table, metadata = file.read(), file.metadata.metadata or {}
+        described, kept = json.loads(metadata[b"semiscale"]), int(metadata[b"kept"])
+    except (ValueError, OSError, LookupError) as error:  # Arrow's errors are among them
+        why = str(error).partition("\n")[0]
+        raise SemiscaleError(f"{uri}: damaged: {why}; delete it and run the scoring again") from None
     labels, log_odds = (table[name].combine_chunks().flatten().to_numpy() for name in ("labels", "scores"))
     count = ShardCount.model_validate(described["count"])
     if table.num_rows != count.scored:
@@ -82,7 +92,7 @@ def decode(data: bytes, uri: str) -> Part:
 def unit_files(parts: Sequence[Part], head: int, classes: int, metadata: dict[str, Any]) -> dict[str, bytes]:
     """Return a unit's files by name: its rows in bands of `head` ranks, the places of the best, all its samples.
 
-    Memory and time: see `score`.
+    Memory and time: 6.5 GB and 52 CPU-seconds for eight million images at ten classes each, with the parts.
     """
     unit = scores.banded(rows(parts), head)
     files = {"scores": scores.encode(unit, classes, metadata)}

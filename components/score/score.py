@@ -2,31 +2,31 @@
 
 Any number of pods share the shards by claims. A shard's scores are committed whole, as one object named by the shard,
 so that no work of a dead pod is done again. When all shards have scores, the pods seal the units: each unit's rows,
-ranked, in one file, and a receipt, written last.
+ranked, in one file, and a receipt, written last (seal.py).
 """
 
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import cached_property, partial
 from itertools import chain
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from components.score import parts
+from components.score.clocks import bound, total, with_write, worked
 from components.score.config import ScoreConfig
 from components.score.pace import Pace
-from components.score.parts import Part
-from components.shared import scores, storage
+from components.score.parts import Part, part_uri
+from components.score.seal import Sealer
+from components.shared import storage
 from components.shared.claims import Claims
 from components.shared.cores import cores
 from components.shared.errors import Refused
 from components.shared.progress import Progress, say
 from components.shared.receipts import (
     Clocks,
-    Images,
     PlanReceipt,
     ScoreReceipt,
     ShardCount,
@@ -42,16 +42,9 @@ if TYPE_CHECKING:
     from components.score.scan import Scan
 
 POLL_S = 2.0  # how often a pod with nothing to do looks whether the others are alive
-MAX_FAILURES_LISTED = 100  # of a unit; all are counted
 LOOK_EVERY_S = 60.0  # how often a pod looks what the others have finished: a thousand shards a request
 UNWRITTEN = 2  # shards that wait to be written while others are scanned
-READERS = 32  # parts read at once: hides an object store's latency
-ADVICE = {
-    "read": "a store nearer by, or more pods",
-    "decode": "more CPUs a pod",
-    "forward": "a faster device",
-    "write": "a store nearer by, or more pods",
-}
+READERS = 32  # receipts read at once: hides an object store's latency
 KEPT_CLASSES = 10  # of each image at least, so that another P can be selected without scoring again
 
 
@@ -61,9 +54,9 @@ Item = TypeVar("Item")
 def score(config: ScoreConfig) -> ScoreReceipt:
     """Score shards until none is left, then seal the units; returns when the whole pool has scores.
 
-    Memory: sealing holds one unit, 6.5 GB and 52 CPU-seconds for eight million images at ten classes each. Raises
-    Refused where the teacher's classes are not the plan's or there is no GPU for `decoder: gpu`, SemiscaleError where a
-    shard disappeared or changed since it was planned, Stopped on SIGTERM.
+    Memory: sealing holds one unit, 6.5 GB for the eight million images that it is planned to have, and at most 10 (see
+    seal.py). Raises Refused where the teacher's classes are not the plan's or there is no GPU for `decoder: gpu`,
+    SemiscaleError where a shard disappeared or changed since it was planned, Stopped on SIGTERM.
     """
     if config.decoder == "gpu":
         from components.score.gpu_decode import refuse_without_gpu  # imports torch, as `_scan` below
@@ -96,42 +89,6 @@ def score(config: ScoreConfig) -> ScoreReceipt:
     )
 
 
-class Worked(TypedDict):
-    """What receipts say of a scan's parts."""
-
-    clocks: Clocks
-    images: Images
-    slowest: str
-
-
-def worked(counts: Sequence[ShardCount]) -> Worked:
-    """Add up what the parts of the scan took and did."""
-    clocks = total([count.clocks for count in counts])
-    images = {part: sum(getattr(count.images, part) for count in counts) for part in Images.model_fields}
-    return {"clocks": clocks, "images": Images(**images), "slowest": slowest(clocks, cores())}
-
-
-def total(clocks: Iterable[Clocks]) -> Clocks:
-    """Add up clocks."""
-    spent = dict.fromkeys(Clocks.model_fields, 0.0)
-    for one in clocks:
-        for part, seconds in one.model_dump().items():
-            spent[part] = round(spent[part] + seconds, 3)
-    return Clocks(**spent)
-
-
-def slowest(clocks: Clocks, threads: int) -> str:
-    """Name the part that a scan waits for: one thread reads, one forwards and one writes, `threads` decode."""
-    wall = {**clocks.model_dump(), "decode": clocks.decode / threads}
-    return max(wall, key=lambda part: wall[part]) if any(wall.values()) else ""
-
-
-def bound(clocks: Clocks, threads: int) -> str:
-    """Name what a scan waits for, and what to buy more of."""
-    part = slowest(clocks, threads)
-    return f"{part}-bound: faster with {ADVICE[part]}" if part else "nothing waited for"
-
-
 class _Pod:
     """What one pod does. The teacher is loaded when the first unscored shard asks for it."""
 
@@ -142,6 +99,15 @@ class _Pod:
         name = f"{teacher.digest}-top{self._kept}" + ("" if config.decoder == "cpu" else f"-{config.decoder}-decoded")
         self.folder = storage.join(config.workdir, "stages", "score", name)
         self._claims = Claims(self.folder)
+        self._sealer = Sealer(
+            self.folder,
+            teacher.digest,
+            config.pod,
+            config.images_per_class,
+            len(units),
+            len(plan.classes),
+            self._claims.advanced,
+        )
         self._scored: set[str] = set()
         self._pace = Pace([shard for unit in units for shard in unit.shards], plan.pods)
         self._looked = 0.0
@@ -248,7 +214,7 @@ class _Pod:
         storage.write(part_uri(self.folder, shard), part.encode(), if_absent=True)
         self._claims.advanced()
         self._found(shard.digest())
-        self._log(_with_write(part.count, time.monotonic() - started))
+        self._log(with_write(part.count, time.monotonic() - started))
         held.pop(shard.digest()).close()
 
     def _sealed(self, unit: Unit) -> UnitReceipt | None:
@@ -265,39 +231,9 @@ class _Pod:
                 continue
             with self._claims.claimed(unit.digest) as mine:
                 if mine:
-                    sealed[unit.digest] = once(self._config, UnitReceipt, partial(self._unit, unit), folder)
+                    sealed[unit.digest] = once(self._config, UnitReceipt, partial(self._sealer.sealed, unit), folder)
                     self.units_sealed += 1
         return [unit for unit in units if unit.digest not in sealed]
-
-    def _unit(self, unit: Unit, folder: str) -> dict[str, object]:
-        """Write a unit's files; returns the fields of its receipt. The seconds count to the shards by their images."""
-        started = time.monotonic()
-        with ThreadPoolExecutor(READERS) as pool:
-            uris = [part_uri(self.folder, shard) for shard in unit.shards]
-            read = list(pool.map(storage.read, uris))
-        scored = list(map(parts.decode, read, uris))
-        del read
-        self._claims.advanced()
-        head = scores.head_size(self._config.images_per_class, len(self._units))
-        metadata = {"teacher": self._teacher.digest, "unit": unit.digest, "shards": [one.name for one in unit.shards]}
-        files = parts.unit_files(scored, head, len(self._plan.classes), metadata)
-        written = {name: storage.join(folder, f"{name}.parquet") for name in files}
-        for name, data in files.items():
-            self._claims.advanced()
-            storage.write(written[name], data)
-        sealing_s = time.monotonic() - started
-        images = max(sum(part.count.scored for part in scored), 1)
-        counts = [_with_write(part.count, sealing_s * part.count.scored / images) for part in scored]
-        return {
-            **written,
-            "digest": unit.digest,
-            "teacher": self._teacher.digest,
-            "pod": self._config.pod,
-            "seconds": round(sum(part.seconds for part in scored) + sealing_s, 3),
-            "shards": counts,
-            "failures": [failure for part in scored for failure in part.failures][:MAX_FAILURES_LISTED],
-            **worked(counts),
-        }
 
     def _seen(self, shard: Shard, images: int, size_bytes: int) -> None:
         self._claims.advanced()
@@ -321,16 +257,6 @@ class _Pod:
         self._pace.start()
         self._progress = Progress("score", 0)
         return scan
-
-
-def _with_write(count: ShardCount, seconds: float) -> ShardCount:
-    clocks = count.clocks.model_copy(update={"write": round(count.clocks.write + seconds, 3)})
-    return count.model_copy(update={"clocks": clocks})
-
-
-def part_uri(folder: str, shard: Shard) -> str:
-    """Return where a shard's scores are kept."""
-    return storage.join(folder, "parts", f"{shard.digest()}.parquet")
 
 
 __all__ = ["ScoreConfig", "score"]

@@ -5,7 +5,7 @@ The threads are daemons: a store that does not answer holds up no process that i
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
@@ -22,7 +22,7 @@ def begun(work: Callable[[], Result]) -> Future[Result]:
     return future
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Generator[Result]:
     """Yield `work(item)` of every item, in order, `at_once` of them under way. Raises what `work` raises, in its place.
 
     Memory: `at_once` results. Threads: as many, until the last item or until this iterator is closed.

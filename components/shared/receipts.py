@@ -180,6 +180,9 @@ class ShardCount(Document):
 class UnitReceipt(Receipt):
     """The scores of one unit: Parquet files (see components/shared/scores.py and places.py).
 
+    A unit that turned out to have more images than can be ranked at once has `pieces` instead of files: each has some
+    of its shards and files of its own, as if it were a unit. What is counted here is their sum.
+
     `slowest` is the part of the scan that the others waited for, "" where nothing was scanned.
     """
 
@@ -193,6 +196,7 @@ class UnitReceipt(Receipt):
     clocks: Clocks
     images: Images = Images()
     slowest: str = ""
+    pieces: list["UnitReceipt"] = []
 
     @property
     def scored(self) -> int:

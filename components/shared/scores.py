@@ -137,7 +137,7 @@ def ranks(labels: NDArray[np.uint16], classes: int) -> tuple[NDArray[np.int64], 
     return np.arange(len(labels)) - np.repeat(edges[:-1], counts), counts
 
 
-def head_size(images_per_class: int, units: int) -> int:
+def head_size(images_per_class: int, units: float) -> int:
     """Return how many ranks of a class band 0 holds.
 
     A class's top K fall on S units chosen by hash: K/S in each, give or take 4 standard deviations, and one more row
