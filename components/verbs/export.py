@@ -8,17 +8,16 @@ import numpy as np
 
 from components.shared import checkpoints, runfile, storage
 from components.shared.errors import Refused
-from components.shared.preprocess import Batch
 from components.shared.receipts import PlanReceipt, Preprocessing, TrainReceipt, load
 from components.shared.runfile import RunFile
 from components.shared.shards import Columns
 from components.shared.splits import read_split
-from components.shared.views import shape, view
 from components.verbs.run import located, shown
 from components.verbs.trained import is_run_file, of_run
 
 if TYPE_CHECKING:
     from components.shared.export import Format
+    from components.shared.preprocess import Batch
 
 IMAGES = 8  # that a file is checked on
 
@@ -46,11 +45,13 @@ def export(source: str, kind: "Format", model: str, folder: str) -> None:
     print(f"exported: {shown(storage.join(folder, exported.file))}")
 
 
-def validation_images(settings: RunFile, uri: str) -> Batch:
+def validation_images(settings: RunFile, uri: str) -> "Batch":
     """Return the first images of a run's validation split as a model sees them: uint8 images_BHWC.
 
     Of videos the clips in the middle.
     """
+    from components.shared.views import view  # imports torch
+
     plan = load(storage.join(settings.workdir, settings.name, "receipts", "plan.json"), PlanReceipt)
     columns = Columns(settings.image_column, settings.label_column, settings.frames > 0)
     samples = (sample for shard in read_split(plan.validation) for sample, _ in shard.read(columns))
@@ -59,8 +60,10 @@ def validation_images(settings: RunFile, uri: str) -> Batch:
     return np.stack([one[len(one) // 2] if preprocessing.frames else one for one in views])
 
 
-def noise(uri: str) -> Batch:
+def noise(uri: str) -> "Batch":
     """Return pixels drawn at random: uint8 images_BHWC, or clips_BTHWC, of a checkpoint's resolution."""
+    from components.shared.views import shape  # imports torch
+
     preprocessing = _preprocessing(uri)
     one = shape(preprocessing)[1:] if preprocessing.frames else shape(preprocessing)
     return np.random.default_rng(0).integers(0, 256, (IMAGES, *one), np.uint8)

@@ -3,8 +3,10 @@
 import argparse
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from kfp.dsl.graph_component import GraphComponent
@@ -48,12 +50,31 @@ def main(pipeline: GraphComponent, arguments: Sequence[str]) -> int:
     options = parser(pipeline).parse_args(arguments)
     verb: Callable[[Options], None] = options.verb
     try:
-        return guarded(lambda: verb(options))
+        with interrupted_by_sigterm():
+            return guarded(lambda: verb(options))
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         why = "interrupted" if number == signal.SIGINT else "told to stop"
         fail(f"{why}: what was finished is kept, run it again to go on", 128 + number)
         return int(128 + number)
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end a verb as Ctrl-C does: the first process of a container would not hear of it otherwise."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parser(pipeline: GraphComponent) -> argparse.ArgumentParser:

@@ -14,7 +14,6 @@ from components.shared.errors import Refused
 from components.shared.receipts import Preprocessing
 from components.shared.runfile import RunFile
 from components.shared.shards import Columns, Sample, Shard
-from components.shared.views import view
 from components.verbs.estimate import Images, Inputs
 from components.verbs.rates import Rate
 
@@ -89,6 +88,8 @@ def probe(settings: RunFile) -> Probe:
 
     Of videos a few dozen, each whole, as the scan decodes them; a training decodes one clip of each, in less time.
     """
+    from components.shared.views import view  # imports torch, as below
+
     frames = settings.frames_of("teacher")
     seen = Preprocessing(resolution=settings.resolution, augmentation=settings.augmentation, frames=frames)
     what = "videos" if settings.frames else "images"
