@@ -57,12 +57,15 @@ class Cluster:
         condition = {"type": kind, "status": "True", "message": message, "reason": kind}
         self.put({**self.jobs[name], "status": {"conditions": [condition]}})
 
-    def add_pod(self, job: str, index: int, log: str, exit_code: int | None = None, finished: int = 0) -> None:
-        """Add a node's pod, with its log; it runs, or it has ended."""
+    def add_pod(
+        self, job: str, index: int, log: str, exit_code: int | None = None, finished: int = 0, message: str = ""
+    ) -> None:
+        """Add a node's pod, with its log; it runs, or it has ended, perhaps with a message in its status."""
         name = f"{job}-node-0-{index}"
         state: dict[str, Any] = {"running": {}}
         if exit_code is not None:
-            state = {"terminated": {"exitCode": exit_code, "finishedAt": f"2026-01-01T00:00:{finished:02}Z"}}
+            ended = {"exitCode": exit_code, "finishedAt": f"2026-01-01T00:00:{finished:02}Z"}
+            state = {"terminated": ended | ({"message": message} if message else {})}
         status = {"name": "node", "image": "i", "imageID": "i", "ready": False, "restartCount": 0, "state": state}
         metadata = {
             "name": name,

@@ -19,7 +19,7 @@ from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.hardware import LAUNCH, Launch
 from components.shared.metrics import PORT
-from components.shared.progress import LOG, fail, say
+from components.shared.progress import LOG, TERMINATION, fail, failure, say
 from components.shared.receipts import Preprocessing, TrainReceipt
 from components.train import trainjob
 from components.train.config import TrainConfig
@@ -180,7 +180,7 @@ def written(act: Callable[[], None], log: str, monkeypatch: pytest.MonkeyPatch) 
     return text.getvalue()
 
 
-@pytest.mark.parametrize("log", ["", "plain"])
+@pytest.mark.parametrize(("log", "in_status"), [("", False), ("plain", False), ("plain", True)])
 @pytest.mark.parametrize(
     ("line", "kind", "code", "message"),
     [
@@ -191,23 +191,40 @@ def written(act: Callable[[], None], log: str, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_a_nodes_failure_is_the_stages_own(
-    cluster: Cluster, start: Any, log: str, line: str, kind: type[SemiscaleError], code: int, message: str,
-    monkeypatch: pytest.MonkeyPatch,
+    cluster: Cluster, start: Any, log: str, in_status: bool, line: str, kind: type[SemiscaleError], code: int,
+    message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    status = tmp_path / "termination-log"
+    status.touch()  # as Kubernetes does
+    if in_status:
+        monkeypatch.setenv(TERMINATION, str(status))
     if line != "Killed":
         line = written(lambda: fail(line, code), log, monkeypatch).strip()
     running = start()
     name = cluster.created()
     cluster.add_pod(name, 0, "torch: connection closed by peer", exit_code=1, finished=7)
-    cluster.add_pod(name, 1, f"train · 10 images\n{line}\n" + "torchrun says a page\n" * 9 * (line != "Killed"), 1, 5)
+    said = f"train · 10 images\n{line}\n" + "torchrun says a page\n" * 9 * (line != "Killed")
+    cluster.add_pod(name, 1, said, exit_code=1, finished=5, message=status.read_text())
     cluster.end(name, "Failed", "Job failed")
     with pytest.raises(kind) as error:
         running.result(120)
     assert type(error.value) is kind
-    assert error.value.exit_code == (1 if log and code == 3 else code), "text does not say it"
+    assert error.value.exit_code == (1 if log and code == 3 and not in_status else code), "text does not say it"
     assert str(error.value).startswith(message)
     assert "node-0-1, exit code 1" in str(error.value)
     assert name in cluster.jobs, "kept for its logs"
+
+
+def test_the_first_rank_that_stops_says_why_in_the_pods_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = tmp_path / "termination-log"
+    monkeypatch.setenv(TERMINATION, str(status))
+    fail("failed: no such file, which is no reason to stop otherwise", 1)
+    status.touch()
+    for code, line in ((3, "failed: budget_hours: spent"), (1, "failed: connection closed by peer")):
+        fail(line, code)
+    told = failure(status.read_text())
+    assert told
+    assert (str(told), told.exit_code) == ("budget_hours: spent", 3)
 
 
 def test_a_failure_without_pods_says_what_kubeflow_says(cluster: Cluster, start: Any) -> None:

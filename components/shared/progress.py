@@ -10,14 +10,17 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 from components.shared.errors import Refused, SemiscaleError
 
 LINE_EVERY_S = 5.0
 LOG = "SEMISCALE_LOG"
+TERMINATION = "SEMISCALE_TERMINATION_LOG"  # the file that Kubernetes puts into a pod's status when it has ended
+TERMINATION_BYTES = 4096  # what Kubernetes keeps of it
 FAILURE = re.compile(r"(refused|failed): (.*)")  # how the line begins that says why a stage stops
 
 
@@ -30,9 +33,18 @@ def say(stage: str, text: str, **numbers: float | str) -> None:
 
 
 def fail(text: str, exit_code: int) -> None:
-    """Print the one line that says why the program stops, to standard error."""
-    line = _json_line("error", message=text, exit_code=exit_code) if as_json(sys.stderr) else text
-    print(line, file=sys.stderr, flush=True)
+    """Print the one line that says why the program stops, to standard error; leave it in the pod's status as well."""
+    told = _json_line("error", message=text, exit_code=exit_code)
+    print(told if as_json(sys.stderr) else text, file=sys.stderr, flush=True)
+    if path := os.environ.get(TERMINATION):
+        _leave(Path(path), told.encode())
+
+
+def _leave(path: Path, line: bytes) -> None:
+    """Write what stopped the first process of a pod that stopped: the others' reason is mostly that one's end."""
+    with suppress(OSError):  # it is in the log
+        if len(line) <= TERMINATION_BYTES and not path.stat().st_size:
+            path.write_bytes(line)
 
 
 def heard(line: str) -> dict[str, Any]:

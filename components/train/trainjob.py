@@ -16,7 +16,7 @@ from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.hardware import LAUNCH, METRICS_PORT, SCRAPED, Launch
 from components.shared.metrics import PORT
-from components.shared.progress import failure, heard, say
+from components.shared.progress import TERMINATION, failure, heard, say
 from components.shared.stage import in_the_workdir
 from components.shared.stopping import Stopped, stopping_on_sigterm
 from components.train.config import TrainConfig
@@ -25,6 +25,7 @@ GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 MANAGER = "semiscale.trainer/train"  # who asks for the nodes, in the TrainJob
 NODE = "node"  # the replicated job and its container, in every torch runtime of Kubeflow
 LOOK_EVERY_S = 15  # at the log of the first node; the end is told at once, by the watch
+TERMINATION_LOG = "/dev/termination-log"  # where Kubernetes looks unless a pod says otherwise
 LOG_LINES = 200  # torchrun says a page after the node's own last line
 REQUEST_S = 30
 PATIENCE_S = 300  # for an API server that does not answer
@@ -72,7 +73,10 @@ def train_job(config: TrainConfig, launch: Launch) -> dict[str, Any]:
         "numNodes": machine.nodes,
         "numProcPerNode": max(machine.gpus, 1),
         "resourcesPerNode": {"requests": amount, "limits": amount},
-        "env": [{"name": PORT, "value": METRICS_PORT}],  # the first rank's process offers them, for all
+        "env": [
+            {"name": PORT, "value": METRICS_PORT},  # the first rank's process offers them, for all
+            {"name": TERMINATION, "value": TERMINATION_LOG},  # torchrun ends with 1, whatever the ranks ended with
+        ],
     }
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
@@ -221,12 +225,15 @@ class _TrainJobs:
             say("train", f"node 0: {line.removeprefix('train · ')}")
 
     def _failure(self, condition: dict[str, Any]) -> SemiscaleError:
-        """Return the error that a node failed with, as if this pod had: its own reason, before its neighbours' echo."""
+        """Return the error that a node failed with, as if this pod had: its own reason, before its neighbours' echo.
+
+        The reason and its exit code are in the pod's status, where a rank left them; else its log is asked.
+        """
         failed = sorted((pod for pod in self._nodes() if _end(pod)), key=lambda pod: _end(pod).finished_at)
         if not failed:
             why = condition.get("message") or condition.get("reason") or "no message"
             return SemiscaleError(f"train: the TrainJob {self._name} failed: {why}")
-        said = [(pod, self._last_line(pod.metadata.name)) for pod in failed]
+        said = [(pod, _end(pod).message or self._last_line(pod.metadata.name)) for pod in failed]
         pod, line = next((pair for pair in said if failure(pair[1])), said[0])
         told = failure(line) or SemiscaleError(heard(line)["message"] or "it said nothing")
         error = type(told)(f"{told} ({pod.metadata.name}, exit code {_end(pod).exit_code})")
