@@ -359,7 +359,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of tars with JPEG files")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    models.use_threads()
+    models.set_up()
     photos = photographs(arguments.photos)
     print(f"{machine()}\n{len(photos)} photographs, {sum(map(len, photos)) / len(photos) / 1e3:.0f} kB on average")
     ratios: dict[str, list[float]] = {}

@@ -3,8 +3,8 @@
     make bench-train PHOTOS=folder-of-tars ARCHITECTURE=resnet50
 
 One network, one batch size (the 24 images that the paper's recipes let a device process together), one machine, the
-same photographs (drawn ones where no folder of tars is named). Each contestant is a fresh process that trains for some
-steps after some to warm up, and reports its images a second:
+same photographs (drawn ones where no folder of tars is named). Each contestant is a fresh process that trains for as
+long, after some steps to warm up:
 
 * ours: the stage's own data, feed and step, from tars of JPEGs;
 * memory: the same step on one batch that is in memory already; what real data cost is the ratio of the two, which is
@@ -14,13 +14,14 @@ steps after some to warm up, and reports its images a second:
 * timm: the parts and the order of its train.py: create_dataset, create_loader, create_optimizer_v2, its step.
   We are to be no slower than the faster of the two.
 
-What is timed: reading, decoding, cutting and the step. Before the clock starts the batches that wait in a contestant's
+What is timed: reading, decoding, cutting and the step. Before the first turn the batches that wait in a contestant's
 queue are thrown away, until one has to be waited for; what is in the queue at the end was paid for and not used. Our
 set is several windows large, so that the tars are read while the clock runs, as those of a large set are; the files of
 all are in the system's cache. On a CPU decoding takes cores from the network, which no order of work can give back: the
 benchmark measures what share that is and says so; a heavy network is the default, so that it is small.
 
-The rounds alternate, so that what else this machine does hits all alike; each ratio is of the medians.
+All take turns of a second, so that what else this machine does hits all alike (benchmarks/turns.py); what is in memory
+at once are four trainings.
 """
 
 import argparse
@@ -29,8 +30,6 @@ import itertools
 import json
 import os
 import platform
-import statistics
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -40,6 +39,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.turns import by_turns, wait_for_go
 from components.shared.runfile import THE_RECIPES
 from components.train.recipes import RECIPES
 
@@ -145,7 +145,7 @@ def bench_training(options: argparse.Namespace) -> Any:
     from components.train.loop import Training
     from components.train.ranks import Ranks
 
-    models.use_threads()
+    models.set_up()
     torch.manual_seed(0)
     config = TrainConfig(
         workdir="", recipe="baseline", architecture=options.architecture, plan="", learning_rate=0.01,
@@ -236,7 +236,7 @@ def forever(loader: Any) -> Iterator[Any]:
 
 
 def contest(options: argparse.Namespace) -> None:
-    """Be one contestant: warm up, empty the queue, train, print images a second."""
+    """Be one contestant: warm up, empty the queue, train, print a line at the end of each step."""
     batches, step = globals()[options.contestant](Path(options.folder), options)
     for _ in range(options.warm_up):
         step(next(batches))
@@ -245,12 +245,10 @@ def contest(options: argparse.Namespace) -> None:
         next(batches)
         if time.monotonic() - started > WAITED_S:
             break
-    started = time.monotonic()
-    for _ in range(options.steps):
+    wait_for_go()
+    for number in itertools.count(1):
         step(next(batches))
-    print(options.steps * options.batch_size / (time.monotonic() - started))
-    sys.stdout.flush()
-    os._exit(0)  # the loaders' threads and processes are of no more use
+        print(number, flush=True)
 
 
 def device() -> str:
@@ -285,30 +283,23 @@ def installed(contestant: str) -> bool:
     return True
 
 
-def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
-    """Run the rounds; images a second of each contestant in each, and a core's seconds to decode an image."""
-    contestants = [name for name in CONTESTANTS if installed(name)]
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+def measure(options: argparse.Namespace) -> tuple[dict[str, float], float]:
+    """Let the contestants train; images a second of each, and a core's seconds to decode an image."""
     with tempfile.TemporaryDirectory() as root:
         images = photographs(Path(options.photos)) if options.photos else drawn(400)
-        print(f"{len(images)} JPEGs of {sum(map(len, images)) / len(images) / 1000:.0f} kB")
+        print(f"{len(images)} JPEGs of {sum(map(len, images)) / len(images) / 1000:.0f} kB", flush=True)
         write_sets(Path(root), images)
-        for number in range(options.rounds):
-            for name in contestants if number % 2 == 0 else reversed(contestants):
-                command = [
-                    sys.executable,
-                    "-m",
-                    "benchmarks.train",
-                    *sys.argv[1:],
-                    "--contestant",
-                    name,
-                    "--folder",
-                    root,
-                ]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                rates[name].append(float(done.stdout.split()[-1]))
-                print(f"round {number + 1}: {name} {rates[name][-1]:.2f} images/s", flush=True)
-    return rates, decoding_s(images, options.resolution)
+        this = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], "--folder", root, "--contestant"]
+        printed = by_turns({name: [*this, name] for name in CONTESTANTS if installed(name)}, options.seconds)
+    return {name: rate(lines, options) for name, lines in printed.items()}, decoding_s(images, options.resolution)
+
+
+def rate(lines: list[tuple[float, str]], options: argparse.Namespace) -> float:
+    """Return images a second from the end of the first step to that of the last."""
+    ended_s = [at for at, _ in lines]
+    if len(ended_s) < 2:
+        raise SystemExit(f"a step takes more than a third of {options.seconds:g} s: give more --seconds")
+    return float(options.batch_size) * (len(ended_s) - 1) / (ended_s[-1] - ended_s[0])
 
 
 def main() -> None:
@@ -319,9 +310,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--device-batch-size", type=int, default=THE_RECIPES, help="ours; -1: the recipe's, 24")
     parser.add_argument("--resolution", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--warm-up", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=4, help="steps before the first turn")
+    parser.add_argument("--seconds", type=float, default=150, help="of training, each")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -330,14 +320,13 @@ def main() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm") if installed(name))
     print(f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}")
     rates, decode_s = measure(options)
-    median = {name: statistics.median(found) for name, found in rates.items()}
     of_the_recipe = options.device_batch_size == THE_RECIPES
-    share = decode_s * median["memory"] / (os.cpu_count() or 1)
+    share = decode_s * rates["memory"] / (os.cpu_count() or 1)
     print(
         f"decoding: {decode_s * 1000:.2f} ms of a core an image, {share:.1%} of the {os.cpu_count()} cores at the rate "
         "of data in memory; without a GPU the network loses that much at least"
     )
-    references = {name: median["ours"] / median[name] for name in median if name not in ("ours", "memory")}
+    references = {name: rates["ours"] / rates[name] for name in rates if name not in ("ours", "memory")}
     print(
         json.dumps(
             {
@@ -347,8 +336,8 @@ def main() -> None:
                 if of_the_recipe
                 else options.device_batch_size,
                 "device": device(),
-                "images_per_s": {name: round(rate, 2) for name, rate in median.items()},
-                "ratio_to_memory": round(median["ours"] / median["memory"], 3),
+                "images_per_s": {name: round(found, 2) for name, found in rates.items()},
+                "ratio_to_memory": round(rates["ours"] / rates["memory"], 3),
                 "ratio_to_reference": round(min(references.values()), 3),
                 **{f"ratio_to_{name}": round(ratio, 3) for name, ratio in references.items()},
             }

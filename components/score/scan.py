@@ -47,6 +47,7 @@ class Scan:
         seen: Callable[[Shard, int, int], None],
     ) -> None:
         self._kept, self._seen = kept, seen
+        models.set_up()
         heads = networks.head_tensors(teacher.architecture, len(teacher.classes), teacher.preprocessing.resolution)
         model = networks.float_head(models.read(teacher.checkpoint)[0], heads)
         self._on = on = forward.on(models.device(), model, teacher.preprocessing, kept, folder)

@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from components.shared import storage
+from components.shared import memory, storage
 from components.shared.checkpoints import Description, described
 from components.shared.cores import computing_threads
 from components.shared.errors import Refused
@@ -30,7 +30,7 @@ __all__ = [
     "normalised",
     "read",
     "save",
-    "use_threads",
+    "set_up",
 ]
 
 
@@ -39,9 +39,15 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def use_threads() -> None:
-    """Use as many CPU threads as OMP_NUM_THREADS says; torch alone would take all cores for each of two processes."""
+def set_up() -> None:
+    """Set torch up for this process, before it computes.
+
+    As many CPU threads as OMP_NUM_THREADS says: torch alone would take all cores for each of two processes. Where a
+    network computes on the CPU, memory is kept from step to step.
+    """
     torch.set_num_threads(computing_threads())
+    if device().type == "cpu":
+        memory.keep()
 
 
 def normalised(images_BHWC: Batch, preprocessing: Preprocessing, to: torch.device) -> Tensor:

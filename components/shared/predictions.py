@@ -103,7 +103,7 @@ class Exam:
         from components.shared import models
         from components.shared.predict import logits
 
-        models.use_threads()
+        models.set_up()
         device = models.device()
         model = models.read(receipt.checkpoint)[0].to(device)
         with self._progress.timed("prepare"):

@@ -45,7 +45,7 @@ KEYS_TOLD = 10  # of a batch whose loss is no number; all are in a file
 
 def run(config: TrainConfig, folder: str, ranks: Ranks, stopping: Stopping) -> dict[str, object]:
     """Train, save the checkpoint in `folder`, and return the fields of the receipt, on every rank the same."""
-    models.use_threads()
+    models.set_up()
     device = models.device()
     if device.type == "cuda":
         torch.cuda.set_device(ranks.local_rank)

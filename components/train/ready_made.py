@@ -28,7 +28,7 @@ def run(config: TrainConfig, folder: str) -> dict[str, object]:
     run needs. The receipt's digest is of the file's bytes and of what they are taken for, so that a run with other
     trainings, or more labels, finds the scores of the same teacher.
     """
-    models.use_threads()
+    models.set_up()
     plan = load(config.plan, PlanReceipt)
     pinned = checkpoints.pinned(config.checkpoint, "checkpoint")
     read = weights.read(pinned)

@@ -135,7 +135,7 @@ def device_rates(architecture: str, resolution: int, classes: int, frames: int =
 
     from components.shared import models
 
-    models.use_threads()
+    models.set_up()
     device = models.device()
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     model = models.build(architecture, classes).to(device)
