@@ -28,7 +28,7 @@ from components.shared.receipts import Preprocessing
 
 Best = tuple[Tensor, Tensor]  # labels_BP, scores_BP
 CPU_BATCH = 16  # its activations stay near the core
-CPU_BATCH_OF_TINY = 64  # images of up to TINY pixels a side
+CPU_BATCH_OF_TINY = 128  # images of up to TINY pixels a side: calling the layers costs as much as they do
 TINY = 64
 GPU_BATCH = 256
 TRIALS = 4  # batches that each memory format is timed on, after one that does not count
