@@ -249,6 +249,14 @@ def test_small_changes_add_up(tmp_path: Path) -> None:
     assert settled(nights[0], str(tmp_path), "another", 0.1).digest == "0-100"
 
 
+def test_a_night_without_news_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    night = selection(tmp_path, range(100))
+    settled(night, str(tmp_path), "f", 0.1)
+    assert capsys.readouterr().out == ""
+    assert settled(night, str(tmp_path), "f", 0.1) == night
+    assert "nothing new to train on" in capsys.readouterr().out
+
+
 def test_the_threshold_0_trains_anew_for_any_change_but_not_for_none(tmp_path: Path) -> None:
     same = selection(tmp_path, range(50)).model_copy(update={"digest": "of a larger pool"})
     found = [settled(one, str(tmp_path), "f", 0.0) for one in (selection(tmp_path, range(50)), same)]

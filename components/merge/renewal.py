@@ -30,6 +30,8 @@ def settled(fresh: SelectionReceipt, workdir: str, family: str, retrain_above: f
     uri = storage.join(workdir, "stages", "merge", "settled", f"{family}.json")
     earlier = _earlier(uri)
     if earlier is None or earlier.digest == fresh.digest:
+        if earlier:
+            say("merge", "the selection is the one that was last handed on: nothing new to train on")
         storage.write(uri, fresh.model_dump_json(indent=1).encode())
         return fresh
     changed = share_changed(earlier.selection, fresh.selection)
