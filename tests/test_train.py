@@ -177,6 +177,15 @@ def test_the_receipt_says_what_was_processed_not_what_was_asked_for(tmp_path: Pa
     assert receipt.images_processed == receipt.curve[-1].images_processed == 72
 
 
+@pytest.mark.parametrize("steps", [50, 130])
+def test_every_training_is_validated_ten_times(tmp_path: Path, steps: int) -> None:
+    """At equal steps, whether the curve has a point at every step or at fewer."""
+    curve = Stages(tmp_path).train("teacher", images_processed=6 * steps, batch_size=6).curve
+    assert len(curve) == min(steps, 100)
+    validated = [point.images_processed / 6 for point in curve if point.validation_top1 is not None]
+    assert validated == [-(-part * steps // 10) for part in range(1, 11)]
+
+
 def test_equal_trainings_leave_equal_bytes(tmp_path: Path) -> None:
     first, second = Stages(tmp_path / "a"), Stages(tmp_path / "b")
     assert Path(first.teacher.checkpoint).read_bytes() == Path(second.teacher.checkpoint).read_bytes()

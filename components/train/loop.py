@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 MOMENTUM = 0.9  # He et al. 2016; the paper says synchronous SGD
 CURVE_POINTS = 100
-VALIDATIONS = 8
+VALIDATIONS = 10  # divides CURVE_POINTS, so that each falls on a point of the curve, however many steps there are
 CHECK_EVERY = {"cpu": 1, "cuda": 16}  # steps: asking a GPU for the loss waits for it
 KEYS_TOLD = 10  # of a batch whose loss is no number; all are in a file
 
