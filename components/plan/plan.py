@@ -58,9 +58,9 @@ def plan(config: PlanConfig, with_pool: bool = True) -> PlanReceipt:
     refuse_teacher(config, classes)
     if "validation" not in sets:
         sets["labeled"], sets["validation"] = hold_out(sets["labeled"], config.validation_fraction, config.seed)
+    pool_columns = Columns(config.image_column, "", config.frames > 0)
     with progress.timed("list"):
-        pool_columns = Columns(config.image_column, "", config.frames > 0)
-    units = ledger.draw_up(config.unlabeled, config.workdir, pool_columns) if with_pool else []
+        units = ledger.draw_up(config.unlabeled, config.workdir, pool_columns) if with_pool else []
     storage.write(run_uri(config), json.dumps(config.model_dump(exclude=MAY_CHANGE), indent=1).encode())
     return write(config, classes, sets, units)
 
