@@ -1,7 +1,7 @@
 """SIGTERM: how a pod is told to stop, some seconds before it is killed."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -45,15 +45,22 @@ class Stopping:
 
 
 @contextmanager
+def handling_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have SIGTERM handled for the time of the block: the first process of a container would not hear of it else."""
+    try:
+        before = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not the main thread: a test or a notebook, which has its own way to stop
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stopping_on_sigterm() -> Iterator[Stopping]:
     """Turn SIGTERM into Stopped for the time of the block."""
     stopping = Stopping()
-    try:
-        before = signal.signal(signal.SIGTERM, stopping.told)
-    except ValueError:  # not the main thread: a test or a notebook, which has its own way to stop
+    with handling_sigterm(stopping.told):
         yield stopping
-        return
-    try:
-        yield stopping
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -3,8 +3,7 @@
 import argparse
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +12,7 @@ from kfp.dsl.graph_component import GraphComponent
 
 from components.shared.progress import LOG, fail
 from components.shared.stage import guarded
+from components.shared.stopping import handling_sigterm
 from components.verbs.build import build_images
 from components.verbs.cancel import cancel
 from components.verbs.compile import compile_pipeline
@@ -50,31 +50,18 @@ def main(pipeline: GraphComponent, arguments: Sequence[str]) -> int:
     options = parser(pipeline).parse_args(arguments)
     verb: Callable[[Options], None] = options.verb
     try:
-        with interrupted_by_sigterm():
+        with handling_sigterm(interrupt):
             return guarded(lambda: verb(options))
-    except KeyboardInterrupt as interrupt:
-        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+    except KeyboardInterrupt as told:
+        number = told.args[0] if told.args else signal.SIGINT
         why = "interrupted" if number == signal.SIGINT else "told to stop"
         fail(f"{why}: what was finished is kept, run it again to go on", 128 + number)
         return int(128 + number)
 
 
-@contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM end a verb as Ctrl-C does: the first process of a container would not hear of it otherwise."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Have a signal end a verb as Ctrl-C does."""
+    raise KeyboardInterrupt(number)
 
 
 def parser(pipeline: GraphComponent) -> argparse.ArgumentParser:
