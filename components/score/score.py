@@ -100,13 +100,13 @@ class _Pod:
         self.folder = storage.join(config.workdir, "stages", "score", name)
         self._claims = Claims(self.folder)
         self._sealer = Sealer(
-            self.folder,
-            teacher.digest,
-            config.pod,
-            config.images_per_class,
-            len(units),
-            len(plan.classes),
-            self._claims.advanced,
+            folder=self.folder,
+            teacher=teacher.digest,
+            pod=config.pod,
+            images_per_class=config.images_per_class,
+            units=len(units),
+            classes=len(plan.classes),
+            advanced=self._claims.advanced,
         )
         self._scored: set[str] = set()
         self._pace = Pace([shard for unit in units for shard in unit.shards], plan.pods)
