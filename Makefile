@@ -42,7 +42,7 @@ bench-train: .venv/bench ## the training against data in memory, torchvision's r
 	@$(BIN)/python -m benchmarks.train $(if $(PHOTOS),--photos $(PHOTOS)) $(if $(ARCHITECTURE),--architecture $(ARCHITECTURE))
 
 bench-score: .venv/bench ## the scan against the bare model and decoder, Ray Data and a DataLoader (ten minutes)
-	@$(BIN)/python -m benchmarks.score $(if $(PHOTOS),--photos $(PHOTOS)) $(if $(ROUNDS),--rounds $(ROUNDS))
+	@$(BIN)/python -m benchmarks.score $(if $(PHOTOS),--photos $(PHOTOS))
 
 .venv/bench: requirements/bench.txt .venv/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes \

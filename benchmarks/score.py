@@ -4,8 +4,10 @@
 
 The scan is the real stage, from claims to sealed units, on WebDataset tars of photographs. It is measured where the
 model is the limit and where decoding is. The rivals run the same network on the same tars, in the best form that we
-could write: torchvision's decoder and resize, uint8 batches, as many workers as there are cores. Contestants take
-turns, several times; the figures are medians.
+could write: torchvision's decoder and resize, uint8 batches, as many workers as there are cores. Every contestant is a
+process of its own. They take turns of a second, so that what else this machine does hits all alike
+(benchmarks/turns.py); all but Ray Data, whose processes do not take it well to be stopped and woken up (an eighth of
+its speed was left): it runs alone, before the others and after them, and its better run counts.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import io
 import json
 import os
 import platform
-import statistics
+import sys
 import tarfile
 import tempfile
 import time
@@ -33,6 +35,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from benchmarks.turns import by_turns, wait_for_go
 from components.plan import ledger
 from components.score import forward
 from components.score.forward import Best
@@ -47,7 +50,12 @@ PHOTOS = Path("../shared/data/photos")
 CLASSES, KEPT = 1000, 10
 BATCH = 64 if not torch.cuda.is_available() else 256  # of the rivals
 CORES = os.cpu_count() or 1
+AT_MOST_S = 3600.0  # of a contestant's turns
+NAMES = {"model": "bare_model", "decoder": "bare_decoder"}  # in the last line
 NOTHING = Split(digest="", index="", shards="", samples=0, class_counts=[])
+
+
+Run = Callable[[], tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Case:
 
 
 # On a CPU the model works on the cores that decode: only a tiny one leaves the limit to decoding.
-ON_CPU = [Case("model", "resnet50", 224, "crop-flip", 768), Case("decoder", "resnet8_small", 16, "shift", 12_800)]
+ON_CPU = [Case("model", "resnet50", 224, "crop-flip", 768), Case("decoder", "resnet8_small", 8, "shift", 25_600)]
 ON_GPU = [
     Case("model", "resnet50", 224, "crop-flip", 25_600),
     Case("model", "resnext101_32x16d", 224, "crop-flip", 12_800),
@@ -105,16 +113,21 @@ def cuts(number: int) -> Iterator[bytes]:
 
 
 class Bench:
-    """One case on this machine: its tars, its network, and a run of each contestant."""
+    """One case on this machine: its tars and its network in a folder, and every contestant, prepared and then run.
+
+    A contestant returns what it is to do; when that is done it returns the images that it has seen, and the seconds of
+    its start-up that are not to count.
+    """
 
     def __init__(self, case: Case, photos: list[bytes], folder: Path) -> None:
         self.case, self.photos, self._folder = case, photos, folder
         self.device = models.device()
-        self._runs = 0
 
-    @cached_property
-    def tars(self) -> list[str]:
-        """The pool: whole batches, so that none is scored that is not full."""
+    def write(self) -> None:
+        """Write the pool, in whole batches, so that none is scored that is not full, and a network.
+
+        Its weights are random: it is as fast as a trained one.
+        """
         pool = self._folder / "pool"
         pool.mkdir(parents=True)
         images = islice(cycle(self.photos), self.case.images)
@@ -124,11 +137,6 @@ class Bench:
                     member = tarfile.TarInfo(f"{number:06}.jpg")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
-        return [str(path) for path in sorted(pool.iterdir())]
-
-    @cached_property
-    def checkpoint(self) -> str:
-        """A network with random weights: as fast as a trained one."""
         torch.manual_seed(0)
         description = models.Description(
             architecture=self.case.architecture,
@@ -137,7 +145,18 @@ class Bench:
             recipe="teacher",
             digest="0",
         )
-        return models.save(models.build(self.case.architecture, CLASSES), description, str(self._folder))
+        checkpoint = models.save(models.build(self.case.architecture, CLASSES), description, str(self._folder))
+        (self._folder / "checkpoint").write_text(checkpoint)
+
+    @property
+    def tars(self) -> list[str]:
+        """The pool."""
+        return [str(path) for path in sorted((self._folder / "pool").iterdir())]
+
+    @property
+    def checkpoint(self) -> str:
+        """The network."""
+        return (self._folder / "checkpoint").read_text()
 
     @cached_property
     def scorer(self) -> forward.OnCpu | forward.OnGpu:
@@ -155,19 +174,15 @@ class Bench:
         best(np.zeros((BATCH, self.case.resolution, self.case.resolution, 3), np.uint8))
         return best
 
-    def scan(self) -> float:
-        """Run the score stage in a fresh workdir; returns its seconds, reading the checkpoint included."""
-        self._runs += 1
-        config = self._config(self._folder / f"run-{self._runs}")
+    def scan(self) -> Run:
+        """The score stage in a fresh workdir, reading the checkpoint included."""
+        workdir = self._folder / "run"
+        config = self._config(workdir)
         # Before the clock runs, this process has seen a first batch, and has what Ray brings and the images have not:
         # where there is pandas, pyarrow loads it at its first use.
         assert self.scorer
         import_module("pandas")
-        started = time.monotonic()
-        receipt = score(config)
-        seconds = time.monotonic() - started
-        assert receipt.scored == self.case.images
-        return seconds
+        return lambda: (score(config).scored, 0.0)
 
     def _config(self, workdir: Path) -> ScoreConfig:
         units = ledger.draw_up(self.tars, str(workdir), Columns("image", ""))
@@ -195,72 +210,77 @@ class Bench:
             workdir=str(workdir), plan=written(plan), teacher=written(teacher), pod=0, images_per_class=100
         )
 
-    def bare_model(self) -> float:
-        """Score decoded batches that lie in memory, as many as the pool has."""
+    def model(self) -> Run:
+        """The network on decoded batches that lie in memory, as many as the pool has."""
         size = self.scorer.batch_size
         batch_BHWC = self.scorer.allocate((size, self.case.resolution, self.case.resolution, 3))
         batch_BHWC[:] = [self._cut(data) for data in islice(cycle(self.photos), size)]
         self.scorer.start(batch_BHWC)()
-        started = time.monotonic()
-        computing: deque[Callable[[], Best]] = deque()
-        for _ in range(-(-self.case.images // size)):
-            computing.append(self.scorer.start(batch_BHWC))
-            if len(computing) == self.scorer.in_flight:
-                computing.popleft()()
-        for result in computing:
-            result()
-        return time.monotonic() - started
+        batches = -(-self.case.images // size)
 
-    def bare_decoder(self) -> float:
-        """Decode, resize and cut images that lie in memory, on all cores, and do nothing with them."""
-        started = time.monotonic()
-        with ThreadPoolExecutor(CORES, "decode", torch.set_num_threads, (1,)) as pool:
-            for _ in pool.map(lambda data: self._cut(data).size, islice(cycle(self.photos), self.case.images)):
-                pass
-        return time.monotonic() - started
+        def run() -> tuple[int, float]:
+            computing: deque[Callable[[], Best]] = deque()
+            for _ in range(batches):
+                computing.append(self.scorer.start(batch_BHWC))
+                if len(computing) == self.scorer.in_flight:
+                    computing.popleft()()
+            for result in computing:
+                result()
+            return batches * size, 0.0
+
+        return run
+
+    def decoder(self) -> Run:
+        """Decoding, resizing and cutting images that lie in memory, on all cores; nothing is done with them."""
+
+        def run() -> tuple[int, float]:
+            with ThreadPoolExecutor(CORES, "decode", torch.set_num_threads, (1,)) as pool:
+                images = islice(cycle(self.photos), self.case.images)
+                return sum(1 for _ in pool.map(lambda data: self._cut(data).size, images)), 0.0
+
+        return run
 
     def _cut(self, data: bytes) -> Pixels:
         return fixed_cut(decode(data), self.case.preprocessing)
 
-    def dataloader(self) -> float:
+    def dataloader(self) -> Run:
         """A script around torch's DataLoader: worker processes read, decode and batch, the main process scores."""
         best = self.in_turn  # has seen a first batch, as in `scan`
-        started = time.monotonic()
-        loader = DataLoader(
-            TarImages(self.tars, self.case), batch_size=BATCH, num_workers=CORES, prefetch_factor=4,
-            pin_memory=self.device.type == "cuda", multiprocessing_context="fork",
-        )  # fmt: skip
-        scored = 0
-        for images_BHWC in loader:
-            labels_BP, _ = best(images_BHWC.numpy())
-            scored += len(labels_BP)
-        assert scored == self.case.images
-        return time.monotonic() - started
 
-    def ray_data(self) -> float:
+        def run() -> tuple[int, float]:
+            loader = DataLoader(
+                TarImages(self.tars, self.case), batch_size=BATCH, num_workers=CORES, prefetch_factor=4,
+                pin_memory=self.device.type == "cuda", multiprocessing_context="fork",
+            )  # fmt: skip
+            return sum(len(best(images_BHWC.numpy())[0]) for images_BHWC in loader), 0.0
+
+        return run
+
+    def ray_data(self) -> Run:
         """A Ray Data pipeline: tasks read the tars and decode, an actor scores batches.
 
-        Measured from the moment that the actor has loaded the network, for which Ray is made to wait: its start-up, ten
-        seconds and more, would be nothing to a long scan.
+        Its clock starts at the moment that the actor has loaded the network, for which Ray is made to wait: its
+        start-up, ten seconds and more, would be nothing to a long scan.
         """
         import ray
 
-        ray.init(num_cpus=CORES + 1, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-        ray.data.DataContext.get_current().wait_for_min_actors_s = 600
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        case, checkpoint = self.case, self.checkpoint
-        images = ray.data.read_webdataset(self.tars, decoder=None)
-        decoded = images.map(lambda row: {"image": torchvision_cut(row["jpg"], case).numpy()})
-        found = decoded.map_batches(
-            RayScorer, fn_constructor_args=(checkpoint, case), batch_size=BATCH,
-            compute=ray.data.ActorPoolStrategy(size=1), num_gpus=1 if self.device.type == "cuda" else None,
-            num_cpus=0.9,  # not what the decoding tasks ask for: else Ray decodes in the one actor
-        )  # fmt: skip
-        rows = list(found.iter_batches(batch_size=None))
-        ended = time.time()
-        assert sum(len(batch["labels"]) for batch in rows) == case.images
-        ray.shutdown()
-        return float(ended - rows[0]["ready"][0])
+        def run() -> tuple[int, float]:
+            started = time.time()
+            ray.init(num_cpus=CORES + 1, include_dashboard=False, log_to_driver=False)
+            ray.data.DataContext.get_current().wait_for_min_actors_s = 600
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            case, checkpoint = self.case, self.checkpoint
+            images = ray.data.read_webdataset(self.tars, decoder=None)
+            decoded = images.map(lambda row: {"image": torchvision_cut(row["jpg"], case).numpy()})
+            found = decoded.map_batches(
+                RayScorer, fn_constructor_args=(checkpoint, case), batch_size=BATCH,
+                compute=ray.data.ActorPoolStrategy(size=1), num_gpus=1 if self.device.type == "cuda" else None,
+                num_cpus=0.9,  # not what the decoding tasks ask for: else Ray decodes in the one actor
+            )  # fmt: skip
+            rows = list(found.iter_batches(batch_size=None))
+            return sum(len(batch["labels"]) for batch in rows), float(rows[0]["ready"][0]) - started
+
+        return run
 
 
 def called_in_turn(checkpoint: str, case: Case) -> Callable[[Batch], Best]:
@@ -323,25 +343,43 @@ class RayScorer:
         return {"labels": labels_BP.numpy(), "scores": scores_BP.numpy(), "ready": ready}
 
 
-def measured(bench: Bench, rounds: int) -> dict[str, float]:
-    """Run the contestants in turns; returns the median images a second of each."""
-    contestants: dict[str, Callable[[], float]] = {
-        "scan": bench.scan,
-        f"bare {bench.case.limit}": bench.bare_model if bench.case.limit == "model" else bench.bare_decoder,
-        "DataLoader": bench.dataloader,
-        "Ray Data": bench.ray_data,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            seconds[name].append(run())
-    rates = {name: bench.case.images / statistics.median(taken) for name, taken in seconds.items()}
-    case = bench.case
+def measured(case: Case, photos: Path) -> dict[str, float]:
+    """Run the contestants; returns the images a second of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        Bench(case, photographs(photos), Path(folder)).write()
+        command = [sys.executable, "-m", "benchmarks.score", "--photos", str(photos), "--folder", folder]
+        command += ["--case", str(cases().index(case)), "--contestant"]
+        turns = [["ray_data"], ["scan", case.limit, "dataloader"], ["ray_data"]]
+        printed = [by_turns({name: [*command, name] for name in names}, AT_MOST_S) for names in turns]
+    rates: dict[str, float] = {}
+    for name, lines in [item for contest in printed for item in contest.items()]:
+        rates[name] = max(rates.get(name, 0.0), rate(name, lines, case))
     print(f"\n{case.architecture} at {case.resolution}, {case.images:,} images: {case.limit}-bound")
-    for name, rate in rates.items():
-        each = ", ".join(f"{bench.case.images / one:.1f}" for one in seconds[name])
-        print(f"{name:14}{rate:10.1f}/s   scan / it {rates['scan'] / rate:5.2f}   runs {each}", flush=True)
+    for name, found in rates.items():
+        print(f"{name:14}{found:10.1f}/s   scan / it {rates['scan'] / found:5.2f}", flush=True)
     return rates
+
+
+def rate(name: str, lines: list[tuple[float, str]], case: Case) -> float:
+    """Return images a second from what a contestant has printed in its last line, and when."""
+    ended_s, line = lines[-1]
+    images, start_s = line.split()
+    if int(images) < case.images:
+        raise SystemExit(f"{name}: {images} of {case.images} images")
+    return int(images) / (ended_s - float(start_s))
+
+
+def contest(bench: Bench, contestant: str) -> None:
+    """Be one contestant: prepare, wait for the first turn, run."""
+    prepared: Run = getattr(bench, contestant)()
+    wait_for_go()
+    images, start_s = prepared()
+    print(images, start_s, flush=True)
+
+
+def cases() -> list[Case]:
+    """Return what is measured on this machine."""
+    return ON_GPU if torch.cuda.is_available() else ON_CPU
 
 
 def machine() -> str:
@@ -357,17 +395,21 @@ def main() -> None:
     """Measure every case, and print the ratios as JSON in the last line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of tars with JPEG files")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     models.set_up()
     photos = photographs(arguments.photos)
+    if arguments.contestant:
+        contest(Bench(cases()[arguments.case], photos, arguments.folder), arguments.contestant)
+        return
     print(f"{machine()}\n{len(photos)} photographs, {sum(map(len, photos)) / len(photos) / 1e3:.0f} kB on average")
     ratios: dict[str, list[float]] = {}
-    for case in ON_GPU if torch.cuda.is_available() else ON_CPU:
-        with tempfile.TemporaryDirectory() as folder:
-            rates = measured(Bench(case, photos, Path(folder)), arguments.rounds)
-        for name, rate in rates.items():
-            ratios.setdefault(name.lower().replace(" ", "_"), []).append(rates["scan"] / rate)
+    for case in cases():
+        rates = measured(case, arguments.photos)
+        for name, found in rates.items():
+            ratios.setdefault(NAMES.get(name, name), []).append(rates["scan"] / found)
     # Of a contestant in several cases, the one where the scan gains least.
     print(json.dumps({f"ratio_to_{name}": round(min(of), 3) for name, of in ratios.items() if name != "scan"}))
 

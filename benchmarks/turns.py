@@ -45,11 +45,11 @@ class Contestant:
         """Say whether it has closed its output."""
         return not self._listening.is_alive()
 
-    def turn(self) -> float:
-        """Let it run for a turn, or until it ends; returns the seconds that it has run in all its turns."""
+    def turn(self, seconds: float) -> float:
+        """Let it run for so long, or until it ends; returns the seconds that it has run in all its turns."""
         self._since = time.monotonic()
         self._signal(signal.SIGCONT)
-        self._listening.join(TURN_S)
+        self._listening.join(seconds)
         self._signal(signal.SIGSTOP)
         self._ran_s, self._since = self._clock(), 0.0
         return self._ran_s
@@ -94,7 +94,7 @@ def wait_for_go() -> None:
 
 
 def by_turns(commands: dict[str, list[str]], seconds: float) -> dict[str, list[tuple[float, str]]]:
-    """Let processes take turns until each has ended or has run for so many seconds.
+    """Let processes take turns until each has ended or has run for so many seconds; one that is alone is not stopped.
 
     Returns what each has printed: lines, and at how many seconds of its own turns. Memory is that of all together.
     """
@@ -104,7 +104,8 @@ def by_turns(commands: dict[str, list[str]], seconds: float) -> dict[str, list[t
             contestants.append(Contestant(name, command))
         running = list(contestants)
         while running:
-            running = [one for one in running if one.turn() < seconds and not one.ended]
+            turn_s = TURN_S if len(running) > 1 else seconds
+            running = [one for one in running if one.turn(turn_s) < seconds and not one.ended]
         return {one.name: list(one.lines) for one in contestants}
     finally:
         for one in contestants:
