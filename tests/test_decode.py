@@ -68,21 +68,32 @@ def png(width: int, height: int, pixels: bytes = b"", extra: bytes = b"") -> byt
 
 def png16(colours: int, pixels: list[list[int]], clear: list[int]) -> bytes:
     """Return a PNG of 16 bits a channel, one row, with one colour that is transparent."""
-    row = b"\0" + np.array(pixels, ">u2").tobytes()
-    tag = struct.pack(f">{len(clear)}H", *clear)
-    kind = 0 if colours == 1 else 2
+    return png_with_a_clear_colour(
+        len(pixels), (16, 0 if colours == 1 else 2), np.array(pixels, ">u2").tobytes(), clear
+    )
+
+
+def png_with_a_clear_colour(width: int, bits_and_kind: tuple[int, int], row: bytes, clear: list[int]) -> bytes:
+    """Return a PNG of one row and of so many bits a channel, with one colour that is transparent."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(pixels), 1, 16, kind, 0, 0, 0))
-    parts = [header, chunk(b"tRNS", tag), chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, *bits_and_kind, 0, 0, 0))
+    tag = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + header + tag + pixels + chunk(b"IEND", b"")
 
 
 def test_a_transparent_colour_of_16_bits_is_white() -> None:
     assert decode(png16(1, [[0], [40000]], [40000])).tolist() == [[[0] * 3, [255] * 3]]
     assert decode(png16(3, [[256, 512, 768], [40000, 0, 0]], [40000, 0, 0])).tolist() == [[[1, 2, 3], [255] * 3]]
+
+
+@pytest.mark.parametrize(("bits", "row", "shown"), [(2, 0b00_01_10_11, [0, 255, 170]), (4, 0x01, [0, 255])])
+def test_a_transparent_gray_of_few_bits_is_white(bits: int, row: int, shown: list[int]) -> None:
+    found = decode(png_with_a_clear_colour(len(shown), (bits, 0), bytes([row]), [1]))
+    assert found[0, :, 0].tolist() == shown
 
 
 class TestFormats:
@@ -234,6 +245,18 @@ class TestSeveralFrames:
         assert len(list(ImageSequence.Iterator(Image.open(io.BytesIO(data))))) == 3
         assert np.unique(decode(data).reshape(-1, 3), axis=0).tolist() == [list(RED)]
 
+    def test_the_first_that_moves_is_shown_not_the_still_for_those_that_cannot_animate(self) -> None:
+        frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
+        data = encode(frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=True)
+        assert np.unique(decode(data).reshape(-1, 3), axis=0).tolist() == [list(GREEN)]
+
+    def test_canvas_that_a_gifs_first_frame_leaves_uncovered_is_white(self) -> None:
+        data = bytearray(encode(Image.new("P", (2, 1), 0), "GIF"))
+        frame = data.index(b"\x2c" + struct.pack("<HHHH", 0, 0, 2, 1))
+        data[6:10] = struct.pack("<HH", 4, 2)  # the canvas
+        data[frame + 1 : frame + 3] = struct.pack("<H", 1)  # left
+        assert decode(bytes(data))[..., 0].tolist() == [[255, 0, 0, 255], [255] * 4]
+
     def test_a_stereo_jpeg(self) -> None:
         frames = [Image.new("RGB", (8, 8), colour) for colour in (WHITE, BLACK)]
         data = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
@@ -278,6 +301,18 @@ class TestUndecodable:
     def test_a_decompression_bomb_is_refused_by_its_header(self, size: tuple[int, int]) -> None:
         with pytest.raises(Undecodable, match=f"^more than {MAX_PIXELS} pixels$"):
             decode(png(*size))
+
+    def test_a_bomb_of_scans_is_refused_by_its_header(self) -> None:
+        image = encode(Image.new("L", (2000, 2000)), "JPEG", progressive=True)
+        bomb = image[:-2] + image[image.rindex(b"\xff\xda") : -2] * 1000 + image[-2:]
+        assert (decode(image) == 0).all()
+        with pytest.raises(Undecodable, match=r"^a JPEG of too many scans$"):
+            decode(bomb)
+
+    def test_what_looks_like_scans_behind_a_photograph_does_not_matter(self) -> None:
+        # Telephones append videos.
+        image = encode(Image.fromarray(smooth()), "JPEG", quality=95) + b"\xff\xda" * 2_000_000
+        assert_close(decode(image), smooth())
 
     def test_a_bomb_in_the_metadata(self) -> None:
         text = b"comment\0\0" + zlib.compress(bytes(50 << 20), 1)

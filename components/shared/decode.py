@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from components.shared.errors import SemiscaleError
 
@@ -29,7 +29,14 @@ _BEGINNING = re.compile(rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|GIF8", re.DOTALL)  
 MAX_PIXELS = 89_478_485
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels"
 
+# A progressive JPEG goes over its pixels scan by scan, and few bytes can ask for thousands of scans: as many pixels as
+# these are decoded, all scans counted, half a minute of a slow core at worst. Cameras and web sites take about ten.
+MAX_SCANNED_PIXELS = 32 * MAX_PIXELS
+_TOO_MANY_SCANS = "a JPEG of too many scans"
+
 _JPEG = b"\xff\xd8\xff"
+_SEQUENTIAL = (0xC0, 0xC1, 0xC3)  # kinds of frames whose scans cost no more than their bytes say
+_SCAN = b"\xff\xda"
 _PLAIN = ("YCbCr", "Gray", "RGB")
 _MAY_BE_TURNED = (b"Exif\0\0", b"Orientation")  # EXIF, and the same in XMP
 
@@ -43,6 +50,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_LEVELS = {"L;2": 3, "L;4": 15}  # the white of a gray PNG of two and four bits, by Pillow's name for it
 
 # Pillow warns of odd metadata; the pixels are what counts here, and what is too large is refused below. For the whole
 # process, because `warnings.catch_warnings` is not safe among threads, and threads decode.
@@ -104,15 +113,28 @@ def plain_jpeg_header(data: bytes) -> tuple[int, int, str] | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
     except ValueError:
         return None
-    return (height, width, colours) if colours in _PLAIN and height * width <= MAX_PIXELS else None
+    few = height * width <= MAX_PIXELS and _scanned(data, height * width) <= MAX_SCANNED_PIXELS
+    return (height, width, colours) if colours in _PLAIN and few else None
+
+
+def _scanned(data: bytes, pixels: int) -> int:
+    """Return the pixels of a JPEG times its scans, as far as these are more than its bytes say."""
+    place = len(_JPEG) - 1
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xff", _SCAN[1:]):
+        if data[place + 1] in _SEQUENTIAL:
+            return pixels
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return pixels * data.count(_SCAN)  # progressive, or so odd that it may be
 
 
 def _load(data: bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
+        file = Image.open(io.BytesIO(data), formats=FORMATS)
+        if file.width * file.height > MAX_PIXELS:
             raise Undecodable(_TOO_LARGE)
-        image.load()
+        if data.startswith(_JPEG) and _scanned(data, file.width * file.height) > MAX_SCANNED_PIXELS:
+            raise Undecodable(_TOO_MANY_SCANS)
+        return _first_shown(file)
     except (Undecodable, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -121,7 +143,22 @@ def _load(data: bytes) -> Image.Image:
         raise Undecodable("damaged image" if _BEGINNING.match(data) else "not an image") from None
     except Exception:  # noqa: BLE001 - Pillow's decoders report damage in every way there is
         raise Undecodable("damaged image") from None
-    return image
+
+
+def _first_shown(image: ImageFile.ImageFile) -> Image.Image:
+    """Load what is shown first, where Pillow and viewers differ: a PNG may hold a still for those that cannot animate,
+    the gray that it makes clear counts in the file's own levels, and a GIF's first frame may leave canvas uncovered."""
+    if image.info.get("default_image"):
+        image.seek(1)
+    _, box, _, levels = image.tile[0] if image.tile else ("", None, 0, "")
+    image.load()
+    if levels in _LEVELS and "transparency" in image.info:
+        image.info["transparency"] *= 255 // _LEVELS[levels]
+    if image.format != "GIF" or box == (0, 0, *image.size):
+        return image
+    canvas = Image.new("RGBA", image.size)
+    canvas.paste(image.convert("RGBA").crop(box), box)
+    return canvas
 
 
 def _turned(image: Image.Image) -> Image.Image:
