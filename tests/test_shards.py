@@ -341,6 +341,11 @@ class TestParquet:
         links = pa.array(["b.jpg", "b.jpg"]).dictionary_encode()
         assert [sample.image for sample in read_parquet(tmp_path, {"image": links})] == [image(1)] * 2
 
+    @pytest.mark.parametrize("kind", [pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())])
+    def test_bytes_of_other_widths(self, tmp_path: Path, kind: pa.DataType) -> None:
+        column = pa.array([image(0), image(1)]).cast(kind)
+        assert [sample.image for sample in read_parquet(tmp_path, {"image": column})] == [image(0), image(1)]
+
     def test_no_rows(self, tmp_path: Path) -> None:
         assert read_parquet(tmp_path, {"image": pa.array([], pa.binary())}) == []
 
@@ -351,7 +356,16 @@ class TestParquet:
         with pytest.raises(Refused, match="^" + there.format("class", "label")):
             read_parquet(tmp_path, {"img": [image(0)], "label": [1]}, Columns("img", "class"))
 
-    @pytest.mark.parametrize("values", [[1, 2], [[1.0], [2.0]], [{"height": 1}, {"height": 2}]])
+    @pytest.mark.parametrize("name", ["image", "label", "key"])
+    def test_several_columns_of_one_name_are_refused(self, tmp_path: Path, name: str) -> None:
+        table = pa.table([[image(0)], ["cat"], ["a"], ["b"]], ["image", "label", "key", name])
+        pq.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(Refused, match=rf"a\.parquet: several columns '{name}'; expected one"):
+            read(str(tmp_path), Columns())
+
+    @pytest.mark.parametrize(
+        "values", [[1, 2], [[1.0], [2.0]], [{"height": 1}, {"height": 2}], [{"bytes": 1}], [{"bytes": b"x", "path": 1}]]
+    )
     def test_a_column_of_something_else_is_refused(self, tmp_path: Path, values: list[Any]) -> None:
         with pytest.raises(
             Refused, match=r"a.parquet: column 'image' holds .*; expected bytes, URIs or \{bytes, path\}"

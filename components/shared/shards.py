@@ -38,6 +38,8 @@ _PROBED_SAMPLES = 16  # of a tar, to learn how large they are
 # The header of a file as almost all tars have it (POSIX ustar): an ASCII name that ends in its field, size and checksum
 # in octal, kind 0, no prefix that goes before the name.
 _PLAIN_HEADER = re.compile(rb"(?=[ -~]{1,99}\0).{124}([0-7]{11})[\0 ].{12}([0-7]{6})[\0 ]{2}0.{188}\0.{166}", re.DOTALL)
+_ARE_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+_ARE_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _TAR_TAIL_BYTES = 1 << 16  # looked at behind a tar's last member: tar pads with zeros to 10 KiB
 
 
@@ -426,6 +428,9 @@ def _refuse_columns(schema: pa.Schema, columns: Columns, shard: Shard) -> None:
     for option, name in (("image_column", columns.image), ("label_column", columns.label)):
         if name and name not in schema.names:
             raise Refused(f"{shard.uri}: no column {name!r}; it has {', '.join(schema.names)}; set {option}")
+    for name in (columns.image, columns.label, "key"):
+        if schema.names.count(name) > 1:
+            raise Refused(f"{shard.uri}: several columns {name!r}; expected one; write it again")
     kind = schema.field(columns.image).type
     if not _holds_images(kind):
         raise Refused(f"{shard.uri}: column {columns.image!r} holds {kind}; expected bytes, URIs or {{bytes, path}}")
@@ -434,14 +439,14 @@ def _refuse_columns(schema: pa.Schema, columns: Columns, shard: Shard) -> None:
 def _holds_images(kind: pa.DataType) -> bool:
     """Say whether a column's type is bytes, a URI, or the {bytes, path} pair that Hugging Face datasets write."""
     if pa.types.is_struct(kind):
-        return {"bytes", "path"} & {kind.field(number).name for number in range(kind.num_fields)} != set()
+        pair = [field for field in kind if field.name in ("bytes", "path")]
+        return bool(pair) and all(pa.types.is_null(field.type) or _holds_images(field.type) for field in pair)
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
-    return any(test(kind) for test in tests)
+    return any(test(kind) for test in (*_ARE_BYTES, *_ARE_TEXT))
 
 
 def _may_hold_links(kind: pa.DataType) -> bool:
-    return not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return not any(test(kind) for test in _ARE_BYTES)
 
 
 def _rows(
