@@ -49,9 +49,10 @@ class Checkpoints:
 
     def __init__(self, folder: str) -> None:
         self._folder = storage.join(folder, "checkpoints")
+        self._damaged: set[str] = set()
 
     def save(self, moment: Moment, tensors: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint, and forget all but the last two."""
+        """Write a checkpoint, and forget all but the last two; one that was found damaged is none of the two."""
         # Two processes may be at one training for a moment, when a pod is replaced: neither overwrites the other's.
         name = f"{moment.images_processed:015}-{secrets.token_hex(4)}"
         uri = storage.join(self._folder, f"{name}.safetensors")
@@ -64,7 +65,7 @@ class Checkpoints:
             size_bytes = path.stat().st_size
         voucher = _Voucher(moment=moment, tensors=f"{name}.safetensors", size_bytes=size_bytes, digest=digest)
         storage.write(storage.join(self._folder, f"{name}.json"), voucher.model_dump_json().encode())
-        self._forget_all_but(self._vouchers()[:KEPT])
+        self._forget_all_but([uri for uri in self._vouchers() if uri not in self._damaged][:KEPT])
 
     def newest(self) -> tuple[Moment, dict[str, Tensor]] | None:
         """Read the newest checkpoint that is whole; None where there is none."""
@@ -72,6 +73,7 @@ class Checkpoints:
             try:
                 return self._read(uri)
             except (ValueError, FileNotFoundError) as error:
+                self._damaged.add(uri)
                 reason = str(error).splitlines()[0]
                 say("train", f"{uri}: not a whole checkpoint ({reason}); going on from the one before it")
         return None
@@ -95,11 +97,20 @@ class Checkpoints:
             return voucher.moment, load_file(path)
 
     def _forget_all_but(self, vouchers: list[str]) -> None:
-        """Delete what is older: checkpoints, and tensors whose writer did not live to vouch for them."""
-        oldest = vouchers[-1].removesuffix(".json")
-        old = [entry.uri for entry in storage.entries(self._folder) if entry.uri < oldest]
+        """Delete what is older: checkpoints, and tensors whose writer did not live to vouch for them; and the damaged.
+
+        What is newer and not vouched for may be another process's, which is about to.
+        """
+        oldest = _name(vouchers[-1])
+        damaged = {_name(uri) for uri in self._damaged}
+        names = {entry.uri: _name(entry.uri) for entry in storage.entries(self._folder)}
+        old = [uri for uri, name in names.items() if name < oldest or name in damaged]
         for uri in sorted(old, key=lambda uri: not uri.endswith(".json")):  # what has no voucher is no checkpoint
             storage.delete(uri)
+
+
+def _name(uri: str) -> str:
+    return uri.removesuffix(".json").removesuffix(".safetensors")
 
 
 def _digest(file: BufferedReader) -> str:

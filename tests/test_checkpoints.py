@@ -1,0 +1,71 @@
+"""Which checkpoints of a training are kept, and which one it goes on from, where some of them are damaged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.shared import storage
+from components.train.checkpoints import Checkpoints, Moment
+
+
+def save(checkpoints: Checkpoints, step: int) -> None:
+    """Write a checkpoint that says in its tensors which one it is."""
+    moment = Moment(step=step, images_processed=step * 10, ranks=1, seconds=0.0, curve=[])
+    checkpoints.save(moment, {"step": torch.tensor([step])})
+
+
+def found(folder: str) -> int:
+    """Return the step that a new process would go on from; 0 where it would begin anew."""
+    newest = Checkpoints(folder).newest()
+    assert newest is None or newest[0].step == int(newest[1]["step"])
+    return newest[0].step if newest else 0
+
+
+def files(folder: str, step: int) -> list[str]:
+    """Return the files of the checkpoints of a step: the voucher, then the tensors."""
+    entries = storage.entries(storage.join(folder, "checkpoints"))
+    return sorted(entry.uri for entry in entries if entry.uri.rpartition("/")[2].startswith(f"{step * 10:015}"))
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2, 3):
+        save(checkpoints, step)
+    assert [len(files(folder, step)) for step in (1, 2, 3)] == [0, 2, 2]
+    assert found(folder) == 3
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_damaged_one_is_none_of_the_two(tmp_path: Path, part: int) -> None:
+    """The training goes on before the damaged one, and so its next checkpoint may be an earlier one: still two good."""
+    folder = str(tmp_path)
+    for step in (10, 20):
+        save(Checkpoints(folder), step)
+    uri = files(folder, 20)[part]
+    storage.write(uri, storage.read(uri)[:-9])
+    resumed = Checkpoints(folder)
+    newest = resumed.newest()
+    assert newest is not None
+    assert newest[0].step == 10
+    assert len(files(folder, 20)) == 2, "nothing is deleted before there is another"
+    save(resumed, 15)
+    assert [len(files(folder, step)) for step in (10, 15, 20)] == [2, 2, 0]
+    uri = files(folder, 15)[part]
+    storage.write(uri, b"")
+    assert found(folder) == 10
+
+
+def test_tensors_of_a_writer_that_was_killed_are_no_checkpoint(tmp_path: Path) -> None:
+    """Killed while a checkpoint was written: the tensors lie there, or a part of them under a passing name."""
+    folder = str(tmp_path)
+    first = Checkpoints(folder)
+    save(first, 1)
+    Path(storage.join(folder, "checkpoints", f"{20:015}-0000aaaa.safetensors")).write_bytes(b"half of it")
+    assert found(folder) == 1
+    save(first, 2)
+    save(first, 3)
+    assert found(folder) == 3
+    save(first, 4)
+    assert not list(Path(folder, "checkpoints").glob("*aaaa*")), "older than the last two: nobody will vouch for it"
