@@ -119,6 +119,14 @@ def head_tensors(name: str, classes: int, resolution: int = 224) -> set[str]:
     return {tensor for tensor, shape in shapes.items() if others[tensor] != shape}
 
 
+def linear_head(model: nn.Module, name: str, resolution: int = 224) -> str:
+    """Return the name of the one linear layer that gives a network's logits. Raises Refused where it has no such."""
+    layers = {tensor.rpartition(".")[0] for tensor in head_tensors(name, 2, resolution)}
+    if len(layers) > 1 or not all(isinstance(model.get_submodule(layer), nn.Linear) for layer in layers):
+        raise Refused(f"{name}: its logits are not those of one linear layer, which fc-only trains; take full-ft")
+    return layers.pop()
+
+
 def float_head(model: nn.Module, heads: set[str]) -> nn.Module:
     """Let the layers that own these tensors run in fp32 under autocast; changes the model and returns it.
 

@@ -102,11 +102,25 @@ class Point(Document):
     validation_top1: float | None = None
 
 
+class Fitted(Document):
+    """One L2 of a logistic regression, for features of length 1, and what it was chosen or left by: validation.
+
+    `gradient` is what was left of it after so many steps, against that of no weights (components/train/logistic.py).
+    """
+
+    l2: float
+    validation_top1: float
+    validation_loss: float
+    steps: int
+    gradient: float
+
+
 class TrainReceipt(Receipt):
     """A trained model. `learning_rate` is the peak, for 256 images, as in the paper's notation.
 
     `source` names the weights it started from, "" where those were fresh; of a ready-made teacher, which has processed
-    no images, the checkpoint that it is.
+    no images, the checkpoint that it is. Where only the head was fitted (fc-only) no images are processed either, and
+    there is no learning rate: `fitted` lists every `l2` that was tried, and `l2` is the one that was chosen.
     """
 
     recipe: str
@@ -122,6 +136,8 @@ class TrainReceipt(Receipt):
     validation_top1: float
     curve: list[Point]
     images_per_s: float
+    l2: float = 0.0
+    fitted: list[Fitted] = []
 
     @property
     def network(self) -> str:

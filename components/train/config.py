@@ -102,3 +102,34 @@ class TrainConfig(StageConfig):
         versions = [checkpoints.version(uri, name) for name, uri in files.items()]
         lists = [checkpoints.class_names(uri, "checkpoint_classes") for uri in [self.checkpoint_classes] if uri]
         return digest(super().digest(), versions, lists) if versions else super().digest()
+
+
+class HeadConfig(StageConfig):
+    """One fitting of a new head to a network that stays as it is (head.py): the transfer setting fc-only."""
+
+    stage: ClassVar[str] = "train"
+    on_device: ClassVar[bool] = True
+
+    architecture: str
+    """The network, by name; one for images."""
+    plan: ReceiptUri
+    """The plan's receipt: classes, training and validation split."""
+    start_weights: str
+    """URI of the network's weights, .safetensors, .pth or .pt."""
+    resolution: int
+    """Height and width that the model sees, in pixels."""
+    augmentation: Augmentation
+    """What it was trained by: with the resolution, how an image is cut that is measured."""
+    image_column: str = "image"
+    """Parquet column of the images."""
+    label_column: str = "label"
+    """Parquet column, or key of a .json member, of the labels."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the model sees."""
+        return Preprocessing(resolution=self.resolution, augmentation=self.augmentation)
+
+    def digest(self) -> str:
+        """Weights count by their version: other bytes at the same URI are other work."""
+        return digest(super().digest(), checkpoints.version(self.start_weights, "start_weights"))

@@ -6,7 +6,7 @@ from components.shared.receipts import TrainReceipt, load
 from components.shared.stage import once
 from components.shared.stopping import stopping_on_sigterm
 from components.train import ranks, trainjob
-from components.train.config import TrainConfig
+from components.train.config import HeadConfig, TrainConfig
 
 
 def train(config: TrainConfig) -> TrainReceipt:
@@ -39,4 +39,15 @@ def train(config: TrainConfig) -> TrainReceipt:
     return once(config, TrainReceipt, work, writes=me.first)
 
 
-__all__ = ["TrainConfig", "train"]
+def fit_head(config: HeadConfig) -> TrainReceipt:
+    """Fit a new head to the planned training split, the rest of a network as it is; its L2 is chosen on validation."""
+
+    def work(folder: str) -> dict[str, object]:
+        from components.train import head
+
+        return head.run(config, folder)
+
+    return once(config, TrainReceipt, work)
+
+
+__all__ = ["HeadConfig", "TrainConfig", "fit_head", "train"]

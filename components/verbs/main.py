@@ -28,7 +28,7 @@ from components.verbs.run import run
 from components.verbs.schedule import schedule
 from components.verbs.submit import submit
 from components.verbs.trained import MODELS, SOURCE
-from components.verbs.transfer import transfer
+from components.verbs.transfer import SETTINGS, transfer
 from components.verbs.watch import watch
 
 Options = argparse.Namespace
@@ -216,15 +216,19 @@ def add_measure(verbs: Verbs) -> None:
 def add_transfer(verbs: Verbs) -> None:
     """Add `transfer`."""
     about = "train a model on for other classes, and measure it"
-    transferring = add(verbs, "transfer", about, transfer, "birds.yaml my-run.yaml", "birds.yaml resnet50.pth")
+    examples = ("birds.yaml my-run.yaml", "birds.yaml resnet50.pth --setting fc-only")
+    transferring = add(verbs, "transfer", about, transfer, *examples)
     transferring.add_argument("run_file", type=Path, help="of the new classes; `unlabeled: []` where there is no pool")
     transferring.add_argument("start", help=f"{SOURCE}, or weights from elsewhere (.pth, .pt)")
+    transferring.add_argument(
+        "--setting", choices=SETTINGS, default=SETTINGS[0], help="train every layer (%(default)s), or the head alone"
+    )
     transferring.add_argument("--learning-rate", type=float, metavar="RATE", help="for 256 images (0.0025)")
     transferring.add_argument("--epochs", type=int, metavar="N", help="over the labeled set (300)")
 
     def act(options: Options) -> None:
         given = {name: value for name in ("learning_rate", "epochs") if (value := getattr(options, name)) is not None}
-        transfer(options.run_file, options.start, given)
+        transfer(options.run_file, options.start, options.setting, given)
 
     transferring.set_defaults(verb=act)
 
