@@ -18,7 +18,8 @@ setup: .venv/ready ## make .venv with the pinned dependencies (the other verbs d
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "semiscale needs Python 3.11 or newer; set PYTHON=" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "could not make .venv: install python3-venv" >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes \
+	@# The bytecode, written once: where Python may write none, every process compiles torch anew, for two seconds.
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode \
 	  --build-constraints requirements/dev.txt requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
