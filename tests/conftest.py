@@ -1,8 +1,10 @@
 """Fixtures that many tests share: object stores to work in."""
 
+import importlib
 import os
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,11 @@ from tests.servers import serving
 # Two test processes share two cores; torch's threads spin when there are more of them than cores. Read at first use.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["SEMISCALE_LOG"] = "plain"  # lines as a person at a terminal sees them
+# kfp traces the graph at this import, and looks at the whole stack and all loaded modules as often as it is told of a
+# task's hardware. Where most modules are loaded and the stack is pytest's, that took six seconds of every test process.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(importlib.import_module, "pipeline").result()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -67,15 +68,24 @@ def write(pipeline: GraphComponent, path: Path, settings: RunFile | None = None,
 
 
 def traced(pipeline: GraphComponent, hardware: Hardware) -> GraphComponent:
-    """Return the pipeline for this hardware, with drop-downs for the parameters that have a fixed choice."""
-    with asking_for(hardware):
-        graph = dsl.pipeline(name=pipeline.name, description=pipeline.description)(pipeline.pipeline_func)
+    """Return the pipeline for this hardware, with drop-downs for the parameters that have a fixed choice.
+
+    kfp 2.17 looks at the whole stack at every setting of a task, and for a frame of no module at every module that is
+    loaded: seconds under a notebook or pytest. So it traces in a thread of its own, whose stack is short.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        graph = thread.submit(_traced, pipeline, hardware).result()
     # kfp 2.17's SDK refuses Literal in a signature; its backend and UI read `literals`.
     inputs = graph.pipeline_spec.root.input_definitions.parameters
     for name, choices in drop_downs().items():
         for choice in choices:
             inputs[name].literals.add().string_value = choice
     return graph
+
+
+def _traced(pipeline: GraphComponent, hardware: Hardware) -> GraphComponent:
+    with asking_for(hardware):
+        return dsl.pipeline(name=pipeline.name, description=pipeline.description)(pipeline.pipeline_func)
 
 
 def drop_downs() -> dict[str, tuple[Any, ...]]:
