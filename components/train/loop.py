@@ -313,12 +313,12 @@ class Training:
         self._saved = time.monotonic()
         images = step * self._config.batch_size
         seconds = self._saved - self._started
+        assert self._watch
+        self._watch.flush()  # first: lines past the newest checkpoint are dropped by who goes on, missing ones stay so
         self._checkpoints.save(
             Moment(step=step, images_processed=images, ranks=self._ranks.count, seconds=seconds, curve=self.curve),
             tensors,
         )
-        assert self._watch
-        self._watch.flush()
         say("train", f"{self._name}: checkpoint after {images:,} images")
 
     def _tensors(self) -> dict[str, Tensor]:
