@@ -78,6 +78,28 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.90 <= covered / 200 <= 0.99
 
 
+@pytest.mark.parametrize("images", [1, 8, 300])
+def test_images_that_are_all_alike_do_not_make_sure(images: int) -> None:
+    alike = np.ones(measures.RESAMPLES)
+    exact = binomtest(images, images).proportion_ci(0.95)
+    assert measures.share_interval(1.0, images, alike) == pytest.approx((exact.low, 1), abs=1e-6)
+    assert measures.share_interval(0.0, images, 0 * alike) == pytest.approx((0, 1 - exact.low), abs=1e-6)
+
+
+@pytest.mark.parametrize(("images", "too_sure"), [(200, 0.0), (1000, 0.03), (1000, 0.1)])
+def test_the_interval_of_the_calibration_error_covers_the_truth(images: int, too_sure: float) -> None:
+    """Of a model whose answers are right less often than it says, by the same share at every probability."""
+    random = np.random.default_rng(8)
+    covered = 0
+    for _ in range(60):
+        probability_B = random.uniform(0.4, 1, images).astype(np.float32)
+        terms = measures.calibration_terms(random.random(images) < probability_B - too_sure, probability_B)
+        low, high = measures.calibration_interval(terms.mean(0), measures.resampled_means(terms))
+        assert low <= measures.calibration_error(terms.mean(0)) <= high
+        covered += low <= too_sure <= high
+    assert covered >= 0.93 * 60
+
+
 def test_shares_by_class() -> None:
     labels_B, probability_BC = drawn(4)
     right_B = probability_BC.argmax(1) == labels_B

@@ -4,7 +4,7 @@ import numpy as np
 
 from components.evaluate.config import EvaluateConfig
 from components.shared import measures, storage
-from components.shared.measures import calibration_error, calibration_terms, interval
+from components.shared.measures import calibration_error, calibration_interval, calibration_terms, share_interval
 from components.shared.predictions import TOP, Exam, Predictions
 from components.shared.progress import Progress, say
 from components.shared.receipts import Accuracy, Measurement, PlanReceipt, TrainReceipt, Tried, load
@@ -79,15 +79,15 @@ def tried(receipts: list[TrainReceipt]) -> list[Tried]:
 def accuracy(receipt: TrainReceipt, found: Predictions, uri: str) -> Accuracy:
     """Measure one model, with the intervals that resampling the test images gives."""
     values = np.column_stack([found.right(1), found.right(TOP), calibration_terms(found.right(1), found.probability_B)])
-    means, resampled = values.mean(0), measures.resampled_means(values)
+    images, means, resampled = len(values), values.mean(0), measures.resampled_means(values)
     return Accuracy(
         top1=float(means[0]),
         top5=float(means[1]),
         calibration_error=float(calibration_error(means[2:])),
-        top1_interval=interval(resampled[:, 0]),
-        top5_interval=interval(resampled[:, 1]),
-        calibration_error_interval=interval(calibration_error(resampled[:, 2:])),
-        images=len(found.labels_B),
+        top1_interval=share_interval(means[0], images, resampled[:, 0]),
+        top5_interval=share_interval(means[1], images, resampled[:, 1]),
+        calibration_error_interval=calibration_interval(means[2:], resampled[:, 2:]),
+        images=images,
         architecture=receipt.architecture,
         receipt=receipt.digest,
         training=storage.join(receipt.folder, "receipt.json"),

@@ -73,6 +73,30 @@ def interval(resampled: Floats) -> Interval:
     return round(float(low), 6), round(float(high), 6)
 
 
+def share_interval(share: float, images: int, resampled: Floats) -> Interval:
+    """Return the interval of a share of the images.
+
+    Images that are all right, or all wrong, are so however they are resampled, and yet the next one may be otherwise:
+    there the far end is the exact binomial one (Clopper and Pearson 1934), for eight right of eight 63%.
+    """
+    low, high = interval(resampled)
+    least = round(((1 - COVERED) / 2) ** (1 / images), 6)
+    return (least, high) if share == 1 else (low, 1 - least) if share == 0 else (low, high)
+
+
+def calibration_interval(means: Floats, resampled: Floats) -> Interval:
+    """Return the interval of the calibration error, from the means of its terms and resampled means.
+
+    The error is a sum of absolute values, so that chance in the bins adds to it, and to the resampled one once more:
+    their percentiles lie above the truth where that is small, and even above what was measured. By the triangle
+    inequality what was measured is wrong by the sum of |resampled - measured| at most, over the bins: that gives the
+    lower end. The upper end is the percentile, which errs upwards. Together they cover no less than they say.
+    """
+    measured = float(calibration_error(means))
+    wrong = float(np.quantile(np.abs(resampled - means).sum(-1), (1 + COVERED) / 2))
+    return round(max(measured - wrong, 0.0), 6), interval(calibration_error(resampled))[1]
+
+
 def by_class(right_B: Bools, labels_B: Labels, classes: int) -> tuple[list[float], list[Interval]]:
     """Return the share of right images of each class, and its interval; every class has an image.
 
@@ -81,7 +105,8 @@ def by_class(right_B: Bools, labels_B: Labels, classes: int) -> tuple[list[float
     images = np.bincount(labels_B, minlength=classes)
     shares = np.bincount(labels_B, weights=right_B, minlength=classes) / images
     resampled = np.random.default_rng(SEED).binomial(images, shares, (RESAMPLES, classes)) / images
-    return shares.tolist(), [interval(column) for column in resampled.T]
+    found = zip(shares.tolist(), images.tolist(), resampled.T, strict=True)
+    return shares.tolist(), [share_interval(*one) for one in found]
 
 
 def compare(name: str, right_B: Bools, against: str, other_B: Bools) -> Comparison:
