@@ -123,12 +123,28 @@ def test_tars_that_are_there_are_not_written_again(tmp_path: Path) -> None:
     assert [path.stat().st_mtime_ns for path in kept] == times
 
 
-@pytest.mark.parametrize("content", [b"short", b"x" * 200_000], ids=["shorter", "no image"])
-def test_a_source_that_changed_is_refused(tmp_path: Path, content: bytes) -> None:
-    receipts = selections.write(tmp_path, pool_of(tmp_path, "tar"), per_class=60)
-    for path in (tmp_path / "tar").iterdir():
-        path.write_bytes(content)
-    with pytest.raises(SemiscaleError, match=r"\.tar, byte .*: changed since it was scored; run the plan again"):
+@pytest.mark.parametrize("kind", ["tar", "files"])
+def test_a_source_that_changed_is_refused_also_where_other_images_lie_in_its_places(tmp_path: Path, kind: str) -> None:
+    receipts = selections.write(tmp_path, pool_of(tmp_path, kind), per_class=60)
+    for path in (tmp_path / kind).iterdir():
+        path.write_bytes(path.read_bytes() + bytes(10240))
+    with pytest.raises(
+        SemiscaleError, match=rf"^{tmp_path}/{kind}/.*: changed since it was listed; run the plan again$"
+    ):
+        packed(tmp_path, receipts)
+
+
+@pytest.mark.parametrize("what", ["shorter", "no image", "gone"])
+def test_a_linked_image_that_changed_is_refused(tmp_path: Path, what: str) -> None:
+    links = sorted(str(path) for path in Path(pool_of(tmp_path, "files")).iterdir())
+    pq.write_table(pa.table({"image": links}), tmp_path / "links.parquet")
+    receipts = selections.write(tmp_path, str(tmp_path / "links.parquet"), per_class=60)
+    for link in links:
+        Path(link).write_bytes(b"short" if what == "shorter" else b"x" * 200_000)
+        if what == "gone":
+            Path(link).unlink()
+    how = r": gone" if what == "gone" else r", byte 0: changed"
+    with pytest.raises(SemiscaleError, match=rf"\.png{how} since it was scored; .*run the plan again$"):
         packed(tmp_path, receipts)
 
 

@@ -11,13 +11,14 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from components.pack import excerpts, layout, ranges
@@ -68,8 +69,8 @@ def pack(config: PackConfig) -> PackReceipt:
     """Write every row of D̂ as one sample, `.cls` beside the image, in an order drawn from the seed.
 
     Equal selections and seeds give equal bytes, whatever the pods. Returns when all tars are there, whoever wrote them.
-    Memory: three tars, and about 100 bytes a row of D̂. Raises SemiscaleError where an image is not what was scored,
-    Stopped on SIGTERM.
+    Memory: three tars, about 100 bytes a row of D̂ and 1 kB a shard of the pool. Raises SemiscaleError where an image
+    is not what was scored, Stopped on SIGTERM.
     """
     with stopping_on_sigterm():  # claims are given back on the way out
         return once(config, PackReceipt, lambda folder: _Pod(config, folder).work())
@@ -91,10 +92,12 @@ class _Pod:
 
     def work(self) -> dict[str, object]:
         """Write what is not there yet, until all of it is; returns the receipt's fields."""
-        if self._excerpts and self._missing(list(self._tars)):
+        if self._missing(list(self._tars)):
             shards = shards_by_name(self._plan)
-            self._share(list(self._excerpts), lambda uri: self._copy_out(self._excerpts[uri], shards))
-        self._share(list(self._tars), self._pack)
+            versions = versions_of(self._rows.uris, shards.values())
+            if self._excerpts:
+                self._share(list(self._excerpts), lambda uri: self._copy_out(self._excerpts[uri], shards))
+            self._share(list(self._tars), lambda uri: self._pack(uri, versions))
         sizes = self._sizes()
         listed = storage.join(self._folder, "shards.json")
         storage.write(listed, self._listed(sizes))
@@ -144,11 +147,12 @@ class _Pod:
             storage.write(excerpt.uri, excerpts.copy(excerpt, shards[excerpt.shard], columns))
         say("pack", f"{excerpt.shard}: {len(excerpt.indexes):,} images copied out")
 
-    def _pack(self, uri: str) -> None:
+    def _pack(self, uri: str, versions: pa.Array) -> None:
         tar = self._tars[uri]
         chosen, rows = self._layout.rows_of(tar), self._rows
-        uris = rows.uris.take(pa.array(rows.uri[chosen])).to_pylist()
-        places = [Place(*place) for place in zip(uris, rows.offset[chosen], rows.size_bytes[chosen], strict=True)]
+        uris, listed = (column.take(pa.array(rows.uri[chosen])).to_pylist() for column in (rows.uris, versions))
+        columns = (uris, rows.offset[chosen], rows.size_bytes[chosen], listed)
+        places = [Place(*place) for place in zip(*columns, strict=True)]
         with self._progress.timed("read"):
             images = ranges.read(places)
         self._claims.advanced()
@@ -170,6 +174,17 @@ def shards_by_name(plan: PlanReceipt) -> dict[str, Shard]:
     """Read the shards of the pool. Memory: about 1 kB a shard."""
     units = [Unit.model_validate(unit) for unit in json.loads(storage.read(plan.units))]
     return {shard.name: shard for unit in units for shard in unit.shards}
+
+
+def versions_of(uris: pa.Array, shards: Collection[Shard]) -> pa.Array:
+    """Return the version that was listed, and so was scored, of each of these URIs: of tars and of loose files.
+
+    Excerpts have none, and neither has what a Parquet file links to, which is taken as it is.
+    """
+    listed = [(file.uri, file.version) for shard in shards for file in shard.files]
+    listed += [(shard.uri, shard.version) for shard in shards if not shard.files]
+    places = pc.index_in(uris, value_set=pa.array([uri for uri, _ in listed], uris.type))
+    return pa.array([version for _, version in listed], pa.string()).take(places).fill_null("")
 
 
 def tar_of(images: list[bytes], labels: list[int], start: int) -> bytes:

@@ -17,11 +17,12 @@ _BEGINNINGS = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG", "gif": b"GIF8", "bmp":
 
 
 class Place(NamedTuple):
-    """Where an image's bytes lie."""
+    """Where an image's bytes lie, and in which version of the object, where that is known."""
 
     uri: str
     offset: int
     size_bytes: int
+    version: str = ""
 
     @property
     def end(self) -> int:
@@ -33,6 +34,7 @@ class Range(NamedTuple):
     """Bytes of one object that are asked for at once, and which of the images lie in them."""
 
     uri: str
+    version: str
     start: int
     end: int
     images: list[int]
@@ -48,7 +50,7 @@ def ranges(places: Sequence[Place]) -> list[Range]:
             last.images.append(number)
             found[-1] = last._replace(end=max(last.end, place.end))
         else:
-            found.append(Range(place.uri, place.offset, place.end, [number]))
+            found.append(Range(place.uri, place.version, place.offset, place.end, [number]))
     return found
 
 
@@ -59,7 +61,8 @@ def joins(last: Range, place: Place) -> bool:
 
 
 def read(places: Sequence[Place]) -> list[bytes]:
-    """Read images by their places. Raises SemiscaleError where one is not an image any more, FileNotFoundError.
+    """Read images by their places. Raises SemiscaleError where an object is gone or of another version, or where there
+    is no image any more.
 
     Memory: the images, and READERS ranges.
     """
@@ -72,7 +75,10 @@ def read(places: Sequence[Place]) -> list[bytes]:
 
 
 def _cut(one: Range, places: Sequence[Place]) -> Iterator[tuple[int, bytes]]:
-    data = storage.read(one.uri, one.start, one.end - one.start)
+    try:
+        data = storage.read(one.uri, one.start, one.end - one.start, one.version)
+    except FileNotFoundError:
+        raise SemiscaleError(f"{one.uri}: gone since it was scored; put it back, or run the plan again") from None
     for number in one.images:
         place = places[number]
         image = data[place.offset - one.start : place.end - one.start]
