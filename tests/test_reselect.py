@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from components.shared.errors import Refused
+from components.shared.errors import Refused, SemiscaleError
 from components.shared.receipts import Removal, SelectionReceipt
 from components.shared.summaries import summary
 from components.verbs.main import main
@@ -103,6 +103,11 @@ def test_a_threshold_keeps_what_is_above_it(tmp_path: Path) -> None:
     receipt = stages.merge(min_probability=0.5)
     assert rows(receipt) == [(row["class"], row["rank"], row["key"]) for row in everything if row["score"] >= 0]
     assert 0 < receipt.images < len(everything)
+
+
+def test_a_threshold_that_no_image_reaches_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(SemiscaleError, match="the pool has no image to select: all were .* below min_probability"):
+        Stages(tmp_path).merge(min_probability=1 - 1e-15)
 
 
 def test_more_classes_an_image_than_were_kept_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

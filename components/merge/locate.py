@@ -32,7 +32,7 @@ def located(winners: Candidates, receipts: list[UnitReceipt], units: list[UnitSc
     winners' own. Memory: the table, about 100 bytes a winner, twice.
     """
     if not len(winners):
-        raise SemiscaleError("the pool has no image to select: none could be read, or all were removed")
+        raise SemiscaleError("the pool has no image to select: all were unreadable, removed or below min_probability")
     rank, _ = ranks(winners.rows.label, classes)
     by_unit = np.argsort(winners.unit, kind="stable")
     edges = np.searchsorted(winners.unit[by_unit], np.arange(len(units) + 1))
