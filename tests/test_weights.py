@@ -199,6 +199,24 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, change: Callable
         weights.fit(network(), "resnet8_small", read)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's, at what is made here
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda tensor: tensor.to_sparse(), "sparse"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "quantized"),
+        (lambda tensor: tensor.to(torch.complex64), "complex"),
+        (lambda tensor: tensor.to("meta"), "without values"),
+        (lambda tensor: tensor.where(tensor < tensor.max(), torch.nan), "not a number somewhere"),
+    ],
+)
+def test_what_are_no_plain_numbers_is_refused(tmp_path: Path, change: Callable[[Tensor], Tensor], line: str) -> None:
+    state = network().state_dict()
+    state["fc.weight"] = change(state["fc.weight"])
+    with pytest.raises(Refused, match=f"a.pth: its fc.weight is {line}; expected what torch.save"):
+        weights.read(saved(tmp_path / "a.pth", state))
+
+
 # A ready-made teacher, in a run.
 
 

@@ -43,7 +43,7 @@ class Weights:
 def read(pinned: Pinned) -> Weights:
     """Read a state dict. The bytes that are hashed are those that are loaded: they are in memory twice while this runs.
 
-    Raises Refused where the file is missing, has another digest, or holds more than tensors.
+    Raises Refused where the file is missing, has another digest, or holds more than tensors of plain numbers.
     """
     data = storage.read_if_there(pinned.uri)
     if data is None:
@@ -53,6 +53,9 @@ def read(pinned: Pinned) -> Weights:
         raise Refused(f"{pinned.uri}: its SHA-256 is {sha256}, and {pinned.sha256} was expected; it is another file")
     unpickled = pinned.uri.endswith(FOREIGN_SUFFIXES)
     tensors = _unpickled(pinned.uri, data) if unpickled else _safetensors(pinned.uri, data)
+    for name, tensor in tensors.items():
+        if why := _no_plain_numbers(tensor):
+            raise Refused(f"{pinned.uri}: its {name} is {why}; expected {_EXPECTED}, of a model in plain numbers")
     return Weights(pinned.uri, sha256, {_in_torchvisions_names(name): tensor for name, tensor in tensors.items()})
 
 
@@ -106,6 +109,18 @@ def _unpickled(uri: str, data: bytes) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(one, Tensor) for one in content.values()) or not content:
         raise Refused(f"{uri}: not a state dict; expected {_EXPECTED}")
     return content
+
+
+def _no_plain_numbers(tensor: Tensor) -> str:
+    """Say what a tensor is that no network's weights can be; "" where they can."""
+    kinds = {
+        "sparse": tensor.layout != torch.strided,
+        "quantized": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+        "without values": tensor.is_meta,
+    }
+    found = next((kind for kind, is_it in kinds.items() if is_it), "")
+    return found or ("not a number somewhere" if tensor.isnan().any() else "")
 
 
 def _safetensors(uri: str, data: bytes) -> dict[str, Tensor]:
