@@ -36,7 +36,7 @@ def export(source: str, kind: "Format", model: str, folder: str) -> None:
         images_BHWC, said = validation_images(settings, uri), "validation images"
     else:
         uri = load(source, TrainReceipt).checkpoint if source.endswith(".json") else source
-        folder = folder or uri.rpartition("/")[0]
+        folder = folder or uri.rpartition("/")[0] or "."
         images_BHWC, said = noise(uri), "images of noise"
     exported = write(uri, kind, images_BHWC, folder)
     print(f"{exported.architecture}, {len(exported.classes):,} classes: {exported.input}")
