@@ -4,7 +4,9 @@
 --start for an option of its own); on a single machine the stage starts one for every device by itself.
 """
 
+import ctypes
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PATIENCE = timedelta(hours=1)  # for the others: rank 0 validates and writes checkpoints alone
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,15 @@ def of_environment() -> Ranks:
 def started_by_torchrun() -> bool:
     """Say whether this process is one of several, or the only one, that torchrun started."""
     return "RANK" in os.environ
+
+
+def end_with_the_launcher() -> None:
+    """Have the kernel tell this rank to stop (SIGTERM) when the process that started it ends, even by kill -9.
+
+    Else it would train on, on a device that the next start of the training needs. Where there is no Linux, it does.
+    """
+    if prctl := getattr(ctypes.CDLL(None), "prctl", None):
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def devices() -> int:
