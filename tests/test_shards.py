@@ -244,6 +244,15 @@ class TestTar:
         with pytest.raises(SemiscaleError, match=f"damaged header, or another tar appended at byte {second}"):
             read(str(tmp_path))
 
+    def test_a_member_that_is_too_large_for_an_image_is_counted_unread(self, tmp_path: Path) -> None:
+        large, size_bytes = tarfile.TarInfo("1.jpg"), shards.MAX_IMAGE_BYTES + 512
+        large.size = size_bytes
+        with (tmp_path / "a.tar").open("wb") as file:  # a hole on the disk
+            file.write(tar([("0.jpg", image(0))])[:1536] + large.tobuf(tarfile.USTAR_FORMAT))
+            file.seek(size_bytes, io.SEEK_CUR)
+            file.write(tar([("2.jpg", image(2))]))
+        assert brief(read(str(tmp_path))) == [("0", None, ""), ("1", None, "more than 1 GiB"), ("2", None, "")]
+
     @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
     def test_a_member_that_claims_to_be_huge(self, tmp_path: Path, kind: bytes) -> None:
         huge = tarfile.TarInfo("1.jpg")
@@ -453,6 +462,11 @@ class TestLooseFiles:
         for name in ("0.jpg", "1.jpg"):
             storage.write(storage.join(bucket, name), b"" if name == "0.jpg" else image(0))
         assert [sample.problem for sample in read(bucket)] == ["empty file", ""]
+
+    def test_a_file_that_is_too_large_for_an_image_is_counted_unread(self, tmp_path: Path) -> None:
+        with (tmp_path / "0.jpg").open("wb") as file:
+            file.truncate(shards.MAX_IMAGE_BYTES + 1)
+        assert [sample.problem for sample in read(str(tmp_path))] == ["more than 1 GiB"]
 
     def test_a_link_to_nothing_is_counted(self, tmp_path: Path) -> None:
         (tmp_path / "0.jpg").symlink_to(tmp_path / "nothing")

@@ -55,7 +55,8 @@ class Scan:
         self._feed = Feed(teacher.preprocessing, columns, on.batch_size, on.in_flight, on.allocate, on_gpu)
 
     def parts(self, shards: Iterable[Shard]) -> Generator[tuple[Shard, Part]]:
-        """Score shards, in order. Memory: a shard's rows and keys, about 100 bytes an image at ten classes each.
+        """Score shards, in order. Memory: a shard's rows and keys, 300 bytes an image at ten classes each, and twice as
+        many at its end.
 
         The batches are of one size, the last one too, so that an image's scores do not depend on how many came with it.
         """

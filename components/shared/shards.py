@@ -34,6 +34,8 @@ FILES_AHEAD = 32  # loose or linked files read at once: hides 30 ms of latency f
 MOST_VIDEOS_AHEAD = 4  # that a Parquet file links: how large they are is not known
 BYTES_AHEAD = 64 << 20  # of loose files read at once, about: videos are few at a time
 ROWS_PER_READ = 256  # of a Parquet file: what is Python objects at a time
+MAX_IMAGE_BYTES = 1 << 30  # half more than the pixels of any image that is decoded, at 16 bits and with alpha
+_TOO_LARGE = "more than 1 GiB"
 _PROBED_SAMPLES = 16  # of a tar, to learn how large they are
 # The header of a file as almost all tars have it (POSIX ustar): an ASCII name that ends in its field, size and checksum
 # in octal, kind 0, no prefix that goes before the name.
@@ -362,11 +364,18 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Shard, column
         return _Member(suffix, b"", -1, "not a plain file")
     if shard.size_bytes and member.offset_data + member.size > shard.size_bytes:
         raise tarfile.ReadError(f"{member.name} at byte {member.offset} is larger than the file")
+    if _too_large(suffix, member.size):
+        return _Member(suffix, b"", -1, _TOO_LARGE)
     tar.fileobj.seek(member.offset_data)
     data = tar.fileobj.read(member.size)
     if len(data) < member.size:
         raise tarfile.ReadError("unexpected end of data")
     return _Member(suffix, data, member.offset_data, "" if data else "empty file")
+
+
+def _too_large(name: str, size_bytes: int) -> bool:
+    """Say whether a file that is called an image is none by its size: a pod that read it would have no memory left."""
+    return size_bytes > MAX_IMAGE_BYTES and name.lower().endswith((*IMAGE_SUFFIXES, *LABEL_SUFFIXES))
 
 
 def _tar_sample(index: int, key: str, members: list[_Member], shard: Shard, columns: Columns) -> Sample:
@@ -500,6 +509,8 @@ def _read_files(shard: Shard, ahead: bool) -> Iterator[Sample]:
 
 def _listed_content(file: LooseFile) -> tuple[bytes, str]:
     """Read a file that the digest of its shard vouches for: no other than was listed. A link to nothing is counted."""
+    if _too_large(file.name, file.size_bytes):
+        return b"", _TOO_LARGE
     try:
         data = storage.read(file.uri, version=file.version)
     except FileNotFoundError:
