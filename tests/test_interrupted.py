@@ -21,10 +21,12 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 @pytest.fixture(scope="module")
 def scoring(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run whose teacher is trained, so that it soon scores, for long, on two pods at once."""
+    """The folder of a run whose first models are trained, so that it soon scores, for long, on two pods at once."""
     root = tmp_path_factory.mktemp("run")
-    stages = Stages(root, unlabeled=[str(pictures.write_pool(root / "large", 40, 400))])
+    pool = [str(pictures.write_pool(root / "large", 40, 400))]
+    stages = Stages(root, unlabeled=pool, baseline_learning_rates=[1.0])
     assert stages.teacher
+    assert stages.train("baseline", learning_rate=1.0, epochs=stages.config.finetune_epochs)
     (root / "run.yaml").write_text(yaml.safe_dump(stages.content))
     return root
 

@@ -140,7 +140,7 @@ def cropped(stages: Stages, workdir: Path, **changes: Any) -> TrainConfig:
     return config_of(stages, str(workdir), augmentation="crop-flip", resolution=16, **changes)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_every_sample_of_an_epoch_is_seen_once_by_one_rank(tmp_path: Path, count: int) -> None:
     """48 samples by 7: epochs begin inside batches; by 2 and 3 ranks, with and without a lane that two share."""
     stages = Stages(tmp_path, labeled=photographs(tmp_path / "photographs", 8, 6))

@@ -47,7 +47,7 @@ def leaks(done: subprocess.CompletedProcess[str], everything: dict[str, bytes]) 
 def test_the_whole_pipeline_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, secret in SECRETS.items():
         monkeypatch.setenv(name, secret)
-    content = pictures.write_run(tmp_path)
+    content = pictures.write_run(tmp_path, baseline_learning_rates=[1.0])  # the students are of two
     first = run(tmp_path, content)
     assert first.returncode == 0, first.stdout + first.stderr
     assert leaks(first, left(tmp_path, f"{tmp_path}/work")) == []

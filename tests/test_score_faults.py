@@ -66,7 +66,7 @@ def wait_for_a_part(workdir: Path, more_than: int, pods: list[subprocess.Popen[b
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)])
 def test_pods_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
     stages = stages_of(tmp_path, shards=4 * kills, per_shard=64)
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"

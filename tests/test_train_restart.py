@@ -198,7 +198,7 @@ def test_another_number_of_ranks_goes_on(tmp_path: Path, capfd: pytest.CaptureFi
     assert output.count("checkpoint after") >= 2, output  # the one that was waited for, and that of SIGTERM
     moment = json.loads(storage.read(vouchers(config)[-1]))["moment"]
     assert moment["ranks"] == 2
-    receipt = train(config)
+    receipt = train(config.model_copy(update={"checkpoint_minutes": 10}))
     assert f"going on after {moment['images_processed']:,} images by 2 ranks, now with 1" in capfd.readouterr().out
     assert receipt.curve[-1].images_processed == 1500
     assert [point.images_processed for point in receipt.curve] == list(range(15, 1501, 15))
