@@ -19,7 +19,8 @@ setup: .venv/ready ## make .venv with the pinned dependencies (the other verbs d
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "could not make .venv: install python3-venv" >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
 	@# The bytecode, written once: where Python may write none, every process compiles torch anew, for two seconds.
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode \
+	@# By itself uv gives up on a file that takes a minute, which a busy machine may.
+	UV_COMPILE_BYTECODE_TIMEOUT=0 $(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode \
 	  --build-constraints requirements/dev.txt requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
