@@ -67,10 +67,11 @@ def ledger(workdir: Path) -> list[str]:
 
 def scored_shards(workdir: Path) -> dict[str, bytes]:
     """The parts that scoring left, by name. Raises where one is not whole."""
-    found = {path.name: path.read_bytes() for path in workdir.glob("stages/score/*/parts/*")}
-    for name, data in found.items():
-        assert parts.decode(data, name).count.scored == 100
-    return found
+    found = {path: path.read_bytes() for path in workdir.glob("stages/score/*/parts/*")}
+    for path, data in found.items():
+        teacher = path.parts[-3].partition("-")[0]
+        assert parts.decode(data, path.name, teacher).count.scored == 100
+    return {path.name: data for path, data in found.items()}
 
 
 def whole(workdir: Path) -> int:

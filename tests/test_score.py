@@ -179,9 +179,10 @@ def test_a_sample_that_is_lost_from_stored_scores_is_a_hole_that_is_refused_by_n
     stages = Stages(tmp_path, pods=1)
     folder = Path(stages.score(0).folder)
     victim = sorted((folder / "parts").iterdir())[0]
-    whole = parts.decode(victim.read_bytes(), str(victim))
+    teacher = stages.teacher.digest
+    whole = parts.decode(victim.read_bytes(), str(victim), teacher)
     short = replace(whole, samples=whole.samples[1:], labels_BP=whole.labels_BP[1:], scores_BP=whole.scores_BP[1:])
-    victim.write_bytes(short.encode())
+    victim.write_bytes(short.encode(teacher))
     for receipt in folder.glob("*/receipt.json"):
         receipt.unlink()
     hole = rf"{victim}: 39 samples of shard {whole.count.shard}; expected 40; delete it and run the scoring again"

@@ -100,14 +100,16 @@ def test_a_unit_that_the_probed_shards_mislead_about_is_ranked_in_pieces(
     assert files_of(again) == before, "sealed again after its receipt was lost"
 
 
-@pytest.mark.parametrize("how", ["cut off", "empty", "another Parquet file", "overwritten", "another shard's"])
-def test_a_part_that_is_damaged_or_of_another_shard_is_refused_by_name(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    "how", ["cut off", "empty", "another Parquet file", "overwritten", "another shard's", "another teacher's"]
+)
+def test_a_part_that_is_damaged_or_foreign_is_refused_by_name(tmp_path: Path, how: str) -> None:
     images = pictures.write_pool(tmp_path / "pool", 2, 4)
     shards = find([str(images)])
     for shard in shards:
         path = Path(parts.part_uri(str(tmp_path), shard))
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(some_part(shard).encode())
+        path.write_bytes(some_part(shard).encode("t"))
     damage(Path(parts.part_uri(str(tmp_path), shards[0])), how, Path(parts.part_uri(str(tmp_path), shards[1])))
     with pytest.raises(SemiscaleError, match=f"^{path.parent}/{shards[0].digest()}.parquet: .+; delete it and run the"):
         Sealer(str(tmp_path), "t", 0, 12, 1, 3, lambda: None).sealed(
@@ -135,6 +137,8 @@ def damage(path: Path, how: str, other: Path) -> None:
     data = path.read_bytes()
     if how == "another Parquet file":
         pq.write_table(pa.table({"a": [1]}), path)
+    elif how == "another teacher's":
+        path.write_bytes(parts.decode(data, str(path), "t").encode("u"))
     else:
         cut, half = data[: len(data) // 2], len(data) // 2
         overwritten = data[:4] + bytes(half) + data[4 + half :]

@@ -34,8 +34,8 @@ class Part:
     labels_BP: NDArray[np.uint16]
     scores_BP: NDArray[np.float32]
 
-    def encode(self) -> bytes:
-        """Return the part as a Parquet file."""
+    def encode(self, teacher: str) -> bytes:
+        """Return the part as a Parquet file that says whose scores it holds."""
         started = time.monotonic()
         kept = self.labels_BP.shape[1]
         columns = {
@@ -53,6 +53,7 @@ class Part:
                 "count": self.count.model_copy(update={"clocks": clocks}).model_dump(),
                 "failures": [failure.model_dump() for failure in self.failures],
                 "seconds": self.seconds,
+                "teacher": teacher,
             }
             writer.add_key_value_metadata({"semiscale": json.dumps(described), "kept": str(kept)})
         return buffer.getvalue()
@@ -63,22 +64,26 @@ def part_uri(folder: str, shard: Shard) -> str:
     return storage.join(folder, "parts", f"{shard.digest()}.parquet")
 
 
-def decode(data: bytes, uri: str) -> Part:
-    """Read a part back. Raises SemiscaleError where it is damaged or has another number of samples than were scored."""
+def unusable(uri: str, why: str) -> SemiscaleError:
+    """Return the error of a part that cannot be sealed: without it, its shard is scored again."""
+    return SemiscaleError(f"{uri}: {why}; delete it and run the scoring again")
+
+
+def decode(data: bytes, uri: str, teacher: str) -> Part:
+    """Read a part back. Raises SemiscaleError where it is damaged, of another teacher, or has another number of samples
+    than were scored."""
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         table, metadata = file.read(), file.metadata.metadata or {}
         described, kept = json.loads(metadata[b"semiscale"]), int(metadata[b"kept"])
     except (ValueError, OSError, LookupError) as error:  # Arrow's errors are among them
-        why = str(error).partition("\n")[0]
-        raise SemiscaleError(f"{uri}: damaged: {why}; delete it and run the scoring again") from None
+        raise unusable(uri, f"damaged: {str(error).partition(chr(10))[0]}") from None
+    if described.get("teacher") != teacher:
+        raise unusable(uri, f"scores by teacher {described.get('teacher', 'unknown')}; expected {teacher}")
     labels, log_odds = (table[name].combine_chunks().flatten().to_numpy() for name in ("labels", "scores"))
     count = ShardCount.model_validate(described["count"])
     if table.num_rows != count.scored:
-        raise SemiscaleError(
-            f"{uri}: {table.num_rows} samples of shard {count.shard}; expected {count.scored}; delete it and run the "
-            "scoring again"
-        )
+        raise unusable(uri, f"{table.num_rows} samples of shard {count.shard}; expected {count.scored}")
     return Part(
         count=count,
         failures=[Failure.model_validate(failure) for failure in described["failures"]],

@@ -211,7 +211,7 @@ class _Pod:
     def _commit(self, shard: Shard, part: Part, held: dict[str, ExitStack]) -> None:
         started = time.monotonic()
         # A pod that hung and woke up may come second: what is there has been read, perhaps.
-        storage.write(part_uri(self.folder, shard), part.encode(), if_absent=True)
+        storage.write(part_uri(self.folder, shard), part.encode(self._teacher.digest), if_absent=True)
         self._claims.advanced()
         self._found(shard.digest())
         self._log(with_write(part.count, time.monotonic() - started))

@@ -11,7 +11,6 @@ from components.score.clocks import with_write, worked
 from components.score.parts import Part
 from components.shared import scores, storage
 from components.shared.ahead import in_order
-from components.shared.errors import SemiscaleError
 from components.shared.receipts import UnitReceipt
 from components.shared.shards import Shard, Unit
 from components.shared.stage import digest
@@ -70,12 +69,9 @@ class Sealer:
         piece = Piece()
         with closing(in_order(storage.read, uris, READERS)) as read:
             for shard, uri, data in zip(unit.shards, uris, read, strict=True):
-                part = parts.decode(data, uri)
+                part = parts.decode(data, uri, self.teacher)
                 if part.count.digest != shard.digest():
-                    raise SemiscaleError(
-                        f"{uri}: scores of shard {part.count.shard}; expected those of {shard.name}; delete it and run "
-                        "the scoring again"
-                    )
+                    raise parts.unusable(uri, f"scores of shard {part.count.shard}; expected those of {shard.name}")
                 self.advanced()
                 if piece.parts and piece.images + part.count.scored > MOST_IMAGES:
                     yield piece
