@@ -172,6 +172,12 @@ def test_a_batch_one_larger_than_a_part_is_trained_on(tmp_path: Path) -> None:
     assert [point.images_processed for point in receipt.curve] == [25, 50]
 
 
+def test_one_image_that_leaves_one_number_to_normalise_is_refused(tmp_path: Path) -> None:
+    line = "^device_batch_size: resnet8_small cannot be trained on 1 of 1 x 1 at a time .*; raise it, batch_size"
+    with pytest.raises(Refused, match=line):
+        Stages(tmp_path).train("teacher", batch_size=2, device_batch_size=1, images_processed=2, resolution=1)
+
+
 def test_the_receipt_says_what_was_processed_not_what_was_asked_for(tmp_path: Path) -> None:
     receipt = Stages(tmp_path).train("teacher", batch_size=24, images_processed=50)
     assert receipt.images_processed == receipt.curve[-1].images_processed == 72

@@ -3,7 +3,7 @@
 A state dict of ours, of torchvision's and of the authors' released models names the same tensors of the same network.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -127,6 +127,24 @@ def linear_head(model: nn.Module, name: str, resolution: int = 224) -> str:
     return layers.pop()
 
 
+def refuse_too_few(network: nn.Module, name: str, shape: Sequence[int]) -> None:
+    """Raise Refused where a network cannot be trained on so few samples at a time: what batch normalisation averages
+    over are samples and places, and one place of one sample has no deviation. Computes shapes, no values.
+    """
+    training = network.training
+    network.train()
+    try:
+        _without_values(network, shape)
+    except ValueError as error:
+        seen = " x ".join(map(str, shape[2:]))
+        raise Refused(
+            f"device_batch_size: {name} cannot be trained on {shape[0]} of {seen} at a time ({error}); raise it, "
+            "batch_size or resolution"
+        ) from None
+    finally:
+        network.train(training)
+
+
 def float_head(model: nn.Module, heads: set[str]) -> nn.Module:
     """Let the layers that own these tensors run in fp32 under autocast; changes the model and returns it.
 
@@ -222,21 +240,25 @@ _BUILDERS: dict[str, Callable[[Architecture, int, int], nn.Module]] = {
 
 def _refuse_unfit(network: nn.Module, name: str, classes: int, resolution: int) -> None:
     """Raise Refused where two images of this resolution do not give two rows of logits; computes shapes, no values."""
-    without_storage = {
-        key: torch.empty_like(tensor, device="meta")
-        for key, tensor in [*network.named_parameters(), *network.named_buffers()]
-    }
-    images_BCHW = torch.empty(2, 3, resolution, resolution, device="meta")
     training = network.training
     network.eval()
     try:
-        with torch.no_grad():
-            logits_BC = functional_call(network, without_storage, (images_BCHW,))
+        logits_BC = _without_values(network, (2, 3, resolution, resolution))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise _unfit(name, resolution, error) from None
     network.train(training)
     if not isinstance(logits_BC, Tensor) or logits_BC.shape != (2, classes):
         raise Refused(f"{name}: gives no logits of {classes} classes; name a classifier of images")
+
+
+@torch.no_grad()
+def _without_values(network: nn.Module, shape: Sequence[int]) -> Any:
+    """Return what a network gives for samples of this shape, in the mode it is in: shapes, no values."""
+    without_storage = {
+        key: torch.empty_like(tensor, device="meta")
+        for key, tensor in [*network.named_parameters(), *network.named_buffers()]
+    }
+    return functional_call(network, without_storage, (torch.empty(*shape, device="meta"),))
 
 
 def _unfit(name: str, resolution: int, error: Exception) -> Refused:

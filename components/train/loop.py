@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from components.shared import models, storage
+from components.shared import models, networks, storage
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.predict import PreparedSplit, hits, logits
 from components.shared.progress import say
@@ -65,6 +65,8 @@ def _trained(config: TrainConfig, folder: str, ranks: Ranks, stopping: Stopping)
     validation = PreparedSplit(plan.validation, columns, preprocessing) if ranks.first else None
     total = config.images_processed + config.epochs * plan.train.samples
     model, source = starting_model(config, plan)
+    if 1 in _part_sizes(config, ranks):
+        networks.refuse_too_few(model, config.architecture, (1, *_axes(config)))
     training = Training(config, model.to(models.device()), validation, total, ranks)
     training.run(data, folder, stopping)
     description = models.Description(
@@ -89,6 +91,17 @@ def _trained(config: TrainConfig, folder: str, ranks: Ranks, stopping: Stopping)
         "curve": training.curve,
         "images_per_s": training.images_processed / training.seconds,
     }
+
+
+def _part_sizes(config: TrainConfig, ranks: Ranks) -> set[int]:
+    """Return how many images are forwarded at a time, by whichever rank."""
+    shares = {config.batch_size // ranks.count, math.ceil(config.batch_size / ranks.count)}
+    return {part.stop - part.start for share in shares for part in in_parts(share, config.device_batch_size)}
+
+
+def _axes(config: TrainConfig) -> tuple[int, ...]:
+    """Return the axes of an image, CHW, or of a clip, CTHW."""
+    return (3, *([config.frames] if config.frames else []), config.resolution, config.resolution)
 
 
 def _augment(recipe: Recipe, preprocessing: Preprocessing) -> "Augment | None":
@@ -265,9 +278,8 @@ class Training:
     def _fastest(self, done: int) -> Manner:
         """Let rank 0 say how all run the network: gradients in different memory formats could not be averaged."""
         parts = in_parts(math.ceil(self._config.batch_size / self._ranks.count), self._config.device_batch_size)
-        size, side = parts[-1].stop - parts[-1].start, self._config.resolution
-        time = [self._config.frames] if self._config.frames else []
-        images_BCHW = torch.rand(size, 3, *time, side, side, device=self._device)
+        size = parts[-1].stop - parts[-1].start
+        images_BCHW = torch.rand(size, *_axes(self._config), device=self._device)
         averaging = self._ranks.averaging(of_the_first=True)
         found = None
         if self._ranks.first:
