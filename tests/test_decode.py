@@ -249,6 +249,8 @@ class TestSeveralFrames:
         frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
         data = encode(frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=True)
         assert np.unique(decode(data).reshape(-1, 3), axis=0).tolist() == [list(GREEN)]
+        without = data[: data.index(b"fcTL") - 4] + data[data.index(b"IEND") - 4 :]
+        assert np.unique(decode(without).reshape(-1, 3), axis=0).tolist() == [list(RED)]
 
     def test_canvas_that_a_gifs_first_frame_leaves_uncovered_is_white(self) -> None:
         data = bytearray(encode(Image.new("P", (2, 1), 0), "GIF"))

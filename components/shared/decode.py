@@ -51,6 +51,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_MOVES = b"fdAT"  # the chunk of a PNG's further frames
 _LEVELS = {"L;2": 3, "L;4": 15}  # the white of a gray PNG of two and four bits, by Pillow's name for it
 
 # Pillow warns of odd metadata; the pixels are what counts here, and what is too large is refused below. For the whole
@@ -134,7 +135,7 @@ def _load(data: bytes) -> Image.Image:
             raise Undecodable(_TOO_LARGE)
         if data.startswith(_JPEG) and _scanned(data, file.width * file.height) > MAX_SCANNED_PIXELS:
             raise Undecodable(_TOO_MANY_SCANS)
-        return _first_shown(file)
+        return _first_shown(file, data)
     except (Undecodable, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -145,10 +146,10 @@ def _load(data: bytes) -> Image.Image:
         raise Undecodable("damaged image") from None
 
 
-def _first_shown(image: ImageFile.ImageFile) -> Image.Image:
+def _first_shown(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """Load what is shown first, where Pillow and viewers differ: a PNG may hold a still for those that cannot animate,
     the gray that it makes clear counts in the file's own levels, and a GIF's first frame may leave canvas uncovered."""
-    if image.info.get("default_image"):
+    if image.info.get("default_image") and _MOVES in data:
         image.seek(1)
     _, box, _, levels = image.tile[0] if image.tile else ("", None, 0, "")
     image.load()
