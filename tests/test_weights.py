@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from components.shared import models, weights
 from components.shared.checkpoints import Pinned
 from components.shared.errors import Refused
 from components.shared.receipts import TrainReceipt
-from components.train.ready_made import least_top1
+from components.train.ready_made import exchanged, least_top1
 from tests import pictures
 from tests.stages import Stages
 
@@ -290,9 +292,48 @@ def test_what_a_teacher_must_exceed() -> None:
     assert least_top1(list(range(1000))) == pytest.approx(0.001 + 3 * (0.001 * 0.999 / 1000) ** 0.5)
 
 
+def test_classes_that_are_taken_for_each_other() -> None:
+    labels = [label for label in range(6) for _ in range(10)]
+    circles: list[dict[int, int]] = [{}, {1: 4, 4: 1}, {0: 1, 1: 2, 2: 0}]
+    for taken in circles:
+        assert exchanged(labels, [taken.get(label, label) for label in labels]) == taken
+    assert exchanged(labels, [5 if label == 3 else label for label in labels]) == {}, "two classes that are one"
+    assert exchanged(labels, [{0: 1, 1: 4, 4: 1}.get(label, label) for label in labels]) == {1: 4, 4: 1}
+    half = [4 if number < 5 else 1 for number in range(10)]
+    assert exchanged([1] * 10 + [4] * 10, half + [1] * 10) == {}
+    assert exchanged([1] * 9 + [4] * 10, [4] * 9 + [1] * 10) == {}, "too few to say"
+
+
 def class_list(path: Path, *names: str) -> str:
     path.write_text("\n".join(names))
     return str(path)
+
+
+COLOURS = {"blue": (2,), "cyan": (1, 2), "green": (1,), "magenta": (0, 2), "red": (0,)}  # the channels that are bright
+
+
+def write_colours(root: Path, seed: int) -> list[str]:
+    """Write class folders of five colours, ten images each."""
+    for name, channels in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.random.default_rng([seed, number]).integers(0, 100, (8, 8, 3), np.uint8)
+            pixels[..., channels] += 150
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return [str(root)]
+
+
+def test_a_teacher_whose_classes_are_exchanged_is_refused(tmp_path: Path) -> None:
+    """Two of five: three in five of its answers are right, far above chance."""
+    sets = {name: write_colours(tmp_path / name, seed) for seed, name in enumerate(("labeled", "validation", "test"))}
+    stages = Stages(tmp_path, classes="", **sets)
+    assert stages.teacher.validation_top1 > 0.9
+    path = str(foreign(tmp_path / "teacher.pth", stages.teacher, (0, 4, 2, 3, 1)))
+    line = "images of 'cyan' are mostly taken for 'red', and those, in the end, for 'cyan': its classes seem to be in"
+    with pytest.raises(Refused, match=line):
+        stages.train("teacher", checkpoint=path)
+    named = class_list(tmp_path / "classes.txt", *sorted(COLOURS))
+    assert 0.5 < stages.train("teacher", checkpoint=path, checkpoint_classes=named).validation_top1 < 0.7
 
 
 def planned(root: Path, **changes: object) -> None:
