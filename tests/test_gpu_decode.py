@@ -11,7 +11,7 @@ from PIL import Image
 
 from components.score.feed import Feed
 from components.score.gpu_decode import GpuDecoder
-from components.score.score import ScoreConfig, _Pod, score
+from components.score.score import ScoreConfig, score
 from components.shared import shards
 from components.shared.decode import Pixels, decode
 from components.shared.errors import Refused
@@ -19,8 +19,6 @@ from components.shared.preprocess import fixed_cut
 from components.shared.receipts import Preprocessing
 from components.shared.shards import Columns
 from tests import pictures
-from tests.stages import Stages
-from tests.test_score_faults import config_of
 
 LARGE = Preprocessing(resolution=64, augmentation="crop-flip")
 TINY = Preprocessing(resolution=16, augmentation="shift")
@@ -109,15 +107,6 @@ def test_images_of_both_decoders_come_in_one_batch_each_in_its_place(tmp_path: P
     for number, data in enumerate(images[:11]):
         difference = np.abs(batch.images_BHWC[number].astype(int) - fixed_cut(decode(data), LARGE)).max()
         assert difference <= (0 if number % 2 else 2), "what the CPU decodes has the CPU's pixels"
-
-
-def test_scores_are_named_by_their_decoder_and_the_cpus_as_ever(tmp_path: Path) -> None:
-    stages = Stages(tmp_path)
-    config = config_of(stages, tmp_path)
-    teacher = stages.teacher
-    on_gpu = config.model_copy(update={"decoder": "gpu"})
-    names = [Path(_Pod(one, stages.plan, teacher, []).folder).name for one in (config, on_gpu)]
-    assert names == [f"{teacher.digest}-top3", f"{teacher.digest}-top3-gpu-decoded"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

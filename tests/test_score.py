@@ -17,6 +17,7 @@ from components.score.clocks import bound
 from components.score.feed import Decoded, Feed, Span
 from components.score.forward import log_odds
 from components.score.scan import _Tally
+from components.score.score import ScoreConfig, name_of
 from components.shared import progress, shards
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.receipts import Clocks, Images, Preprocessing, ScoreReceipt, UnitReceipt
@@ -113,6 +114,16 @@ def test_scores_do_not_depend_on_who_scores(tmp_path: Path) -> None:
     one, three = (rows_by_image(Stages(tmp_path / str(pods), pods=pods).scores) for pods in (1, 3))
     assert len(one) == 120 * 3
     assert one == three
+
+
+def test_scores_are_named_by_the_decoder_and_the_column_of_the_images() -> None:
+    config = ScoreConfig(workdir="w", plan="p", teacher="t", pod=0, images_per_class=1)
+    others = ({"decoder": "gpu"}, {"image_column": "thumbnail"}, {"image_column": "top5"})
+    usual, on_gpu, *columns = (name_of(config.model_copy(update=changes), "0f", 10) for changes in ({}, *others))
+    assert usual == "0f-top10"
+    assert on_gpu == "0f-top10-gpu-decoded"
+    assert len({usual, on_gpu, *columns}) == 4
+    assert {name.rpartition("-top")[0] for name in columns} == {"0f"}, "whose they are can be told from the name"
 
 
 def test_a_unit_receipt_names_shards_and_failures(tmp_path: Path) -> None:

@@ -89,15 +89,23 @@ def score(config: ScoreConfig) -> ScoreReceipt:
     )
 
 
+def name_of(config: ScoreConfig, teacher: str, kept: int) -> str:
+    """Name scores by all that they depend on beside the shards, so that different ones are never mixed.
+
+    What is as ever is not named. A teacher that the run trains depends on the column too; a ready-made one does not.
+    """
+    decoder = "" if config.decoder == "cpu" else f"-{config.decoder}-decoded"
+    column = "" if config.image_column == Columns.image else f"-column-{digest(config.image_column)}"
+    return f"{teacher}-top{kept}{decoder}{column}"
+
+
 class _Pod:
     """What one pod does. The teacher is loaded when the first unscored shard asks for it."""
 
     def __init__(self, config: ScoreConfig, plan: PlanReceipt, teacher: TrainReceipt, units: list[Unit]) -> None:
         self._config, self._plan, self._teacher, self._units = config, plan, teacher, units
         self._kept = min(max(plan.classes_per_image, KEPT_CLASSES), len(plan.classes))
-        # Teacher, kept classes and decoder are in the name, so that scores of different ones are never mixed.
-        name = f"{teacher.digest}-top{self._kept}" + ("" if config.decoder == "cpu" else f"-{config.decoder}-decoded")
-        self.folder = storage.join(config.workdir, "stages", "score", name)
+        self.folder = storage.join(config.workdir, "stages", "score", name_of(config, teacher.digest, self._kept))
         self._claims = Claims(self.folder)
         self._sealer = Sealer(
             folder=self.folder,
