@@ -83,6 +83,18 @@ def test_who_goes_on_continues_the_record_at_the_checkpoint(tmp_path: Path, caps
     assert events(tmp_path, "loss") == [(300, 6), (600, 3), (900, -10)]
 
 
+def test_lines_that_are_torn_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut off by a kill, written into by another process, or blank after a machine lost its power."""
+    clock = Clock()
+    train(Watch(str(tmp_path), 1500, clock=clock), clock, 6)
+    path = tmp_path / "metrics.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second[:9] + first + second + b"[1]\n" + bytes(5) + b"\n" + second[:-9])
+    Watch(str(tmp_path), 1500, 600, clock).flush()
+    assert [line["images_processed"] for line in lines(tmp_path)] == [300, 600]
+    assert "metrics.jsonl: 4 of 6 lines are torn, and are left out" in capsys.readouterr().out
+
+
 def test_a_file_on_a_disk_is_appended_to(tmp_path: Path) -> None:
     """TensorBoard keeps an event file open: one that is replaced would never change for it."""
     clock = Clock()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from components.shared import storage
-from components.shared.progress import LINE_EVERY_S, Progress
+from components.shared.progress import LINE_EVERY_S, Progress, say
 from components.train import events
 
 FLUSH_EVERY_S = 60.0
@@ -97,4 +97,17 @@ def _lines_before(uri: str, images: int) -> bytes:
     if not images:
         return b""
     lines = (storage.read_if_there(uri) or b"").splitlines(keepends=True)
-    return b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["images_processed"] <= images)
+    counted = [(line, _images_of(line)) for line in lines]
+    if torn := sum(count is None for _, count in counted):
+        say("train", f"{uri}: {torn} of {len(lines)} lines are torn, and are left out")
+    return b"".join(line for line, count in counted if count is not None and count <= images)
+
+
+def _images_of(line: bytes) -> int | None:
+    """Return the images processed that a line is of; None of one that was cut off, or that another process wrote into:
+    where a pod is replaced two may be at one training for a moment.
+    """
+    try:
+        return int(json.loads(line)["images_processed"]) if line.endswith(b"\n") else None
+    except (ValueError, LookupError, TypeError):
+        return None
