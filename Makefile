@@ -47,7 +47,7 @@ bench-score: .venv/bench ## the scan against the bare model and decoder, Ray Dat
 	@$(BIN)/python -m benchmarks.score $(if $(PHOTOS),--photos $(PHOTOS))
 
 .venv/bench: requirements/bench.txt .venv/ready
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes \
+	UV_COMPILE_BYTECODE_TIMEOUT=0 $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode \
 	  --build-constraints requirements/dev.txt -r requirements/bench.txt
 	@touch $@
 
