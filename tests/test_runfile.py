@@ -1,5 +1,6 @@
 """The run file refuses what it does not know, in one line with the nearest name."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import yaml
 
 from components.shared import runfile
 from components.shared.errors import Refused
+from components.verbs.containers import PLACES
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST: dict[str, Any] = {"name": "a", "workdir": "w", "labeled": "l", "unlabeled": "u", "test": "t"}
+BOMB = [f"&{name} [{', '.join(9 * ['*' + before])}]" for before, name in pairwise("abcdefghijk")]  # 9^10 values
 
 
 def test_one_uri_is_a_list_of_one() -> None:
@@ -69,7 +72,21 @@ def test_a_missing_key_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line"), [("- a\n- b\n", "expected keys and values, found list"), ("a: [", "not YAML")]
+    ("text", "line"),
+    [
+        ("- a\n- b\n", "expected keys and values, found list"),
+        ("a: [", "not YAML"),
+        ("labeled: " + "[" * 5000, "nested too deep"),
+        ("name: a\nname: b\n", "'name' stands there twice"),
+        ("hardware: {scan: {gpus: 1, gpus: 2}}", "'gpus' stands there twice"),
+        ("name: 2026-02-31", "not YAML: day is out of range"),
+        ("name: !!python/object/apply:os.system [exit]", "could not determine a constructor"),
+        (
+            f"name: [&a [lol], {', '.join(BOMB)}]\nworkdir: w",
+            "name: input should be a valid string; found \\[\\['lol'\\]",
+        ),
+        (f"name: {'A' * 1_000_000}", "name: string should match pattern"),
+    ],
 )
 def test_files_that_are_no_run_files(tmp_path: Path, text: str, line: str) -> None:
     path = tmp_path / "run.yaml"
@@ -77,10 +94,19 @@ def test_files_that_are_no_run_files(tmp_path: Path, text: str, line: str) -> No
     with pytest.raises(Refused, match=line) as refusal:
         runfile.load(path)
     assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 1000
+
+
+@pytest.mark.parametrize("key", [*PLACES, "workdir"])
+def test_credentials_in_a_uri_are_refused_and_not_repeated(key: str) -> None:
+    uri = "s3://AKIA:SEC/RET@bucket/key"
+    with pytest.raises(Refused, match=f"^here: {key}.*: credentials do not belong in a URI") as refusal:
+        runfile.check({**LEAST, key: uri}, "here")
+    assert "SEC" not in str(refusal.value)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="cannot read the run file"):
+    with pytest.raises(Refused, match="cannot read the file"):
         runfile.load(tmp_path / "none.yaml")
 
 

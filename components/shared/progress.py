@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from components.shared.errors import Refused, SemiscaleError
+from components.shared.wording import one_line
 
 LINE_EVERY_S = 5.0
 LOG = "SEMISCALE_LOG"
@@ -26,6 +27,7 @@ FAILURE = re.compile(r"(refused|failed): (.*)")  # how the line begins that says
 
 def say(stage: str, text: str, **numbers: float | str) -> None:
     """Print one line of a stage's log; `numbers` are fields of their own where lines are JSON."""
+    text = one_line(text)
     line = f"{stage} · {text}"
     if as_json(sys.stdout):
         line = _json_line("info", message=text, stage=stage, **numbers)
@@ -34,6 +36,7 @@ def say(stage: str, text: str, **numbers: float | str) -> None:
 
 def fail(text: str, exit_code: int) -> None:
     """Print the one line that says why the program stops, to standard error; leave it in the pod's status as well."""
+    text = one_line(text)
     told = _json_line("error", message=text, exit_code=exit_code)
     print(told if as_json(sys.stderr) else text, file=sys.stderr, flush=True)
     if path := os.environ.get(TERMINATION):

@@ -4,6 +4,7 @@ Its keys are the pipeline's parameters, one to one, and `hardware`; a test holds
 states carries the section; what it leaves open says so.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from components.shared.errors import Refused, nearest
 from components.shared.hardware import HARDWARE_KEYS, Hardware
+from components.shared.wording import brief, has_credentials, one_line
 
 Augmentation = Literal["crop-flip", "shift-flip", "shift"]
 Promotion = Literal["if-not-worse", "never"]
@@ -27,7 +29,14 @@ def _one_or_many(value: Any) -> Any:
     return value
 
 
-Uri = Annotated[str, Field(pattern=r"\S")]
+def _without_credentials(uri: str) -> str:
+    if has_credentials(uri):
+        raise PydanticCustomError("credentials", "credentials do not belong in a URI, which logs and receipts hold")
+    return uri
+
+
+Place = Annotated[str, AfterValidator(_without_credentials)]
+Uri = Annotated[Place, Field(pattern=r"\S")]
 Uris = Annotated[list[Uri], BeforeValidator(_one_or_many)]
 LearningRates = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -57,7 +66,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The run's name: a folder in the workdir.")
-    workdir: str = Field(min_length=1, description="URI of the folder that everything bulky goes under.")
+    workdir: Place = Field(min_length=1, description="URI of the folder that everything bulky goes under.")
     labeled: Uris = Field(min_length=1, description="D: URIs of class folders, WebDataset tars or Parquet files.")
     unlabeled: Uris = Field(description="U: the same kinds, or a prefix of loose image files; no labels.")
     test: Uris = Field(min_length=1, description="The test set. It chooses nothing and is measured once, at the end.")
@@ -65,12 +74,14 @@ class Parameters(BaseModel):
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="Share of each class held out where no validation set is given."
     )
-    classes: str = Field(default="", description="URI of a text file, one class name a line: what label 0, 1, … mean.")
+    classes: Place = Field(
+        default="", description="URI of a text file, one class name a line: what label 0, 1, … mean."
+    )
     image_column: str = Field(default="image", description="Parquet column of image bytes or of image URIs.")
     label_column: str = Field(default="label", description="Parquet column, or key of a .json member, of the label.")
     images_per_class: Positive = Field(default=16_000, description="K: images selected per class (section 4.1).")
     classes_per_image: Positive = Field(default=10, description="P: classes an image may be ranked in (section 4.1).")
-    remove: str = Field(
+    remove: Place = Field(
         default="", description="URI of a text file, one key a line: images never to select (opt-outs)."
     )
     packed_tar_bytes: Positive = Field(
@@ -78,17 +89,17 @@ class Parameters(BaseModel):
     )
     teacher_architecture: str = Field(default="resnext101_32x48d", description="The teacher (section 4.1).")
     student_architecture: str = Field(default="resnet50", description="Student and baseline (section 4.1).")
-    teacher_checkpoint: str = Field(
+    teacher_checkpoint: Place = Field(
         default="",
         description="URI of a ready-made teacher, checked and used as it is; #sha256=… after it pins its bytes.",
     )
-    teacher_classes: str = Field(
+    teacher_classes: Place = Field(
         default="", description="URI of a text file: what a ready-made teacher's outputs 0, 1, … mean."
     )
-    teacher_start_weights: str = Field(
+    teacher_start_weights: Place = Field(
         default="", description="URI of weights the teacher starts from; a head of another size is replaced."
     )
-    student_start_weights: str = Field(
+    student_start_weights: Place = Field(
         default="", description="URI of weights student and baseline start from; a head of another size is replaced."
     )
     teacher_images_processed: Positive = Field(
@@ -189,19 +200,36 @@ class RunFile(Parameters):
 
 def load(path: Path) -> RunFile:
     """Read and check a run file. Raises Refused with one line that names the key."""
+    return check(keys_and_values(path), where=str(path))
+
+
+def keys_and_values(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys and values. Raises Refused where it is none, or where a key is there twice."""
     try:
-        text = path.read_text(encoding="utf-8")
+        loader = _Once(path.read_text(encoding="utf-8"))
+        content = loader.get_single_data()
     except OSError as error:
-        raise Refused(f"{path}: cannot read the run file: {error.strerror}") from None
+        raise Refused(f"{path}: cannot read the file: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise Refused(f"{path}: not UTF-8; save the run file as UTF-8") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise Refused(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise Refused(f"{path}: not UTF-8; save the file as UTF-8") from None
+    except RecursionError:
+        raise Refused(f"{path}: not YAML of a run: nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+        raise Refused(f"{path}: not YAML: {one_line(str(error))}") from None
     if not isinstance(content, dict):
         raise Refused(f"{path}: expected keys and values, found {type(content).__name__}; see manifests/runs/demo.yaml")
-    return check(content, where=str(path))
+    return content
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in plain values alone; a key that stands there twice is an error instead of the last one's silently."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, count in keys.items() if count > 1]:
+            raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} stands there twice", problem_mark=node.start_mark)
+        return node
 
 
 def check(content: dict[str, Any], where: str) -> RunFile:
@@ -225,4 +253,4 @@ def describe(error: ValidationError, valid_names: Iterable[str]) -> str:
         return f"{path}: missing; it has no default"
     more = len(error.errors()) - 1
     others = f" (and {more} more)" if more else ""
-    return f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}; found {first['input']!r}{others}"
+    return f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}; found {brief(first['input'])}{others}"

@@ -21,6 +21,7 @@ from components.shared.errors import BudgetSpent, Refused, SemiscaleError
 from components.shared.progress import Progress, say
 from components.shared.receipts import Document
 from components.shared.stopping import Stopped, stopping_on_sigterm
+from components.shared.wording import one_line
 
 WRITE_EVERY_S = 10.0
 LOOK_AGAIN_S = 1.0  # as often as that a task looks whose run is about to have spent its budget
@@ -291,7 +292,7 @@ def _ending(error: BaseException | None, over_budget: str) -> dict[str, object]:
         return {"state": "finished"}
     if over_budget:
         return {"state": "stopped", "reason": over_budget, "exit_code": BudgetSpent.exit_code}
-    reason = str(error).partition("\n")[0] or type(error).__name__
+    reason = one_line(str(error)) or type(error).__name__
     code = error.exit_code if isinstance(error, SemiscaleError) else 1
     if isinstance(error, KeyboardInterrupt):
         code = 128 + signal.SIGINT

@@ -6,6 +6,7 @@ from pathlib import Path
 from components.shared import architectures, runfile, storage
 from components.shared.errors import Refused
 from components.shared.runfile import RunFile
+from components.shared.wording import one_line
 from components.verbs.containers import PLACES
 
 
@@ -44,7 +45,7 @@ def refuse_absent(key: str, uri: str) -> None:
     except Refused:
         raise
     except Exception as error:  # noqa: BLE001 - no credentials here, of any vendor: the pods have their own
-        print(f"not checked from here: {key}: {uri}: {' '.join(str(error).split())[:200]}")
+        print(f"not checked from here: {key}: {uri}: {one_line(str(error))[:200]}")
         return
     if found is None:
         raise Refused(f"{key}: {uri}: nothing here; check the URI")

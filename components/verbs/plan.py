@@ -24,7 +24,7 @@ def plan(path: Path, given: dict[str, object], rates_file: Path | None, classes:
     """
     settings = located(runfile.load(path))
     architectures.refuse_unlike_samples(settings)
-    content = {**(rates.read(rates_file) if rates_file else {}), **given}
+    content = {**(runfile.keys_and_values(rates_file) if rates_file else {}), **given}
     stated = rates.stated(content, str(rates_file) if rates_file else "rates")
     if budget and not stated.gpu_price_per_h:
         raise Refused("--budget: the price of a device is not known; give --gpu-price-per-h")

@@ -1,10 +1,8 @@
 """How fast and how dear things are, for `plan`: stated by the user, measured here, or published; each says which."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.shared.errors import Refused
@@ -73,17 +71,6 @@ class Rate:
 MODELS = ("teacher", "student")
 _OF_MODELS = [f"{model}_{what}_images_per_s" for model in MODELS for what in ("forward", "train")]
 MEASURED = ("decode_images_per_s", "read_bytes_per_s", *_OF_MODELS)
-
-
-def read(path: Path) -> dict[str, object]:
-    """Read a file of rates. Raises Refused where it is none."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Refused(f"{path}: cannot read the rates: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise Refused(f"{path}: expected keys and values, found {type(content).__name__}")
-    return content
 
 
 def stated(content: dict[str, object], where: str) -> Stated:

@@ -12,6 +12,7 @@ from components import images
 from components.shared import tasks
 from components.shared.hardware import Hardware
 from components.shared.runfile import RunFile
+from components.shared.wording import one_line
 from components.verbs.check import checked, refuse_unpushed
 from components.verbs.compile import traced, version_of, with_pushed_images
 from components.verbs.kubeflow import Server, addressed, all_pages, client, named
@@ -97,4 +98,4 @@ def say_first(settings: RunFile) -> None:
     try:
         tasks.announce(settings.workdir, settings.name)
     except Exception as error:  # noqa: BLE001 - no credentials here, of any vendor: the pods have their own
-        print(f"the workdir cannot be written from here, which only `watch` would miss: {str(error)[:200]}")
+        print(f"the workdir cannot be written from here, which only `watch` would miss: {one_line(str(error))[:200]}")

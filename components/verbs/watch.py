@@ -10,6 +10,7 @@ from components.shared import runfile, storage, tasks
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import duration, tell
 from components.shared.tasks import Board, Task
+from components.shared.wording import one_line
 
 LAST = "report"  # the task that ends a run
 SILENT_AFTER_S = tasks.FRESH_S  # a task that runs writes every ten seconds
@@ -75,7 +76,7 @@ def page(run: str, found: Sequence[Task], now: float, columns: int) -> str:
     head = f"{run}: {numbers or 'submitted'} · {since}" + (f" · {hours:,.2f} device-hours" if hours else "")
     wide = max(len(task.task) for task in found)
     lines = [f"{task.task:{wide}}  {said(task, now)}" for task in found]
-    return "".join(f"{line[:columns]}\n" for line in [head, *lines])
+    return "".join(f"{one_line(line)[:columns]}\n" for line in [head, *lines])
 
 
 def said(task: Task, now: float) -> str:
