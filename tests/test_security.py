@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from components.pack.pack import tar_of
-from components.shared import shards, storage
+from components.shared import checkpoints, shards, storage
+from components.shared.errors import Refused
+from components.shared.receipts import Receipt, load
 from components.shared.shards import Columns
 from tests import pictures
 
@@ -81,6 +84,26 @@ def test_members_of_a_tar_name_no_paths(tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         assert all(re.fullmatch(r"\d{9}\.(cls|png|jpg|webp)", name) for name in tar.getnames())
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../../../elsewhere", "..", ".hidden", "/etc/x", "a/b", "a\n", "x" * 1000])
+def test_what_comes_with_a_foreign_model_names_no_other_place(tmp_path: Path, name: str) -> None:
+    """Its digest is in the names of what is scored by it or measured of it."""
+    preprocessing = {"resolution": 8, "augmentation": "shift", "mean": [0.5] * 3, "std": [0.5] * 3}
+    described = {"architecture": "resnet18", "classes": ["a"], "preprocessing": preprocessing, "recipe": "r"}
+    for digest in ("0123456789abcdef", name):
+        (tmp_path / "model.json").write_text(json.dumps({**described, "digest": digest}))
+        (tmp_path / "receipt.json").write_text(
+            json.dumps({"stage": "s", "digest": digest, "folder": "f", "seconds": 0})
+        )
+        if digest == name:
+            with pytest.raises(Refused, match="not a Description"):
+                checkpoints.described(str(tmp_path / "model.safetensors"))
+            with pytest.raises(Refused, match="not a Receipt"):
+                load(str(tmp_path / "receipt.json"), Receipt)
+        else:
+            assert checkpoints.described(str(tmp_path / "model.safetensors"))
+            assert load(str(tmp_path / "receipt.json"), Receipt)
 
 
 def test_credentials_are_in_no_line_and_no_object(s3_bucket: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -621,3 +622,41 @@ def test_a_star_names_the_files_of_a_folder_that_match(tmp_path: Path) -> None:
     assert [shard.name for shard in shards.find([str(tmp_path / "part-*.tar")])] == ["part-0.tar", "part-1.tar"]
     with pytest.raises(Refused, match="3 files, none of them"):
         shards.find([str(tmp_path / "no-*.tar")])
+
+
+class TestWhatIsMadeToFillAPodsMemory:
+    """Of an image or a tar, or of a link to what has no end."""
+
+    def test_of_a_linked_file_that_is_too_large_no_more_is_read_than_tells(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shards, "MAX_IMAGE_BYTES", 100_000)
+        for number, size_bytes in enumerate((100_000, 100_001)):
+            (tmp_path / str(number)).write_bytes(bytes(size_bytes))
+        pq.write_table(pa.table({"image": ["0", "1"]}), tmp_path / "a.parquet")
+        (shard,) = shards.find([str(tmp_path / "a.parquet")])
+        for videos, problem in ((False, "more than 1 GiB"), (True, "")):
+            samples = list(shards.read(shard, Columns(label="", videos=videos)))
+            assert [sample.problem for sample in samples] == ["", problem]
+
+    @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    @pytest.mark.parametrize("before", [0, 1])
+    def test_a_tar_with_a_name_of_megabytes_is_damaged(self, tmp_path: Path, format: int, before: int) -> None:
+        long = "x" * 1_100_000 + ".jpg"
+        with tarfile.open(tmp_path / "a.tar", "w", format=format) as file:
+            for name in [f"{number}.jpg" for number in range(before)] + [long]:
+                member = tarfile.TarInfo(name)
+                member.size = len(image(0))
+                file.addfile(member, io.BytesIO(image(0)))
+        (shard,) = shards.find([str(tmp_path)])
+        with pytest.raises(SemiscaleError, match=r"a header of 1,100,\d\d\d bytes") as refusal:
+            list(shards.read(shard, Columns()))
+        assert len(str(refusal.value)) < 500
+
+    def test_a_link_to_a_device_or_a_pipe_is_missing(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.jpg")
+        links = ["/dev/zero", "file:///dev/zero", "pipe.jpg", str(tmp_path)]
+        pq.write_table(pa.table({"image": links}), tmp_path / "a.parquet")
+        (shard,) = shards.find([str(tmp_path / "a.parquet")])
+        samples = list(shards.read(shard, Columns(label=""), ahead=True))
+        assert [(sample.image, sample.problem) for sample in samples] == [(b"", "missing file")] * 4

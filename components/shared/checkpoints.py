@@ -7,10 +7,11 @@ is also the authors' (facebookresearch/semi-supervised-ImageNet1K-models): `.pth
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 from components.shared import storage
 from components.shared.errors import Refused
-from components.shared.receipts import Document, Preprocessing, load
+from components.shared.receipts import Digest, Document, Preprocessing, load
 
 FOREIGN_SUFFIXES = (".pth", ".pt")
 _PIN = re.compile(r"^[0-9a-f]{8,64}$")  # torch.hub's file names carry the first eight digits
@@ -23,7 +24,7 @@ class Description(Document):
     classes: list[str]
     preprocessing: Preprocessing
     recipe: str
-    digest: str
+    digest: Digest | Literal[""]
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ A receipt names what a stage left in the workdir, counts it, and says what was s
 has a receipt is whole. `digest` identifies the work by its inputs, so equal work is found instead of repeated.
 """
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError
@@ -18,11 +18,15 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+# In the names of files and objects: one that comes with a foreign checkpoint or receipt must not lead elsewhere.
+Digest = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,99}$")]
+
+
 class Receipt(Document):
     """What every stage leaves: which work this was, where it lies, how long it took."""
 
     stage: str
-    digest: str
+    digest: Digest
     folder: str
     seconds: float
 

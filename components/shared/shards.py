@@ -36,6 +36,7 @@ BYTES_AHEAD = 64 << 20  # of loose files read at once, about: videos are few at 
 ROWS_PER_READ = 256  # of a Parquet file: what is Python objects at a time
 MAX_IMAGE_BYTES = 1 << 30  # half more than the pixels of any image that is decoded, at 16 bits and with alpha
 _TOO_LARGE = "more than 1 GiB"
+_MAX_HEADER_BYTES = 1 << 20  # of what tarfile reads whole: a long name, extended attributes
 _PROBED_SAMPLES = 16  # of a tar, to learn how large they are
 # The header of a file as almost all tars have it (POSIX ustar): an ASCII name that ends in its field, size and checksum
 # in octal, kind 0, no prefix that goes before the name.
@@ -321,6 +322,16 @@ def _open_tar(file: BinaryIO, shard: Shard) -> tarfile.TarFile:
         raise Refused(f"{shard.uri}: not a tar file: {error}") from None
 
 
+# What says more of the member that follows: GNU's long names, POSIX's extended headers, Solaris'.
+_EXTENDING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
 class _Header(tarfile.TarInfo):
     """A member's name, kind and size. A plain header is read in a quarter of tarfile's time, any other by tarfile, so
     that there is one behaviour: long names, links, sparse files, large sizes, damage."""
@@ -329,7 +340,10 @@ class _Header(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         plain = _PLAIN_HEADER.fullmatch(buf)
         if not plain or int(plain[2], 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
-            return super().frombuf(buf, encoding, errors)
+            header = super().frombuf(buf, encoding, errors)
+            if header.type in _EXTENDING and header.size > _MAX_HEADER_BYTES:
+                raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+            return header
         header = cls(buf[: buf.index(0)].decode("ascii"))
         header.size = int(plain[1], 8)
         return header
@@ -483,16 +497,16 @@ def _parquet_sample(index: int, row: dict[str, Any], shard: Shard, columns: Colu
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str) and image:
-        return _linked_sample(index, key, image, label, shard)
+        return _linked_sample(index, key, image, label, shard, columns.videos)
     return Sample(index, key, image or b"", shard.uri, -1, label, "" if image else "empty image")
 
 
-def _linked_sample(index: int, key: str, link: str, label: str | None, shard: Shard) -> Sample:
+def _linked_sample(index: int, key: str, link: str, label: str | None, shard: Shard, video: bool) -> Sample:
     """Read an image that a Parquet file names: by its URI, or by a path relative to the Parquet file's folder."""
     absolute = "://" in link or link.startswith("/")
     uri = link if absolute else storage.join(shard.uri.rpartition("/")[0], link)
     try:
-        data, problem = _content(uri)
+        data, problem = _content(uri, None if video else MAX_IMAGE_BYTES)
     except (Refused, ValueError):
         data, problem = b"", "not a URI of gs://, s3:// or file://"
     return Sample(index, key, data, uri, 0, label, problem)
@@ -520,6 +534,11 @@ def _listed_content(file: LooseFile) -> tuple[bytes, str]:
     return data, "" if data else "empty file"
 
 
-def _content(uri: str) -> tuple[bytes, str]:
-    data = storage.read_if_there(uri)
-    return data or b"", "missing file" if data is None else "" if data else "empty file"
+def _content(uri: str, limit: int | None) -> tuple[bytes, str]:
+    """Read a file of which nothing is known: of one that is too large, the bytes that tell."""
+    try:
+        data = storage.read(uri, 0, None if limit is None else limit + 1)
+    except FileNotFoundError:
+        return b"", "missing file"
+    too_large = limit is not None and len(data) > limit
+    return (b"", _TOO_LARGE) if too_large else (data, "" if data else "empty file")

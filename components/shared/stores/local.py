@@ -51,8 +51,12 @@ class LocalStore:
             return file.read(-1 if size is None else size)
 
     def open(self, uri: str, version: str, ahead: bool) -> BinaryIO:
+        path = local_path(uri)
         try:
-            file = local_path(uri).open("rb")
+            # A device or a pipe, which a link in a data set may name, could be read for ever.
+            if not stat_module.S_ISREG(path.stat().st_mode):
+                raise FileNotFoundError(uri)
+            file = path.open("rb")
         except OSError as error:
             if error.errno in _NO_SUCH_FILE:
                 raise FileNotFoundError(uri) from None
