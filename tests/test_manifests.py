@@ -280,12 +280,24 @@ def annotations(one: Object) -> Object:
     return found
 
 
-def test_the_rights_to_a_workdir_cover_its_objects_and_listings_and_no_others() -> None:
+def test_the_rights_to_a_workdir_on_gcs_cover_its_objects_and_the_names_of_its_bucket() -> None:
+    """No condition on objects can give the right to list, nor one on what is listed: it is the bucket's."""
     condition = json.loads((MANIFESTS / "overlays" / "gke" / "workdir-condition.json").read_text())
-    terms = [term.strip() for term in condition["expression"].split("||")]
-    attribute = 'api.getAttribute("storage.googleapis.com/objectListPrefix", "")'
-    asked = {term[: term.rindex(".startsWith(")]: json.loads(term[term.rindex("(") + 1 : -1]) for term in terms}
-    assert asked == {"resource.name": "projects/_/buckets/BUCKET/objects/semiscale/", attribute: "semiscale/"}
+    assert condition["expression"] == 'resource.name.startsWith("projects/_/buckets/BUCKET/objects/semiscale/")'
+    told = (MANIFESTS / "overlays" / "gke" / "kustomization.yaml").read_text().replace("\\\n#", "")
+    granted = re.findall(r"binding gs://(\w+) --role roles/storage\.(\w+) (--condition\S* \S+)?", told)
+    assert granted[:2] == [("DATA", "objectViewer", ""), ("BUCKET", "legacyBucketReader", "--condition None")]
+    assert [(bucket, role) for bucket, role, _ in granted[2:]] == [("BUCKET", "objectUser")]
+    assert "--condition-from-file workdir-condition.json" in told.split("roles/storage.objectUser")[1]
+
+
+def test_the_rights_to_a_workdir_on_s3_are_the_same() -> None:
+    (listing, reading, writing) = json.loads((MANIFESTS / "overlays" / "plain-s3" / "s3-policy.json").read_text())[
+        "Statement"
+    ]
+    assert (listing["Action"], reading["Action"]) == (["s3:ListBucket"], ["s3:GetObject"])
+    assert reading["Resource"] == ["arn:aws:s3:::DATA/*", "arn:aws:s3:::BUCKET/semiscale/*"]
+    assert writing["Resource"] == ["arn:aws:s3:::BUCKET/semiscale/*"]
 
 
 GIB = 2**30
@@ -326,9 +338,16 @@ def test_the_network_is_open_as_far_as_its_comment_says(name: str) -> None:
     (policy,) = [one for one in overlay(name) if one["kind"] == "NetworkPolicy"]
     rules = policy["spec"]["egress"]
     assert [rule["ports"] for rule in rules if not rule.get("to")] == [ANY]
-    assert "ports 443 and 6443\n# of any address" in (MANIFESTS / "base" / "network.yaml").read_text()
+    assert "ports 443 and 6443 of any address" in (MANIFESTS / "base" / "network.yaml").read_text()
     dns = [rule["to"] for rule in rules if {"protocol": "UDP", "port": 53} in rule.get("ports", [])]
-    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in dns[0], "NodeLocal DNSCache answers from the node"
+    asked = [peer for peers in dns for peer in peers]
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in asked, "NodeLocal DNSCache answers from the node"
+    cloud_dns = {"ipBlock": {"cidr": "169.254.169.254/32"}}  # Cloud DNS for GKE, as in Autopilot, from the node too
+    assert (cloud_dns in asked) == (name == "gke")
+    (kubeflow,) = [rule for rule in rules if "kubeflow" in json.dumps(rule)]
+    # Of its services' pods: the API server, metadata, artifacts. Its database is no step's business.
+    assert {port["port"] for port in kubeflow["ports"]} == {8887, 8888, 8080, 8333, 9000}
+    assert [rule for rule in rules if not rule.get("ports")] == [rules[0]], "all ports to the run's own pods alone"
     blocks = [peer["ipBlock"]["cidr"] for rule in rules for peer in rule.get("to", []) if "ipBlock" in peer]
     assert [cidr for cidr in blocks if not cidr.endswith("/32")] == []
 
