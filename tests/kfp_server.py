@@ -43,6 +43,7 @@ class KubeflowPipelines:
         self.things: dict[str, list[Thing]] = {kind: [] for kind in IDS}
         self.authorizations: set[str] = set()
         self.forbidden = False
+        self.page = b""  # what is answered in its place: a login's, by a proxy before it
         self.page_size = 2  # as few as are asked for, and no more than these
 
     def named(self, kind: str) -> list[str]:
@@ -134,6 +135,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _do(self) -> None:
         self.state.authorizations.add(self.headers.get("authorization", ""))
+        if self.state.page:
+            self._send(200, "text/html; charset=utf-8", self.state.page)
+            return
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -142,10 +146,13 @@ class Handler(BaseHTTPRequestHandler):
             status, answer = 200, self.state.answer(self.command, url.path, query, body)
         except Problem as problem:
             status, answer = problem.status, {"error": str(problem), "code": problem.code, "message": str(problem)}
+        self._send(status, "application/json", json.dumps(answer).encode())
+
+    def _send(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
+        self.wfile.write(content)
 
     def _uploaded(self, data: bytes) -> str:
         boundary = re.search(r"boundary=(\S+)", self.headers["Content-Type"])

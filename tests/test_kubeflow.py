@@ -163,6 +163,36 @@ def test_a_server_that_cannot_be_used_is_named_in_one_line(
     assert re.match(line, said), said
 
 
+@pytest.mark.parametrize("arguments", [("submit",), ("schedule", "--cron", "0 2 * * *"), ("cancel",)])
+def test_a_login_page_is_not_taken_for_an_answer(
+    kfp: KubeflowPipelines, run_file: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes with status 200: a run was reported as submitted that no server had heard of."""
+    kfp.page = b"<!DOCTYPE html><html><title>Log in</title></html>"
+    options = () if arguments[0] == "cancel" else ("--images-on-nodes",)
+    assert verb(arguments[0], str(run_file), *arguments[1:], *options) == 2
+    said = capsys.readouterr()
+    assert (said.out, len(said.err.splitlines())) == ("", 1)
+    assert "refused: what answers is not Kubeflow Pipelines" in said.err
+
+
+@pytest.mark.parametrize(
+    ("token", "run", "line"),
+    [("/none/token", "abc", "KF_PIPELINES_SA_TOKEN_PATH: /none/token: no such file"), ("", "none.yaml", "cannot read")],
+)
+def test_what_cancel_is_told_and_is_not_there_is_refused(
+    kfp: KubeflowPipelines,
+    token: str,
+    run: str,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", token)
+    assert verb("cancel", run) == 2
+    assert line in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "line"),
     [

@@ -4,17 +4,19 @@ import gc
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import pipeline
 from components.shared import runfile
-from components.shared.errors import Refused
+from components.shared.errors import Refused, SemiscaleError
 from components.shared.runfile import RunFile
 from components.verbs import containers
-from components.verbs.build import _revision
+from components.verbs.build import _ran, _revision
 from components.verbs.main import main, parser
 from components.verbs.run import located
 from tests import pictures
@@ -48,6 +50,36 @@ def test_the_readme_has_every_verb_and_exit_code() -> None:
         assert f"| `{verb}" in text, verb
     table = text.split("what happened\n")[1].split("```")[0]
     assert [line.split()[0] for line in table.splitlines()] == list(CODES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("plan", "--budget=nan"), "argument --budget: invalid amount value: 'nan'"),
+        (("plan", "--budget=-1"), "argument --budget: invalid amount value: '-1'"),
+        (("watch", "--every=inf"), "argument --every: invalid amount value: 'inf'"),
+        (("plan", "--classes=-1"), "argument --classes: invalid counting value: '-1'"),
+        (("compile", "--output=pipeline.txt"), "refused: --output pipeline.txt: expected a name that ends in .yaml"),
+    ],
+)
+def test_what_no_verb_can_do_is_refused_with_exit_code_2(
+    tmp_path: Path, arguments: tuple[str, str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, option = arguments
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(pictures.write_run(tmp_path)))
+    try:
+        code: object = main(pipeline.semiscale, [verb, str(path), option])
+    except SystemExit as left:
+        code = left.code
+    assert code == 2
+    assert line in capsys.readouterr().err
+
+
+def test_what_docker_says_went_wrong_is_told_before_its_advice() -> None:
+    script = "import sys; sys.exit('#1 ERROR\\nERROR: no buildx\\n  Install it:\\n  https://docs.example')"
+    with pytest.raises(SemiscaleError, match="ERROR: no buildx   Install it:   https://docs.example$"):
+        _ran(sys.executable, "-c", script)
 
 
 def settings_of(root: Path, **changes: Any) -> RunFile:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from components import images
 from components.shared.errors import Refused, SemiscaleError
+from components.shared.wording import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = os.environ.get("DOCKER", "docker")
@@ -20,7 +21,7 @@ def build_images(push: str, options: Sequence[str]) -> None:
     """Build both images; `push` also tags them with the git revision, pushes them, and writes docker/images.json.
 
     `options` go to `docker build` as they are, for example `--build-arg BASE=…@sha256:…`. Raises Refused where there is
-    no docker, SemiscaleError with docker's last line where a build or a push fails.
+    no docker, SemiscaleError with what docker says of it where a build or a push fails.
     """
     if not shutil.which(DOCKER):
         raise Refused(f"images: no {DOCKER} on the PATH; install Docker 20.10 or newer, with BuildKit, or set DOCKER=")
@@ -77,6 +78,8 @@ def _ran(*command: str) -> str:
     environment = {**os.environ, "DOCKER_BUILDKIT": "1"}  # the only builder that knows secrets
     done = subprocess.run(command, capture_output=True, text=True, env=environment)  # noqa: S603
     if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise SemiscaleError(f"{shlex.join(command[:2])}: {last}")
+        # Docker's last lines may be advice; what went wrong begins with its last ERROR.
+        lines = done.stderr.strip() or "no message"
+        why = lines[lines.rindex("ERROR") :] if "ERROR" in lines else lines.splitlines()[-1]
+        raise SemiscaleError(f"{shlex.join(command[:2])}: {one_line(why)}")
     return done.stdout.strip()

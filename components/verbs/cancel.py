@@ -5,6 +5,7 @@ from pathlib import Path
 from components.shared import runfile
 from components.shared.errors import Refused
 from components.verbs.kubeflow import Server, all_pages, answering, client, named
+from components.verbs.trained import is_run_file
 
 ACTIVE = ("PENDING", "RUNNING", "PAUSED")
 
@@ -20,7 +21,7 @@ def cancel(run: str, server: Server) -> None:
 
 def ids_of(run: str, server: Server, api: object) -> list[str]:
     """Return the ids of the runs to end. Raises Refused where a run file has none under way."""
-    if not Path(run).is_file():
+    if not is_run_file(run) and not Path(run).is_file():
         return [run]
     name = runfile.load(Path(run)).name
     owner = {"namespace": server.namespace} if server.namespace else {}

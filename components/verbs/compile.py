@@ -13,6 +13,7 @@ from kfp.dsl.graph_component import GraphComponent
 from components import images
 from components.hardware import asking_for
 from components.shared import runfile
+from components.shared.errors import Refused
 from components.shared.hardware import Hardware
 from components.shared.runfile import Parameters, RunFile
 
@@ -36,6 +37,8 @@ def compile_pipeline(pipeline: GraphComponent, run_file: Path | None, output: Pa
         return
     settings = runfile.load(run_file)
     output = output or Path(f"{settings.name}.pipeline.yaml")
+    if output.suffix != ".yaml":
+        raise Refused(f"--output {output}: expected a name that ends in .yaml")
     write(pipeline, output, settings)
     text = with_pushed_images(output.read_text(), images.pushed())
     if kubernetes:  # a version never changes there: what differs has another name

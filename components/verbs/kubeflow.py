@@ -21,6 +21,7 @@ from kfp import Client
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
 from components.shared.errors import Refused, SemiscaleError
+from components.shared.wording import masked
 
 HOST, TOKEN = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_SA_TOKEN_PATH"
 PAGE = 100
@@ -40,8 +41,18 @@ class _Client(Client):  # type: ignore[misc]  # kfp is untyped
     """kfp's client, which asks once whether a server is there: kfp's own asks five times, and logs five tracebacks."""
 
     def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
-        """Return the server's health."""
-        return self._healthz_api.healthz_service_get_healthz()
+        """Return the server's health. Raises Refused where it is no Kubeflow Pipelines that answers.
+
+        A login page comes with status 200, and kfp takes it for an answer in which everything is empty.
+        """
+        health, _, headers = self._healthz_api.healthz_service_get_healthz_with_http_info()
+        kind = headers.get("Content-Type", "nothing")
+        if "json" not in kind:
+            raise Refused(
+                f"what answers is not Kubeflow Pipelines, or asks for a login first: {kind} instead of JSON; check "
+                "the credentials, and --host, which in Kubeflow ends in /pipeline"
+            )
+        return health
 
 
 def client(server: Server) -> Client:
@@ -50,12 +61,17 @@ def client(server: Server) -> Client:
     told = server.host or os.environ.get(HOST) or os.environ.get("KUBERNETES_SERVICE_HOST")
     if not told and not any(Path(path).is_file() for path in kubeconfig.split(os.pathsep)):
         raise Refused(f"no Kubeflow Pipelines to talk to: give --host, or set {HOST}, or choose a kubectl context")
-    credentials = ServiceAccountTokenVolumeCredentials() if os.environ.get(TOKEN) else None
+    token = os.environ.get(TOKEN)
+    if token and not Path(token).is_file():
+        raise Refused(f"{TOKEN}: {token}: no such file")
+    credentials = ServiceAccountTokenVolumeCredentials() if token else None
     options = {"namespace": server.namespace} if server.namespace else {}
     with answering(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore", FutureWarning)  # that the server is of version 2, as ours is
         warnings.filterwarnings("ignore", message="The host .* does not contain")
-        return _Client(host=server.host or None, credentials=credentials, **options)
+        found = _Client(host=server.host or None, credentials=credentials, **options)
+        found.get_kfp_healthz()
+        return found
 
 
 @contextlib.contextmanager
@@ -81,7 +97,7 @@ def addressed(act: Callable[[], Any]) -> tuple[Any, str]:
     with answering(), contextlib.redirect_stdout(said):
         answer = act()
     found = re.search(r"details: (\S+)", said.getvalue())
-    return answer, found[1] if found else ""
+    return answer, masked(found[1]) if found else ""
 
 
 def named(name: str) -> str:

@@ -117,8 +117,10 @@ def add_plan(verbs: Verbs) -> None:
     )
     planning = add(verbs, "plan", "hours, cost and requests of a run before spending", plan, *examples)
     planning.add_argument("run_file", type=Path)
-    planning.add_argument("--budget", type=float, default=0.0, metavar="MONEY", help="refuse a run that costs more")
-    planning.add_argument("--classes", type=int, default=0, metavar="N", help="where no list or folders tell how many")
+    planning.add_argument("--budget", type=amount, default=0.0, metavar="MONEY", help="refuse a run that costs more")
+    planning.add_argument(
+        "--classes", type=counting, default=0, metavar="N", help="where no list or folders tell how many"
+    )
     planning.add_argument(
         "--rates", type=Path, metavar="FILE", help="YAML with the names below, underscores for dashes"
     )
@@ -139,7 +141,7 @@ def add_watch(verbs: Verbs) -> None:
     )
     watching.add_argument("run_file", type=Path)
     watching.add_argument("--once", action="store_true", help="one look, and the run's exit code if it has ended")
-    watching.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks (5)")
+    watching.add_argument("--every", type=amount, default=5.0, metavar="SECONDS", help="between two looks (5)")
     watching.set_defaults(verb=lambda options: watch(options.run_file, options.once, options.every))
 
 
@@ -291,8 +293,23 @@ def add_demo(verbs: Verbs) -> None:
     showing.set_defaults(verb=lambda _: demo())
     writing = add(verbs, "demo-images", "write the demo's images and stop", write_images, "digits --seed 7")
     writing.add_argument("folder", type=Path, help="an empty or missing folder")
-    writing.add_argument("--seed", type=int, default=0, help="which split is drawn")
+    writing.add_argument("--seed", type=counting, default=0, help="which split is drawn")
     writing.set_defaults(verb=lambda options: write_images(options.folder, options.seed))
+
+
+def amount(text: str) -> float:
+    """Return a number of a command line. Raises ValueError, which argparse puts in a line, below 0 or without end."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
+def counting(text: str) -> int:
+    """Return a whole number of a command line. Raises ValueError below 0."""
+    if (value := int(text)) < 0:
+        raise ValueError
+    return value
 
 
 def changes_of(options: Options) -> dict[str, object]:
