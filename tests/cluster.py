@@ -1,7 +1,8 @@
 """A Kubernetes API server of one namespace, over real HTTP, for what follows a TrainJob: the foreign system.
 
-It knows TrainJobs (create, get, watch, delete), pods by label, and their logs, in the words of the Kubernetes API. What
-happens to a TrainJob the test says, by `complete` and `fail`: there is no controller.
+It knows TrainJobs (create, get, watch, delete), pods by label, and their logs, in the words of the Kubernetes API, and
+allows what manifests/components/trainjobs does. What happens to a TrainJob the test says, by `end`: there is no
+controller.
 """
 
 import json
@@ -18,6 +19,13 @@ import yaml
 
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/lab/trainjobs"
 PODS = "/api/v1/namespaces/lab/pods"
+ROLE = Path(__file__).resolve().parents[1] / "manifests" / "components" / "trainjobs" / "role.yaml"
+RIGHTS = {  # (resource, verb)
+    (resource, verb)
+    for rule in next(yaml.safe_load_all(ROLE.read_text()))["rules"]
+    for resource in rule["resources"]
+    for verb in rule["verbs"]
+}
 
 
 class Cluster:
@@ -33,6 +41,7 @@ class Cluster:
         self.pods: list[dict[str, Any]] = []
         self.logs: dict[str, str] = {}
         self.requests: list[str] = []
+        self.used: set[tuple[str, str]] = set()  # rights
         self.refusing, self.refusal = 0, 503  # how many requests are refused, and with which status
         self._version = 0
 
@@ -152,7 +161,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.cluster.requests.append(f"{self.command} {parts.path}")
         return parts.path, {name: values[0] for name, values in parse_qs(parts.query).items()}
 
+    def _right(self) -> tuple[str, str]:
+        """Return what a request needs to be allowed: https://kubernetes.io/docs/reference/access-authn-authz/authorization"""
+        parts = urlsplit(self.path)
+        whole = parts.path in (JOBS, PODS)
+        resource = "trainjobs" if parts.path.startswith(JOBS) else "pods/log" if parts.path.endswith("/log") else "pods"
+        looking = "watch" if "watch" in parse_qs(parts.query) else "list" if whole else "get"
+        return resource, {"POST": "create", "DELETE": "delete"}.get(self.command, looking)
+
     def _refused(self) -> bool:
+        right = self._right()
+        self.cluster.used.add(right)
+        if right not in RIGHTS:
+            self._status(403, f"cannot {right[1]} {right[0]}")
+            return True
         if self.cluster.refusing > 0:
             self.cluster.refusing -= 1
             self._status(self.cluster.refusal, "not now")

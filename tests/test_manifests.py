@@ -346,7 +346,7 @@ def test_the_network_is_open_as_far_as_its_comment_says(name: str) -> None:
     assert (cloud_dns in asked) == (name == "gke")
     (kubeflow,) = [rule for rule in rules if "kubeflow" in json.dumps(rule)]
     # Of its services' pods: the API server, metadata, artifacts. Its database is no step's business.
-    assert {port["port"] for port in kubeflow["ports"]} == {8887, 8888, 8080, 8333, 9000}
+    assert {port["port"] for port in kubeflow["ports"]} == {8887, 8888, 8080, 8333, 9000, 15008}
     assert [rule for rule in rules if not rule.get("ports")] == [rules[0]], "all ports to the run's own pods alone"
     blocks = [peer["ipBlock"]["cidr"] for rule in rules for peer in rule.get("to", []) if "ipBlock" in peer]
     assert [cidr for cidr in blocks if not cidr.endswith("/32")] == []

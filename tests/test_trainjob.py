@@ -24,7 +24,7 @@ from components.shared.receipts import Preprocessing, TrainReceipt
 from components.train import trainjob
 from components.train.config import TrainConfig
 from components.train.train import train
-from tests.cluster import JOBS, Cluster, serving_cluster
+from tests.cluster import JOBS, RIGHTS, Cluster, serving_cluster
 from tests.test_metrics import free_port, scraped
 
 SCHEMA = Path(__file__).parent / "schemas" / "trainer.kubeflow.org_v1alpha1_TrainJob.json"
@@ -167,6 +167,7 @@ def test_a_training_is_followed_to_its_receipt(
     assert running.result(120).digest == config.digest()
     assert "node 0: 480 of 960 images · 50%" in capsys.readouterr().out
     assert cluster.jobs == {}, "it is deleted when it is complete"
+    assert cluster.used == RIGHTS, "the manifests give no right that is not used"
     assert start().result(120).digest == config.digest()
     assert cluster.requests.count(f"POST {JOBS}") == 1, "finished work asks the cluster for nothing"
 

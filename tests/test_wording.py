@@ -11,6 +11,7 @@ from components.shared.errors import Refused, SemiscaleError
 from components.shared.stage import guarded
 from components.shared.tasks import _ending
 from components.shared.wording import LONGEST, brief, has_credentials, masked, one_line
+from components.verbs.measure import line
 from components.verbs.watch import page
 from tests.test_watch import task
 
@@ -38,6 +39,10 @@ def test_what_a_task_tells_is_shown_without_what_it_holds_of_its_data() -> None:
     assert len(shown.split("\n")) == 4
     assert shown.replace("\n", "").isprintable()
     assert str(_ending(SemiscaleError(HOSTILE), "")["reason"]).isprintable()
+
+
+def test_a_class_of_a_table_moves_no_cursor() -> None:
+    assert line(f"  {HOSTILE}", 0.5, (0.4, 0.6)).isprintable()
 
 
 @pytest.mark.parametrize(

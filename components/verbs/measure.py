@@ -12,6 +12,7 @@ from components.shared.progress import Progress
 from components.shared.receipts import Interval, Measurement, PlanReceipt, TrainReceipt
 from components.shared.runfile import RunFile
 from components.shared.shards import Columns
+from components.shared.wording import one_line
 from components.verbs.run import located, shown
 from components.verbs.trained import trained
 
@@ -61,4 +62,4 @@ def table(measured: Measurement, receipt: TrainReceipt) -> list[str]:
 
 def line(name: str, value: float, interval: Interval) -> str:
     """Write a share and what covers 95% of it."""
-    return f"{name:30}{value:8.2%}  ({interval[0]:.2%} to {interval[1]:.2%})"
+    return f"{one_line(name):30}{value:8.2%}  ({interval[0]:.2%} to {interval[1]:.2%})"
