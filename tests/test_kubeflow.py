@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kfp_server_api
 import pytest
 import yaml
 
 import pipeline
 from components.shared import storage
-from components.shared.errors import Refused
+from components.shared.errors import Refused, SemiscaleError
 from components.shared.hardware import Hardware
 from components.shared.tasks import Board
 from components.verbs.cancel import cancel
-from components.verbs.kubeflow import Server
+from components.verbs.kubeflow import Server, answering
 from components.verbs.main import main
 from components.verbs.schedule import with_seconds
 from components.verbs.submit import compiled
@@ -234,6 +235,39 @@ def test_an_empty_bucket_is_refused_and_one_that_cannot_be_seen_is_left_to_the_p
     write(run_file.parent, {**yaml.safe_load(run_file.read_text()), "labeled": ["gs://mine/labeled"]})
     assert verb("submit", str(run_file), "--images-on-nodes") == 0
     assert "not checked from here: labeled: gs://mine/labeled: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cron", "line"),
+    [
+        ("60 2 * * *", "'60' is no minute; expected 0 to 59"),
+        ("0 24 * * *", "'24' is no hour; expected 0 to 23"),
+        ("0 2 0 * *", "'0' is no day; expected 1 to 31"),
+        ("0 2 * 1,13 *", "'1,13' is no month; expected 1 to 12"),
+        ("0 2 * * 1-7", "'1-7' is no weekday; expected 0 to 6"),
+        ("61 0 2 * * *", "'61' is no second; expected 0 to 59"),
+    ],
+)
+def test_a_moment_that_no_clock_shows_is_refused(cron: str, line: str) -> None:
+    with pytest.raises(Refused, match=line):
+        with_seconds(cron)
+
+
+@pytest.mark.parametrize("cron", ["*/90 0-23/2 1,31 JAN-DEC MON", "0 2 ? 12 0-6"])
+def test_what_kubeflow_understands_is_left_to_it(cron: str) -> None:
+    assert with_seconds(cron) == f"0 {cron}"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, Refused), (409, Refused), (429, SemiscaleError), (500, SemiscaleError)]
+)
+def test_what_the_server_refuses_is_bad_input_and_what_it_cannot_do_is_not(
+    status: int, kind: type[SemiscaleError]
+) -> None:
+    with pytest.raises(kind) as said, answering():
+        raise kfp_server_api.ApiException(status=status, reason="Because")
+    assert type(said.value) is kind
+    assert str(said.value).endswith(f"{status}): Because" if kind is Refused else f"{status}: Because")
 
 
 @pytest.mark.parametrize("cron", ["", "0 2 * *", "0 2 * * * * *", "0 2 * * $x", "every night"])

@@ -25,6 +25,7 @@ from components.shared.wording import masked
 
 HOST, TOKEN = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_SA_TOKEN_PATH"
 PAGE = 100
+REFUSALS = (400, 409, 412, 422)  # what asking again does not change
 SERVICE_ACCOUNT = "semiscale"  # of manifests/base: RBAC and the buckets' rights are bound to it
 
 
@@ -85,6 +86,8 @@ def answering() -> Iterator[None]:
             raise Refused(f"Kubeflow Pipelines: not allowed ({error.status}): {said}; check the credentials") from None
         if error.status == 404:
             raise Refused(f"Kubeflow Pipelines: no such thing: {said}") from None
+        if error.status in REFUSALS:
+            raise Refused(f"Kubeflow Pipelines refuses it ({error.status}): {said}") from None
         raise SemiscaleError(f"Kubeflow Pipelines answered {error.status}: {said}") from None
     except (urllib3.exceptions.HTTPError, TimeoutError) as error:
         reason = getattr(error, "reason", None) or error

@@ -11,6 +11,8 @@ from components.verbs.kubeflow import Server, all_pages, answering, named
 from components.verbs.submit import Placed, placed
 
 FIELD = re.compile(r"^[0-9A-Za-z*?/,#-]+$")
+# As Kubeflow's own parser has them (https://github.com/robfig/cron): the week ends with day 6.
+FIELDS = {"second": (0, 59), "minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 6)}
 
 
 def schedule(pipeline: GraphComponent, path: Path, cron: str, server: Server, images_on_nodes: bool) -> None:
@@ -43,7 +45,12 @@ def with_seconds(cron: str) -> str:
     fields = cron.split()
     if len(fields) not in (5, 6) or not all(map(FIELD.match, fields)):
         raise Refused(f"--cron {cron!r}: expected five fields, minute hour day month weekday, for example '0 2 * * *'")
-    return " ".join(fields if len(fields) == 6 else ["0", *fields])
+    whole = fields if len(fields) == 6 else ["0", *fields]
+    for field, (name, (least, most)) in zip(whole, FIELDS.items(), strict=True):
+        numbers = re.findall(r"(?<![/\d])\d+", field)  # not the step after a slash
+        if not all(least <= int(number) <= most for number in numbers):
+            raise Refused(f"--cron {cron!r}: {field!r} is no {name}; expected {least} to {most}")
+    return " ".join(whole)
 
 
 def created(place: Placed, expression: str, service_account: str) -> Any:
