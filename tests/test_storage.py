@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -433,6 +434,27 @@ class TestLocal:
     def test_a_pipe_is_not_listed(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         assert names_below(str(tmp_path)) == []
+
+    def test_what_is_deleted_meanwhile_is_listed_or_not(self, tmp_path: Path) -> None:
+        """As old checkpoints are, by another process at the same training."""
+        paths = [tmp_path / f"{number:02}.json" for number in range(20)]
+        ends = threading.Event()
+
+        def write_and_delete() -> None:
+            while not ends.is_set():
+                for path in paths:
+                    path.touch()
+                for path in paths:
+                    path.unlink()
+
+        thread = threading.Thread(target=write_and_delete)
+        thread.start()
+        try:
+            for _ in range(500):
+                assert {entry.uri for entry in storage.entries(str(tmp_path))} <= set(map(str, paths))
+        finally:
+            ends.set()
+            thread.join()
 
     def test_a_name_that_is_not_utf8_is_refused(self, tmp_path: Path) -> None:
         Path(os.fsdecode(bytes(tmp_path) + b"/\xff.jpg")).write_bytes(b"")

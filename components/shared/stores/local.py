@@ -101,10 +101,13 @@ class LocalStore:
     @staticmethod
     def _entry(path: Path) -> Entry | None:
         """A link to nothing is listed, without a version: who reads it finds it missing, instead of never hearing of
-        it."""
-        if not path.exists():
-            return Entry(str(path), 0, "") if path.is_symlink() else None
-        status = path.stat()
+        it. Asked once: between two questions another process may delete it."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            if error.errno in _NO_SUCH_FILE:
+                return Entry(str(path), 0, "") if path.is_symlink() else None
+            raise
         if not stat_module.S_ISREG(status.st_mode):
             return None  # a pipe or a device: reading it could wait forever
         return Entry(str(path), status.st_size, _version(status))
