@@ -14,11 +14,11 @@ from kfp import dsl
 from components.evaluate.component import evaluate
 from components.hardware import on_cpus, on_scan_gpus, on_training_gpus
 from components.merge.component import merge
-from components.pack.component import pack
+from components.pack.component import count_unpacked, pack
 from components.plan.component import plan
 from components.promote.component import promote
 from components.report.component import report
-from components.score.component import score
+from components.score.component import count_unscored, score
 from components.train.component import train
 
 
@@ -107,7 +107,7 @@ def semiscale(
         frames: Frames of a clip, where the samples are videos (section 5.1: 8 or 32); 0: images.
         teacher_frames: Frames of the teacher's clips (Table 7: 32); 0: as frames.
         seed: Of initial weights, data order and augmentation.
-        pods: Containers that share the scan of the unlabeled images, and the packing.
+        pods: At most so many containers share the scan of the unlabeled images, and the packing.
         decoder: What decodes the unlabeled JPEGs: cpu, as in training; gpu: nvJPEG, whose pixels differ slightly.
         max_failed_fraction: Share of unreadable samples in a set above which the run fails.
         budget_hours: Device-hours (GPUs, or pods without) after which the run stops cleanly; 0: no limit.
@@ -192,12 +192,13 @@ def semiscale(
 
     # (2) Run it on the unlabeled pool U, keep the top K images of every class: D̂. No pod returns before the whole pool
     # has scores: it takes over what dead ones held, and is started again when it dies itself. A task after the loop to
-    # mop up would gain nothing: whatever collects the loop's receipts fails with the loop.
-    with dsl.ParallelFor(planned.outputs["Output"], name="2 Score U, on every pod") as pod:
+    # mop up would gain nothing: whatever collects the loop's receipts fails with the loop. How many pods there are is
+    # counted here: the plan does not know the teacher yet, nor what it has scored.
+    scan = {"teacher": teacher.outputs["receipt"], "decoder": decoder, **place}
+    unscored = on_cpus(count_unscored(**scan)).set_display_name("2 Count what is left to score")
+    with dsl.ParallelFor(unscored.outputs["Output"], name="2 Score U, on every pod") as pod:
         scored = on_scan_gpus(
-            score(
-                teacher=teacher.outputs["receipt"], pod=pod, images_per_class=images_per_class, decoder=decoder, **place
-            )
+            score(pod=pod, count=unscored.outputs["receipt"], images_per_class=images_per_class, **scan)
         ).set_display_name("2 Score U")
     selected = on_cpus(
         merge(
@@ -212,7 +213,8 @@ def semiscale(
         )
     ).set_display_name("2 Merge: top K per class")
     packing = {"selection": selected.outputs["receipt"], "packed_tar_bytes": packed_tar_bytes, "seed": seed, **place}
-    with dsl.ParallelFor(planned.outputs["Output"], name="2 Pack D̂, on every pod") as pod:
+    unpacked = on_cpus(count_unpacked(**packing)).set_display_name("2 Count what is left to pack")
+    with dsl.ParallelFor(unpacked.outputs["Output"], name="2 Pack D̂, on every pod") as pod:
         pods = on_cpus(pack(pod=pod, **packing)).set_display_name("2 Pack D̂")
     # One more, which finds all tars there, hands them on as one.
     packed = on_cpus(pack(pod=0, **packing)).after(pods).set_display_name("2 D̂, packed")

@@ -43,7 +43,7 @@ USER 1000:1000
 RUN python3 -c "import kfp.dsl.executor_main, pipeline" \
  && python3 -c "import components.plan.plan, components.merge.merge, components.pack.pack, components.report.report"
 # Kubernetes asks its own probes; plain Docker asks this.
-HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import components.plan.plan, components.merge.merge, components.pack.pack, components.report.report"]
+HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import components.plan.plan, components.merge.merge, components.score.unscored, components.pack.unpacked, components.pack.pack, components.report.report"]
 # Last, because they change most: every layer above is shared by the images of other revisions.
 ARG BASE
 ARG REVISION=unknown

@@ -9,11 +9,14 @@ import pyarrow.parquet as pq
 from components.evaluate.evaluate import EvaluateConfig, evaluate
 from components.merge.merge import MergeConfig, merge
 from components.pack.pack import PackConfig, pack
+from components.pack.unpacked import UnpackedConfig, count_unpacked
 from components.plan.plan import PlanConfig, plan
 from components.promote.promote import PromoteConfig, promote
 from components.report.report import ReportConfig, report
 from components.score.score import ScoreConfig, score
+from components.score.unscored import UnscoredConfig, count_unscored
 from components.shared.receipts import (
+    CountReceipt,
     EvaluationReceipt,
     PackReceipt,
     PlanReceipt,
@@ -78,6 +81,13 @@ class Stages:
         }
         return train(TrainConfig.model_validate(settings))
 
+    @cached_property
+    def unscored(self) -> CountReceipt:
+        """How many pods score the pool."""
+        return count_unscored(
+            UnscoredConfig(workdir=self.workdir, plan=self.uri(self.plan), teacher=self.uri(self.teacher))
+        )
+
     def score(self, pod: int) -> ScoreReceipt:
         """Score one pod's share."""
         return score(
@@ -85,6 +95,7 @@ class Stages:
                 workdir=self.workdir,
                 plan=self.uri(self.plan),
                 teacher=self.uri(self.teacher),
+                count=self.uri(self.unscored),
                 pod=pod,
                 images_per_class=self.config.images_per_class,
             )
@@ -93,7 +104,7 @@ class Stages:
     @cached_property
     def scores(self) -> list[ScoreReceipt]:
         """The whole pool, scored."""
-        return [self.score(pod) for pod in range(self.plan.pods)]
+        return [self.score(pod) for pod in range(self.unscored.pods)]
 
     @cached_property
     def selection(self) -> SelectionReceipt:
@@ -117,6 +128,12 @@ class Stages:
             **changes,
         }
         return merge(MergeConfig.model_validate(settings))
+
+    @cached_property
+    def unpacked(self) -> CountReceipt:
+        """How many pods pack the selection."""
+        plan, selection = self.uri(self.plan), self.uri(self.selection)
+        return count_unpacked(UnpackedConfig(workdir=self.workdir, plan=plan, selection=selection))
 
     @cached_property
     def packed(self) -> PackReceipt:

@@ -22,6 +22,7 @@ from components.verbs.compile import COMPILED, MANIFESTS, RUNS, compile_pipeline
 SCHEMAS = Path(__file__).parent / "schemas"
 LEAST: dict[str, Any] = {"name": "a.b", "workdir": "gs://b/w", "labeled": "l", "unlabeled": "u", "test": "t"}
 STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "promote", "report")
+COUNTS = ("count-unscored", "count-unpacked")
 
 
 def compiled(path: Path, **changes: Any) -> list[dict[str, Any]]:
@@ -126,7 +127,7 @@ def test_every_part_of_the_hardware_arrives_at_the_pods(tmp_path: Path) -> None:
     assert window_s > 8 * 7200, "Argo counts it from the start of the first try"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, *COUNTS])
 def test_every_stage_has_its_bounds(stage: str, tmp_path: Path) -> None:
     documents = list(yaml.safe_load_all(COMPILED.read_text()))
     on_gpu = stage in ("train", "score", "evaluate", "promote")
@@ -144,7 +145,7 @@ def test_the_graph_is_named_in_words(path: Path) -> None:
     (document, _) = yaml.safe_load_all(path.read_text())
     dags = [one["dag"]["tasks"] for one in [document["root"], *document["components"].values()] if "dag" in one]
     names = [task["taskInfo"]["name"] for tasks in dags for task in tasks.values()]
-    assert len(set(names)) == len(names) == 12 + 4, "stages and loops"
+    assert len(set(names)) == len(names) == 14 + 4, "stages and loops"
     assert [name for name in names if re.fullmatch(r"[a-z0-9-]+", name)] == []
     loops = [task["taskInfo"]["name"] for task in dags[0].values() if "parameterIterator" in task]
     assert sorted(loops) == [
@@ -159,8 +160,12 @@ def test_no_task_is_cached_by_kubeflow_which_does_not_see_a_bucket_grow() -> Non
     (document, _) = yaml.safe_load_all(COMPILED.read_text())
     dags = [document["root"], *document["components"].values()]
     tasks = [task for one in dags for task in one.get("dag", {}).get("tasks", {}).values()]
-    stages = [task for task in tasks if task["componentRef"]["name"].removeprefix("comp-").rstrip("-234") in STAGES]
-    assert len(stages) == 12
+    stages = [
+        task
+        for task in tasks
+        if task["componentRef"]["name"].removeprefix("comp-").rstrip("-234") in (*STAGES, *COUNTS)
+    ]
+    assert len(stages) == 14
     assert [task["taskInfo"]["name"] for task in stages if task.get("cachingOptions", {}).get("enableCache")] == []
 
 

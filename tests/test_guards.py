@@ -4,6 +4,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +15,8 @@ from components.shared.stage import StageConfig
 from components.verbs.compile import COMPILED
 
 STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "promote", "report")
+# What decides a fan-out's width stands with its stage: it looks for the same finished work.
+COUNTS = {"count_unscored": ("score", "UnscoredConfig"), "count_unpacked": ("pack", "UnpackedConfig")}
 OUTPUTS = {"receipt", "page", "summary", "metrics", "confusion"}
 # Parameters of a program that its component leaves at their defaults: controls, not the paper's pipeline.
 ONLY_PROGRAM = {
@@ -24,31 +27,37 @@ ONLY_PROGRAM = {
 
 
 def config_of(stage: str) -> type[StageConfig]:
-    """Find a stage's config by its name."""
-    found = getattr(importlib.import_module(f"components.{stage}.{stage}"), f"{stage.capitalize()}Config")
+    """Find the config of a stage, or of a count, by its name."""
+    folder, name = COUNTS.get(stage, (stage, f"{stage.capitalize()}Config"))
+    module = "config" if stage in COUNTS else stage
+    found = getattr(importlib.import_module(f"components.{folder}.{module}"), name)
     assert isinstance(found, type)
     assert issubclass(found, StageConfig)
     return found
 
 
-@pytest.mark.parametrize("stage", STAGES)
+def component_of(stage: str) -> Any:
+    """Find the component of a stage, or of a count, by its name."""
+    folder, _ = COUNTS.get(stage, (stage, ""))
+    return getattr(importlib.import_module(f"components.{folder}.component"), stage)
+
+
+@pytest.mark.parametrize("stage", [*STAGES, *COUNTS])
 def test_the_component_takes_what_the_config_has(stage: str) -> None:
-    component = getattr(importlib.import_module(f"components.{stage}.component"), stage)
-    taken = set(inspect.signature(component.python_func).parameters) - OUTPUTS
+    taken = set(inspect.signature(component_of(stage).python_func).parameters) - OUTPUTS
     assert taken == set(config_of(stage).model_fields) - ONLY_PROGRAM.get(stage, set())
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, *COUNTS])
 def test_the_ui_shows_what_every_stage_did(stage: str) -> None:
-    outputs = getattr(importlib.import_module(f"components.{stage}.component"), stage).component_spec.outputs
+    outputs = component_of(stage).component_spec.outputs
     shown = {"page": "system.HTML"} if stage == "report" else {"summary": "system.Markdown"}
     assert {name: outputs[name].type.partition("@")[0] for name in shown} == shown
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, *COUNTS])
 def test_defaults_of_component_and_config_agree(stage: str) -> None:
-    component = getattr(importlib.import_module(f"components.{stage}.component"), stage)
-    for name, parameter in inspect.signature(component.python_func).parameters.items():
+    for name, parameter in inspect.signature(component_of(stage).python_func).parameters.items():
         if parameter.default not in (inspect.Parameter.empty, None):
             assert parameter.default == config_of(stage).model_fields[name].default, name
 
@@ -116,6 +125,12 @@ def test_contracts_import_nothing_that_runs() -> None:
     script = "import pipeline, sys; print(sorted({'torch', 'pyarrow', 'numpy', 'boto3', 'PIL'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_counts_run_where_there_is_no_torch() -> None:
+    """The scan's stands beside what scores, and runs in the smaller image."""
+    script = "import components.score.unscored, components.pack.unpacked, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -18,6 +18,7 @@ from components.pack import layout, ranges
 from components.pack.pack import PackConfig, pack
 from components.pack.ranges import Place
 from components.pack.rows import I64, Rows
+from components.pack.unpacked import UnpackedConfig, count_unpacked
 from components.shared import shards as sharding
 from components.shared import storage
 from components.shared.errors import SemiscaleError
@@ -121,6 +122,20 @@ def test_tars_that_are_there_are_not_written_again(tmp_path: Path) -> None:
     assert again.model_copy(update={"seconds": first.seconds}) == first
     assert victim.read_bytes() == expected
     assert [path.stat().st_mtime_ns for path in kept] == times
+
+
+@pytest.mark.parametrize(("kind", "again"), [("tar", "1 of 4 pods: 1 of"), ("parquet", "4 of 4 pods: 1 of")])
+def test_the_packing_has_as_many_pods_as_there_is_work_for(tmp_path: Path, kind: str, again: str) -> None:
+    """The last tar's images may lie in all Parquet files, whose excerpts are made anew."""
+    plan, selection = selections.write(tmp_path, pool_of(tmp_path, kind), per_class=60, pods=4)
+    config = UnpackedConfig(workdir=str(tmp_path / "work"), plan=plan, selection=selection, packed_tar_bytes=TAR_BYTES)
+    assert count_unpacked(config).pods == 4
+    receipt = packed(tmp_path, (plan, selection))
+    assert count_unpacked(config).why == f"1 of 4 pods: 0 of {receipt.tars} tars to pack"
+    (Path(receipt.folder) / "receipt.json").unlink()
+    assert count_unpacked(config).why == f"1 of 4 pods: 0 of {receipt.tars} tars to pack"
+    next(Path(receipt.folder).glob("*.tar")).unlink()
+    assert count_unpacked(config).why.startswith(f"{again} {receipt.tars} tars to pack")
 
 
 @pytest.mark.parametrize("kind", ["tar", "files"])

@@ -61,11 +61,17 @@ def test_the_whole_pipeline_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert results["selection"]["images"] == 36
     assert "student after fine-tuning" in first.stdout
     assert "report: work/trial/report.html" in first.stdout
+    assert "count · 2 of 2 pods: 3 of 3 shards to score" in first.stdout
+    receipts = tmp_path / "work" / "trial" / "receipts"
+    assert len(list(receipts.glob("scores-*.json"))) == 2
 
     again = run(tmp_path, content)
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("finished before") >= 10
     assert "images, " not in again.stdout.split("on the test set")[0], "nothing is trained or scored a second time"
+    assert "count · 1 of 2 pods: 0 of 3 shards to score" in again.stdout
+    assert "count · 1 of 2 pods: 0 of 1 tars to pack" in again.stdout
+    assert len(list(receipts.glob("scores-*.json"))) == 1, "one pod was started"
     found = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
     assert found.pop("promotion") == {"promoted": False, "why": "the student is the champion already"}
     assert found == results

@@ -111,7 +111,7 @@ def test_a_threshold_that_no_image_reaches_is_said_so(tmp_path: Path) -> None:
 
 
 def test_more_classes_an_image_than_were_kept_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.score.score.KEPT_CLASSES", 2)
+    monkeypatch.setattr("components.score.found.KEPT_CLASSES", 2)
     stages = Stages(tmp_path, classes_per_image=2)
     with pytest.raises(Refused, match="the scores keep the 2 best classes of each image; .* at most 2"):
         stages.merge(classes_per_image=3)

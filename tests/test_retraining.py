@@ -32,7 +32,8 @@ class Rounds:
     def __init__(self, root: Path, bucket: str = "") -> None:
         self.root = root
         places = {"workdir": f"{bucket}/work", "unlabeled": [f"{bucket}/pool"]} if bucket else {}
-        first = Stages(root, retrain_above=0.25, baseline_learning_rates=[1.0], finetune_learning_rates=[0.1], **places)
+        rates = {"baseline_learning_rates": [1.0], "finetune_learning_rates": [0.1]}
+        first = Stages(root, retrain_above=0.25, pods=5, **rates, **places)
         pool = root / "data" / "pool"
         shutil.rmtree(pool)
         self.stages = []
@@ -74,6 +75,39 @@ def test_a_round_scores_only_new_shards(rounds: Rounds) -> None:
         before = units
     assert [one.selection.ledger.listed for one in rounds.stages] == [120, 124, 244]
     assert len({one.teacher.digest for one in rounds.stages}) == 1
+
+
+def test_a_round_has_as_many_scoring_pods_as_there_are_new_shards(rounds: Rounds) -> None:
+    assert [one.plan.pods for one in rounds.stages] == [3, 4, 5]
+    assert [len(one.scores) for one in rounds.stages] == [3, 1, 3]
+    assert rounds.stages[1].unscored.why == "1 of 4 pods: 1 of 4 shards to score, 1 of 2 units to seal"
+    again = Stages.on(rounds.stages[-1].config, rounds.root)
+    again.__dict__["teacher"] = again.teacher.model_copy(update={"digest": "another"})
+    assert again.unscored.why == "5 of 5 pods: 7 of 7 shards to score, 3 of 3 units to seal"
+
+
+def test_a_quiet_round_has_one_pod_a_loop_and_leaves_what_was_there(rounds: Rounds) -> None:
+    third = rounds.stages[-1]
+    before = json.loads(Path(third.report.results).read_text())
+    quiet = Stages.on(third.config, rounds.root)
+    assert quiet.unscored.why == "1 of 5 pods: 0 of 7 shards to score, 0 of 3 units to seal"
+    assert quiet.unpacked.why == "1 of 5 pods: 0 of 1 tars to pack"
+    (alone,) = quiet.scores
+    assert (alone.listed, alone.units, alone.units_found) == (244, 3, 3), "it counts for all pods there ever were"
+    assert (quiet.selection.selection, quiet.packed) == (third.selection.selection, third.packed)
+    assert (quiet.students, quiet.evaluation) == (third.students, third.evaluation)
+    after = json.loads(Path(quiet.report.results).read_text())
+    assert {**after, "promotion": None} == {**before, "promotion": None}
+
+
+def test_one_pod_over_the_whole_pool_leaves_the_bytes_of_three_rounds(rounds: Rounds, tmp_path: Path) -> None:
+    third = rounds.stages[-1]
+    alone = Stages.on(third.config.model_copy(update={"workdir": str(tmp_path / "work"), "pods": 1}), tmp_path)
+    alone.__dict__["teacher"] = third.teacher
+    assert len(alone.scores) == 1
+    assert Path(alone.selection.selection).read_bytes() == Path(third.selection.selection).read_bytes()
+    tars = [sorted(Path(one.packed.folder).glob("*.tar")) for one in (alone, third)]
+    assert [path.read_bytes() for path in tars[0]] == [path.read_bytes() for path in tars[1]] != []
 
 
 def test_a_round_that_changes_little_trains_nothing(rounds: Rounds) -> None:

@@ -16,8 +16,9 @@ from components.score import parts
 from components.score.clocks import bound
 from components.score.feed import Decoded, Feed, Span
 from components.score.forward import log_odds
+from components.score.found import name_of
 from components.score.scan import _Tally
-from components.score.score import ScoreConfig, name_of
+from components.score.score import ScoreConfig
 from components.shared import progress, shards
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.receipts import Clocks, Images, Preprocessing, ScoreReceipt, UnitReceipt
@@ -98,6 +99,28 @@ def test_a_changed_shard_is_scored_again_and_no_other(tmp_path: Path, capsys: py
     said = capsys.readouterr().out
     assert "pool-001.tar: 1 images scored" in said
     assert "pool-000.tar" not in said
+
+
+def test_the_scan_has_as_many_pods_as_there_is_work_for(tmp_path: Path) -> None:
+    """A pod for each shard without scores, or for each unit to seal; what is there, an earlier try may have left."""
+    first = Stages(tmp_path, pods=3)
+    assert [pod.pod for pod in first.scores] == [0, 1, 2]
+    folder = Path(first.scores[0].folder)
+    told = []
+    for lost, count in (("nothing", 0), ("*/receipt.json", 2), ("parts/*.parquet", 1), ("parts/*.parquet", 2)):
+        found = sorted(folder.glob(lost))[:count]
+        assert len(found) == count
+        for path in found:
+            path.unlink()
+        again = Stages.on(first.config, tmp_path)
+        told.append(again.unscored.why)
+    assert told == [
+        "1 of 3 pods: 0 of 3 shards to score, 0 of 2 units to seal",
+        "2 of 3 pods: 0 of 3 shards to score, 2 of 2 units to seal",
+        "2 of 3 pods: 1 of 3 shards to score, 2 of 2 units to seal",
+        "3 of 3 pods: 3 of 3 shards to score, 2 of 2 units to seal",
+    ]
+    assert sum(pod.scored for pod in again.scores) == 120
 
 
 def rows_by_image(receipts: list[ScoreReceipt]) -> set[tuple[str, int, int, float]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.receipts import PackReceipt, Receipt, Renewal
+from components.shared.receipts import CountReceipt, PackReceipt, Receipt, Renewal
 from components.shared.summaries import plain, scalars, summary
 from tests.test_report import HANDLER, SCRIPT, decided, evaluated, planned, scored, selected, trained
 
@@ -20,6 +20,7 @@ PACKED = PackReceipt(
     class_counts=[],
     size_bytes=4000,
 )
+COUNTED = CountReceipt(stage="count", digest="c", folder="f", seconds=1, pods=1, why="1 of 8 pods: 0 of 9 shards")
 CASES: list[tuple[Receipt, list[str]]] = [
     (planned(Path("here")), ["4 classes", "| labeled | 900 |", "| test | 1,200 |", "- not used: 1 × no label"]),
     (
@@ -36,6 +37,7 @@ CASES: list[tuple[Receipt, list[str]]] = [
     ),
     (selected(Path("here")), ["**29** images selected", "32 listed = 30 scored + 2 failed", "2 classes are short"]),
     (selected(Path("here")).model_copy(update=KEPT), ["3.10% changed", "is 20.00%: **too little"]),
+    (COUNTED, ["1 of 8 pods: 0 of 9 shards"]),
     (PACKED, ["1,500 images in 2 shuffled tars"]),
     (evaluated(), ["| student | **71.50%** | 69.50% to 73.50% | 91.50% | 0.0500 |", "| student − baseline | +3.25 |"]),
     (decided(promoted=False), ["**The champion stays**: not worse than the champion"]),

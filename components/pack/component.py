@@ -1,8 +1,43 @@
-"""The contract of the pack stage."""
+"""The contracts of the packing: the count of what is left, and the pack stage, one pod of the fan-out."""
+
+from typing import List
 
 from kfp import dsl
 
 from components import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def count_unpacked(
+    receipt: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
+    workdir: str,
+    plan: dsl.Input[dsl.Artifact],
+    selection: dsl.Input[dsl.Artifact],
+    image_column: str,
+    packed_tar_bytes: int,
+    seed: int,
+) -> List[int]:
+    """Count what is not packed yet of the selection: how many pods the packing keeps busy.
+
+    Args:
+        workdir: URI of the folder that everything bulky goes under.
+        plan: The plan's receipt: it says how many pods there are at most.
+        selection: The merge's receipt.
+        image_column: Parquet column of the images.
+        packed_tar_bytes: Size of a tar, about.
+        seed: Of the order.
+
+    Returns:
+        receipt: What was counted, as JSON.
+        summary: What was counted, in words.
+        Output: The numbers of the pods that share the packing.
+    """
+    from components.pack.unpacked import UnpackedConfig
+    from components.pack.unpacked import count_unpacked as stage
+    from components.shared.stage import in_component
+
+    return list(range(in_component(UnpackedConfig, stage, locals()).pods))
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)

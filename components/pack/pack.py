@@ -14,55 +14,25 @@ import time
 from collections.abc import Callable, Collection
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
-from components.pack import excerpts, layout, ranges
-from components.pack import rows as selected
+from components.pack import excerpts, pieces, ranges
+from components.pack.config import PackConfig
 from components.pack.excerpts import Excerpt
 from components.pack.ranges import Place
 from components.shared import storage
 from components.shared.claims import Claims
 from components.shared.progress import Progress, say
-from components.shared.receipts import PackReceipt, PlanReceipt, SelectionReceipt, load
+from components.shared.receipts import PackReceipt, PlanReceipt, load
 from components.shared.shards import Columns, Shard, Unit
-from components.shared.stage import ReceiptUri, StageConfig, digest, once
+from components.shared.stage import once
 from components.shared.stopping import stopping_on_sigterm
 
 POLL_S = 2.0  # how often a pod with nothing to do looks whether the others are alive
 BEFORE_LISTING = 16  # pieces of work before a pod looks anew what the others have finished
-
-
-class PackConfig(StageConfig):
-    """One pod's share of the packing."""
-
-    stage: ClassVar[str] = "pack"
-
-    plan: ReceiptUri
-    """The plan's receipt: it names the shards to copy from."""
-    selection: ReceiptUri
-    """The merge's receipt."""
-    pod: int = 0
-    """Which of the pods this is, from 0."""
-    image_column: str = "image"
-    """Parquet column of the images."""
-    packed_tar_bytes: int = Field(default=256 << 20, ge=1)
-    """Size of a tar, about."""
-    seed: int = 0
-    """Of the order."""
-
-    def task(self) -> str:
-        """Pods pack at the same time."""
-        return f"pack-{self.pod}"
-
-    def digest(self) -> str:
-        """The packed set depends on the selection, the tars' size and the order alone, not on the pods."""
-        selection = load(self.selection, SelectionReceipt).digest
-        return digest(self.stage, selection, self.image_column, self.packed_tar_bytes, self.seed)
 
 
 def pack(config: PackConfig) -> PackReceipt:
@@ -82,33 +52,30 @@ class _Pod:
     def __init__(self, config: PackConfig, folder: str) -> None:
         self._config, self._folder = config, folder
         self._plan = load(config.plan, PlanReceipt)
-        rows = selected.read(load(config.selection, SelectionReceipt).selection)
-        self._layout = layout.draw_up(rows, config.packed_tar_bytes, config.seed)
-        self._rows, found = excerpts.draw_up(rows, folder)
-        self._excerpts = {excerpt.uri: excerpt for excerpt in found}
-        self._tars = {storage.join(folder, f"packed-{tar:06}.tar"): tar for tar in self._layout.tars}
+        self._pieces = pieces.draw_up(config, folder)
         self._claims = Claims(folder)
-        self._progress = Progress("pack", len(rows))
+        self._progress = Progress("pack", len(self._pieces.rows))
 
     def work(self) -> dict[str, object]:
         """Write what is not there yet, until all of it is; returns the receipt's fields."""
-        if self._missing(list(self._tars)):
+        copied, tars, rows = self._pieces.excerpts, self._pieces.tars, self._pieces.rows
+        if self._pieces.missing(tars):
             shards = shards_by_name(self._plan)
-            versions = versions_of(self._rows.uris, shards.values())
-            if self._excerpts:
-                self._share(list(self._excerpts), lambda uri: self._copy_out(self._excerpts[uri], shards))
-            self._share(list(self._tars), lambda uri: self._pack(uri, versions))
-        sizes = self._sizes()
+            versions = versions_of(rows.uris, shards.values())
+            if copied:
+                self._share(list(copied), lambda uri: self._copy_out(copied[uri], shards))
+            self._share(list(tars), lambda uri: self._pack(uri, versions))
+        sizes = self._pieces.sizes_bytes()
         listed = storage.join(self._folder, "shards.json")
         storage.write(listed, self._listed(sizes))
-        for excerpt in self._excerpts:
-            storage.delete(excerpt)
+        for uri in copied:
+            storage.delete(uri)
         return {
             "shards": listed,
-            "tars": len(self._tars),
-            "samples": len(self._rows),
-            "class_counts": np.bincount(self._rows.label, minlength=len(self._plan.classes)).tolist(),
-            "size_bytes": sum(sizes[uri] for uri in self._tars),
+            "tars": len(tars),
+            "samples": len(rows),
+            "class_counts": np.bincount(rows.label, minlength=len(self._plan.classes)).tolist(),
+            "size_bytes": sum(sizes[uri] for uri in tars),
         }
 
     def _share(self, uris: list[str], write: Callable[[str], None]) -> None:
@@ -118,7 +85,7 @@ class _Pod:
         """
         start = self._config.pod * len(uris) // self._plan.pods % len(uris)
         mine_first = [*uris[start:], *uris[:start]]
-        while missing := self._missing(mine_first):
+        while missing := self._pieces.missing(mine_first):
             others = self._claims.held()
             free = [uri for uri in missing if PurePosixPath(uri).stem not in others]
             written = (uri for uri in free if self._claimed(uri, write))
@@ -133,14 +100,6 @@ class _Pod:
                 write(uri)
         return mine
 
-    def _missing(self, uris: list[str]) -> list[str]:
-        there = self._sizes()
-        return [uri for uri in uris if uri not in there]
-
-    def _sizes(self) -> dict[str, int]:
-        """Size up what is there: one request a thousand objects."""
-        return {entry.uri: entry.size_bytes for entry in storage.entries(self._folder)}
-
     def _copy_out(self, excerpt: Excerpt, shards: dict[str, Shard]) -> None:
         columns = Columns(self._config.image_column, "")
         with self._progress.timed("excerpts"):
@@ -148,8 +107,8 @@ class _Pod:
         say("pack", f"{excerpt.shard}: {len(excerpt.indexes):,} images copied out")
 
     def _pack(self, uri: str, versions: pa.Array) -> None:
-        tar = self._tars[uri]
-        chosen, rows = self._layout.rows_of(tar), self._rows
+        drawn, rows, tar = self._pieces.layout, self._pieces.rows, self._pieces.tars[uri]
+        chosen = drawn.rows_of(tar)
         uris, listed = (column.take(pa.array(rows.uri[chosen])).to_pylist() for column in (rows.uris, versions))
         columns = (uris, rows.offset[chosen], rows.size_bytes[chosen], listed)
         places = [Place(*place) for place in zip(*columns, strict=True)]
@@ -157,16 +116,18 @@ class _Pod:
             images = ranges.read(places)
         self._claims.advanced()
         with self._progress.timed("write"):
-            storage.write(uri, tar_of(images, rows.label[chosen].tolist(), self._layout.edges[tar]))
+            storage.write(uri, tar_of(images, rows.label[chosen].tolist(), drawn.edges[tar]))
         self._progress.add(len(images), PurePosixPath(uri).name)
 
     def _listed(self, sizes: dict[str, int]) -> bytes:
         """List the tars as a labeled set's shards, with the labels of their samples."""
-        return b"[" + b",\n".join(self._listed_one(uri, tar, sizes[uri]) for uri, tar in self._tars.items()) + b"]"
+        return (
+            b"[" + b",\n".join(self._listed_one(uri, tar, sizes[uri]) for uri, tar in self._pieces.tars.items()) + b"]"
+        )
 
     def _listed_one(self, uri: str, tar: int, size_bytes: int) -> bytes:
         shard = Shard(uri=uri, name=PurePosixPath(uri).name, kind="tar", size_bytes=size_bytes, version="")
-        labels = self._rows.label[self._layout.rows_of(tar)].tolist()
+        labels = self._pieces.rows.label[self._pieces.layout.rows_of(tar)].tolist()
         return json.dumps({"shard": shard.model_dump(), "labels": labels}).encode()
 
 
@@ -197,3 +158,6 @@ def tar_of(images: list[bytes], labels: list[int], start: int) -> bytes:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
+
+
+__all__ = ["PackConfig", "pack"]

@@ -54,16 +54,13 @@ def plan(
     retrain_above: float,
     promotion: str,
     champion: str,
-) -> List[int]:
-    """List and check every input, write the ledger of shards, decide the pods.
+):
+    """List and check every input, write the ledger of shards.
 
     Takes all parameters of the run, so that a bad one is refused here, before a GPU is asked for.
-
-    Returns:
-        The numbers of the pods that share the scan.
     """
     from components.plan.plan import PlanConfig
     from components.plan.plan import plan as stage
     from components.shared.stage import in_component
 
-    return list(range(in_component(PlanConfig, stage, locals()).pods))
+    in_component(PlanConfig, stage, locals())

@@ -1,4 +1,4 @@
-"""Plan: list and check every input before anything costs money, and decide who scans what.
+"""Plan: list and check every input before anything costs money, and group the pool into units.
 
 The bulky parts (indexes of the labeled sets, the ledger of units) go to the workdir; the receipt names them.
 """

@@ -1,8 +1,41 @@
-"""The contract of the score stage, one pod of the fan-out."""
+"""The contracts of the scan: the count of what is left, and the score stage, one pod of the fan-out."""
+
+from typing import List
 
 from kfp import dsl
 
 from components import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def count_unscored(
+    receipt: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
+    workdir: str,
+    plan: dsl.Input[dsl.Artifact],
+    teacher: dsl.Input[dsl.Artifact],
+    image_column: str,
+    decoder: str,
+) -> List[int]:
+    """Count what this teacher has not scored yet: how many pods the scan keeps busy.
+
+    Args:
+        workdir: URI of the folder that everything bulky goes under.
+        plan: The plan's receipt: it names the ledger of the pool.
+        teacher: The teacher's receipt.
+        image_column: Parquet column of the images.
+        decoder: cpu, or gpu: what decodes plain JPEGs.
+
+    Returns:
+        receipt: What was counted, as JSON: what the scan reads.
+        summary: What was counted, in words.
+        Output: The numbers of the pods that share the scan.
+    """
+    from components.score.unscored import UnscoredConfig
+    from components.score.unscored import count_unscored as stage
+    from components.shared.stage import in_component
+
+    return list(range(in_component(UnscoredConfig, stage, locals()).pods))
 
 
 @dsl.component(base_image=images.CUDA, install_kfp_package=False)
@@ -12,6 +45,7 @@ def score(
     workdir: str,
     plan: dsl.Input[dsl.Artifact],
     teacher: dsl.Input[dsl.Artifact],
+    count: dsl.Input[dsl.Artifact],
     pod: int,
     images_per_class: int,
     image_column: str,
@@ -23,6 +57,7 @@ def score(
         workdir: URI of the folder that everything bulky goes under.
         plan: The plan's receipt: it names the ledger of the pool.
         teacher: The teacher's receipt.
+        count: The receipt of the count of what is left: how many pods there are.
         pod: Which of the pods this is.
         images_per_class: K: how the score files are laid out for the merge; any other K can still be selected.
         image_column: Parquet column of the images.

@@ -1,4 +1,4 @@
-"""The inputs of one pod's scan."""
+"""The inputs of one pod's scan, and of the count of what there is to scan."""
 
 from typing import ClassVar
 
@@ -16,6 +16,8 @@ class ScoreConfig(StageConfig):
     """The plan's receipt: it names the ledger of the pool."""
     teacher: ReceiptUri
     """The teacher's receipt."""
+    count: ReceiptUri = ""
+    """The receipt of the count of what is left: how many pods there are. Without: as many as the plan has at most."""
     pod: int
     """Which of the pods this is, from 0."""
     images_per_class: int
@@ -28,3 +30,22 @@ class ScoreConfig(StageConfig):
     def task(self) -> str:
         """The pod's number."""
         return f"score-{self.pod}"
+
+
+class UnscoredConfig(StageConfig):
+    """What the scan would find, before there are pods for it."""
+
+    stage: ClassVar[str] = "count"
+
+    plan: ReceiptUri
+    """The plan's receipt: it names the ledger of the pool."""
+    teacher: ReceiptUri
+    """The teacher's receipt."""
+    image_column: str = "image"
+    """Parquet column of the images: the scores of each are kept apart."""
+    decoder: Decoder = "cpu"
+    """What decodes plain JPEGs: likewise."""
+
+    def task(self) -> str:
+        """What is counted."""
+        return "count-unscored"

@@ -5,7 +5,6 @@ so that no work of a dead pod is done again. When all shards have scores, the po
 ranked, in one file, and a receipt, written last (seal.py).
 """
 
-import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from components.score.clocks import bound, total, with_write, worked
 from components.score.config import ScoreConfig
+from components.score.found import READERS, folder_of, kept_classes, scored_shards, sealed, units_of
 from components.score.pace import Pace
 from components.score.parts import Part, part_uri
 from components.score.seal import Sealer
@@ -27,6 +27,7 @@ from components.shared.errors import Refused
 from components.shared.progress import Progress, say
 from components.shared.receipts import (
     Clocks,
+    CountReceipt,
     PlanReceipt,
     ScoreReceipt,
     ShardCount,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 POLL_S = 2.0  # how often a pod with nothing to do looks whether the others are alive
 LOOK_EVERY_S = 60.0  # how often a pod looks what the others have finished: a thousand shards a request
 UNWRITTEN = 2  # shards that wait to be written while others are scanned
-READERS = 32  # receipts read at once: hides an object store's latency
-KEPT_CLASSES = 10  # of each image at least, so that another P can be selected without scoring again
 
 
 Item = TypeVar("Item")
@@ -66,12 +65,11 @@ def score(config: ScoreConfig) -> ScoreReceipt:
     teacher = load(config.teacher, TrainReceipt)
     if teacher.classes != plan.classes:
         raise Refused(f"{teacher.checkpoint}: its classes are not the plan's; train the teacher on this labeled set")
-    units = [Unit.model_validate(unit) for unit in json.loads(storage.read(plan.units))]
     with stopping_on_sigterm():
-        pod = _Pod(config, plan, teacher, units)
+        pod = _Pod(config, plan, teacher)
         receipts = pod.all_units()
     # A unit scored when there were more pods counts as one of these pods', so that the pods add up to the pool.
-    mine = [receipt for receipt in receipts if receipt.pod % plan.pods == config.pod]
+    mine = [receipt for receipt in receipts if receipt.pod % pod.pods == config.pod]
     counts = [shard for receipt in mine for shard in receipt.shards]
     return ScoreReceipt(
         stage="score",
@@ -89,35 +87,25 @@ def score(config: ScoreConfig) -> ScoreReceipt:
     )
 
 
-def name_of(config: ScoreConfig, teacher: str, kept: int) -> str:
-    """Name scores by all that they depend on beside the shards, so that different ones are never mixed.
-
-    What is as ever is not named. A teacher that the run trains depends on the column too; a ready-made one does not.
-    """
-    decoder = "" if config.decoder == "cpu" else f"-{config.decoder}-decoded"
-    column = "" if config.image_column == Columns.image else f"-column-{digest(config.image_column)}"
-    return f"{teacher}-top{kept}{decoder}{column}"
-
-
 class _Pod:
     """What one pod does. The teacher is loaded when the first unscored shard asks for it."""
 
-    def __init__(self, config: ScoreConfig, plan: PlanReceipt, teacher: TrainReceipt, units: list[Unit]) -> None:
-        self._config, self._plan, self._teacher, self._units = config, plan, teacher, units
-        self._kept = min(max(plan.classes_per_image, KEPT_CLASSES), len(plan.classes))
-        self.folder = storage.join(config.workdir, "stages", "score", name_of(config, teacher.digest, self._kept))
+    def __init__(self, config: ScoreConfig, plan: PlanReceipt, teacher: TrainReceipt) -> None:
+        self._config, self._plan, self._teacher, self._units = config, plan, teacher, units_of(plan)
+        self.pods = load(config.count, CountReceipt).pods if config.count else plan.pods
+        self.folder = folder_of(config, plan, teacher.digest)
         self._claims = Claims(self.folder)
         self._sealer = Sealer(
             folder=self.folder,
             teacher=teacher.digest,
             pod=config.pod,
             images_per_class=config.images_per_class,
-            units=len(units),
+            units=len(self._units),
             classes=len(plan.classes),
             advanced=self._claims.advanced,
         )
         self._scored: set[str] = set()
-        self._pace = Pace([shard for unit in units for shard in unit.shards], plan.pods)
+        self._pace = Pace([shard for unit in self._units for shard in unit.shards], self.pods)
         self._looked = 0.0
         self._clocks = Clocks()
         self.units_sealed = 0
@@ -125,15 +113,15 @@ class _Pod:
     def all_units(self) -> list[UnitReceipt]:
         """Score every shard that has no scores, seal every unit, and return the units' receipts in order."""
         with ThreadPoolExecutor(READERS) as pool:
-            receipts = zip(self._units, pool.map(self._sealed, self._units), strict=True)
-            sealed = {unit.digest: receipt for unit, receipt in receipts if receipt}
-        waiting = [unit for unit in self._units if unit.digest not in sealed]
+            receipts = zip(self._units, pool.map(partial(sealed, self.folder), self._units), strict=True)
+            found = {unit.digest: receipt for unit, receipt in receipts if receipt}
+        waiting = [unit for unit in self._units if unit.digest not in found]
         if waiting:
             self._look()
             self._pace.start()
             self._until_none_is_left("shards", [shard for unit in waiting for shard in unit.shards], self._score)
-            self._until_none_is_left("units", waiting, lambda units: self._seal(units, sealed))
-        return [sealed[unit.digest] for unit in self._units]
+            self._until_none_is_left("units", waiting, lambda units: self._seal(units, found))
+        return [found[unit.digest] for unit in self._units]
 
     def _until_none_is_left(
         self, what: str, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Item]]
@@ -143,7 +131,7 @@ class _Pod:
         `work` returns what is left: what other pods hold. It is waited for: should one of them die, its work is taken
         over.
         """
-        start = self._config.pod * len(items) // self._plan.pods
+        start = self._config.pod * len(items) // self.pods
         waiting = [*items[start:], *items[:start]]
         said = 0
         while waiting:
@@ -158,8 +146,8 @@ class _Pod:
     def _look(self) -> None:
         """List the shards that have scores: one look instead of one a shard."""
         self._looked = time.monotonic()
-        for entry in storage.entries(storage.join(self.folder, "parts")):
-            self._found(entry.uri.rpartition("/")[2].removesuffix(".parquet"))
+        for shard in scored_shards(self.folder):
+            self._found(shard)
 
     def _found(self, shard: str) -> None:
         self._scored.add(shard)
@@ -225,23 +213,19 @@ class _Pod:
         self._log(with_write(part.count, time.monotonic() - started))
         held.pop(shard.digest()).close()
 
-    def _sealed(self, unit: Unit) -> UnitReceipt | None:
-        found = storage.read_if_there(storage.join(self.folder, unit.digest, "receipt.json"))
-        return None if found is None else UnitReceipt.model_validate_json(found)
-
-    def _seal(self, units: Sequence[Unit], sealed: dict[str, UnitReceipt]) -> list[Unit]:
+    def _seal(self, units: Sequence[Unit], found: dict[str, UnitReceipt]) -> list[Unit]:
         """Put the files of each unit together, unless another pod does; returns the units that others hold."""
         others = self._claims.held()
         for unit in [unit for unit in units if unit.digest not in others]:
             folder = storage.join(self.folder, unit.digest)
-            if receipt := self._sealed(unit):
-                sealed[unit.digest] = receipt
+            if receipt := sealed(self.folder, unit):
+                found[unit.digest] = receipt
                 continue
             with self._claims.claimed(unit.digest) as mine:
                 if mine:
-                    sealed[unit.digest] = once(self._config, UnitReceipt, partial(self._sealer.sealed, unit), folder)
+                    found[unit.digest] = once(self._config, UnitReceipt, partial(self._sealer.sealed, unit), folder)
                     self.units_sealed += 1
-        return [unit for unit in units if unit.digest not in sealed]
+        return [unit for unit in units if unit.digest not in found]
 
     def _seen(self, shard: Shard, images: int, size_bytes: int) -> None:
         self._claims.advanced()
@@ -261,7 +245,7 @@ class _Pod:
         from components.score.scan import Scan  # torch takes seconds to import; finished work is found without it
 
         columns = Columns(self._config.image_column, "", self._plan.videos)
-        scan = Scan(self._config, self._teacher, self._kept, columns, self.folder, self._seen)
+        scan = Scan(self._config, self._teacher, kept_classes(self._plan), columns, self.folder, self._seen)
         self._pace.start()
         self._progress = Progress("score", 0)
         return scan

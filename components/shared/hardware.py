@@ -56,7 +56,7 @@ class Machine(_Section):
 
 
 class CpuMachine(Machine):
-    """For plan, merge, pack and report."""
+    """For plan, counts, merge, pack and report."""
 
     cpu: Quantity = "8"
     memory: Quantity = "16Gi"
@@ -95,7 +95,7 @@ class Hardware(_Section):
     """Where the stages run, one entry a kind of stages. On one machine without Kubernetes all of it is ignored."""
 
     cpu: CpuMachine = CpuMachine()
-    """plan, merge, pack, report"""
+    """plan, counts, merge, pack, report"""
     scan: ScanMachine = ScanMachine()
     """score, evaluate, promote"""
     training: TrainingMachine = TrainingMachine()

@@ -78,6 +78,13 @@ class PlanReceipt(Receipt):
         return bool(self.run.get("frames"))
 
 
+class CountReceipt(Receipt):
+    """How many pods a fan-out has, by what is left to do, and what that is. `folder` is where the pods will work."""
+
+    pods: int
+    why: str
+
+
 class Preprocessing(Document):
     """What a model sees: a square of `resolution` pixels, cut as `augmentation` says, normalised per channel.
 

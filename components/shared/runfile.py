@@ -153,7 +153,7 @@ class Parameters(BaseModel):
         default=8,
         ge=1,
         le=256,
-        description="Containers that share the scan of the unlabeled images, and the packing.",
+        description="At most so many containers share the scan of the unlabeled images, and the packing.",
     )
     decoder: Decoder = Field(
         default="cpu",

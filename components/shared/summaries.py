@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import singledispatch
 
 from components.shared.receipts import (
+    CountReceipt,
     EvaluationReceipt,
     PackReceipt,
     PlanReceipt,
@@ -38,10 +39,15 @@ def summary(receipt: Receipt) -> str:
 def _plan(receipt: PlanReceipt) -> str:
     sets = {"labeled": receipt.train, "validation": receipt.validation, "test": receipt.test}
     counts = table(["set", "images"], [[name, f"{split.samples:,}"] for name, split in sets.items()])
-    pool = f"Unlabeled: {receipt.shards:,} shards, {receipt.size_bytes:,} bytes, for {receipt.pods} pods.\n"
+    pool = f"Unlabeled: {receipt.shards:,} shards, {receipt.size_bytes:,} bytes, for at most {receipt.pods} pods.\n"
     failed = [f"- not used: {count:,} × {plain(reason)}" for reason, count in receipt.failed.items()]
     said = [f"- {plain(note)}" for note in receipt.notes]
     return f"{len(receipt.classes):,} classes\n\n{counts}\n{pool}\n" + "\n".join([*said, *failed]) + "\n"
+
+
+@summary.register
+def _count(receipt: CountReceipt) -> str:
+    return f"{plain(receipt.why)}\n"
 
 
 @summary.register
