@@ -6,9 +6,9 @@ image's scores depend on the others or on the number of cores.
 
 What holds of an image's scores, to the bit, whatever the batch it came in, the number of pods and the order of shards:
 on CPUs of one type (the instructions that torch's kernels choose by) and one version of the software they are the same,
-and it is tested. On GPUs they should be for one type of card, one version of the software and one decision (see
-decision.py): batches are of one size, and no algorithm is chosen by timing or adds in changing order; no card was at
-hand to test it. Across types of cards, or CPUs, they differ in the last bits.
+and it is tested. On GPUs they are for one type of card, one version of the software and one decision (see decision.py):
+batches are of one size, and no algorithm is chosen by timing or adds in changing order. Seen on an H100, with 100
+photographs in other batches and other processes. Across types of cards, or CPUs, they differ in the last bits.
 """
 
 import time

@@ -1,7 +1,9 @@
 """Plain JPEGs decoded and cut on the GPU by nvJPEG, as the run asks for: `decoder: gpu`.
 
-nvJPEG's pixels differ from libjpeg's by a level or two, and so do those of the resizing, which is not rounded between
-its two directions here. So this is never chosen by itself, and the scores say in their name how they were decoded.
+nvJPEG's pixels differ from libjpeg's, and so do those of the resizing, which is not rounded between its two directions
+here: on an H100, of 100 photographs at 224, by two levels or less in 99% of the values and by 48 at most. So this is
+never chosen by itself, and the scores say in their name how they were decoded. It decodes some files that are cut off
+before their end and mended there, which libjpeg refuses.
 """
 
 import re
