@@ -371,6 +371,8 @@ def rate(name: str, lines: list[tuple[float, str]], case: Case) -> float:
 
 def contest(bench: Bench, contestant: str) -> None:
     """Be one contestant: prepare, wait for the first turn, run."""
+    if contestant not in ("dataloader", "ray_data"):  # a user's script does not know how this program sets torch up
+        models.set_up()
     prepared: Run = getattr(bench, contestant)()
     wait_for_go()
     images, start_s = prepared()
@@ -399,7 +401,6 @@ def main() -> None:
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    models.set_up()
     photos = photographs(arguments.photos)
     if arguments.contestant:
         contest(Bench(cases()[arguments.case], photos, arguments.folder), arguments.contestant)

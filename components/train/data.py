@@ -10,6 +10,7 @@ middle of an epoch, and that the ranks of a training need not speak of data: eac
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # it imports torchvision, eight CPU-seconds: for those who us
 DEALT_FILES = 64  # loose files to a new shard: of one that two lanes share, both read the files
 READERS = 8  # shards read at a time: hides an object store's latency
 PREFETCH = 2  # batches prepared ahead of the device
+TOGETHER = 4  # photographs that a thread is handed at a time
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class TrainingData:
 
     Memory: a set of up to WINDOW_BYTES is held whole, on every rank. Of a larger one, whatever its size, all ranks
     together hold two times WINDOW_BYTES, and each an open file for every lane that it reads: 8 MiB of a tar in an
-    object store, a row group of a Parquet file. Besides, PREFETCH batches.
+    object store, a row group of a Parquet file. Besides, PREFETCH batches, and those that are being decoded: one, and
+    two times TOGETHER images for every thread.
 
     Reading: N ranks read a larger set once in every epoch, and half a shard more for every lane: the shard that its
     part begins in is read, and passed over, up to there. More ranks than lanes read more: a whole lane each.
@@ -80,6 +83,7 @@ class TrainingData:
     ) -> None:
         self._augment = augment
         self._columns, self._preprocessing, self._seed, self._ranks = columns, preprocessing, seed, ranks
+        self._together = 1 if preprocessing.frames else TOGETHER
         self._tiny = not preprocessing.frames and preprocessing.augmentation != "crop-flip"
         self._stop = threading.Event()
         self.samples = sum(shard.samples for shard in shards)
@@ -120,19 +124,41 @@ class TrainingData:
                 queue.get_nowait()
 
     def _prepared(self, batch_size: int, steps: int, after: int) -> Iterator[TrainingBatch]:
+        """Yield this rank's part of the batches; while one is waited for, the threads decode those behind it."""
         mine = self._ranks.share(batch_size)
         threads = max(cores() // self._ranks.local_count, 1)
         pictures = self._from_memory(batch_size, after) if self._fits else self._from_lanes(batch_size, steps, after)
+        decoding: deque[Callable[[], TrainingBatch]] = deque()
         with ThreadPoolExecutor(threads) as pool:
             for step, chosen in zip(range(after, steps), pictures, strict=False):
                 cut_BR = np.random.default_rng([self._seed, 1, step]).random((batch_size, RANDOMS))[mine]
                 more = self._augment.randoms if self._augment else 0
                 more_BR = np.random.default_rng([self._seed, 4, step]).random((batch_size, more))[mine]
-                # A tiny image is cut in a microsecond; a photograph takes milliseconds of decoding, worth a thread.
-                each = map if self._tiny else pool.map
-                cuts = each(self._prepare, chosen, cut_BR, more_BR)
-                labels_B = np.array([picture.label for picture in chosen], np.int64)
-                yield TrainingBatch(np.stack(list(cuts)), labels_B, [picture.key for picture in chosen])
+                decoding.append(self._begun(pool, chosen, cut_BR, more_BR))
+                if len(decoding) > 1 + 2 * self._together * threads // max(len(chosen), 1):
+                    yield decoding.popleft()()
+            for result in decoding:
+                yield result()
+
+    def _begun(
+        self, pool: ThreadPoolExecutor, chosen: list[Picture], cut_BR: NDArray[np.float64], more_BR: NDArray[np.float64]
+    ) -> Callable[[], TrainingBatch]:
+        """Begin to prepare a batch; the function that is returned waits for it.
+
+        A tiny image is cut in a microsecond, by whoever waits; a photograph takes milliseconds of decoding, worth a
+        thread.
+        """
+        places = [slice(start, start + self._together) for start in range(0, len(chosen), self._together)]
+        parts = [(chosen[part], cut_BR[part], more_BR[part]) for part in places]
+        begun = [None if self._tiny else pool.submit(self._prepare_all, *part) for part in parts]
+
+        def result() -> TrainingBatch:
+            pairs = zip(begun, parts, strict=True)
+            cuts = [cut for one, part in pairs for cut in (one.result() if one else self._prepare_all(*part))]
+            labels_B = np.array([picture.label for picture in chosen], np.int64)
+            return TrainingBatch(np.stack(cuts), labels_B, [picture.key for picture in chosen])
+
+        return result
 
     def _from_memory(self, batch_size: int, after: int) -> Iterator[list[Picture]]:
         """Yield this rank's pictures of every batch: each epoch shuffles the set as a whole."""
@@ -206,9 +232,11 @@ class TrainingData:
             return Picture(sample.key, sample.image, label)
         return Picture(sample.key, padded(self._decoded(sample.key, sample.image), self._preprocessing), label)
 
-    def _prepare(self, picture: Picture, cut_R: NDArray[np.float64], more_R: NDArray[np.float64]) -> Pixels:
-        cut = self._cut(picture, cut_R)
-        return self._augment(cut, more_R) if self._augment else cut
+    def _prepare_all(
+        self, pictures: list[Picture], cut_BR: NDArray[np.float64], more_BR: NDArray[np.float64]
+    ) -> list[Pixels]:
+        cuts = map(self._cut, pictures, cut_BR)
+        return [self._augment(cut, more_R) if self._augment else cut for cut, more_R in zip(cuts, more_BR, strict=True)]
 
     def _cut(self, picture: Picture, randoms_R: NDArray[np.float64]) -> Pixels:
         if isinstance(picture.image, bytes) and self._preprocessing.frames:
