@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -22,6 +22,7 @@ from components.shared.errors import SemiscaleError
 from components.shared.stores.store import CONNECTIONS, Entry, RangeReader, bucket_and_key, changed
 
 ATTEMPTS = 8  # of each request, and of each body: half a minute of a store that is slow or restarting
+FIRST_CHUNK, CHUNK = 1 << 20, 1 << 14  # bytes of a body at a time, of which a line that breaks loses what is under way
 
 
 class S3Store:
@@ -59,10 +60,9 @@ class S3Store:
         return Entry(uri, head["ContentLength"], head["ETag"].strip('"'))
 
     def read(self, uri: str, start: int, size: int | None, version: str) -> bytes:
-        ranged = {"Range": f"bytes={start}-{'' if size is None else start + size - 1}"} if start or size else {}
         try:
             with _errors(uri):
-                return self._whole_body(_place(uri) | ranged | ({"IfMatch": version} if version else {}))
+                return self._body(_place(uri), start, size, version)
         except ClientError as error:
             if _status(error) == 416:  # the range starts at the object's end or past it
                 return b""
@@ -70,16 +70,30 @@ class S3Store:
                 raise changed(uri) from None
             raise
 
-    def _whole_body(self, request: dict[str, str]) -> bytes:
-        """Read an object's bytes. The client retries a request, but not a body that ends short."""
-        for attempt in range(ATTEMPTS):
+    def _body(self, place: dict[str, str], start: int, size: int | None, version: str) -> bytes:
+        """Read an object's bytes. The client retries a request, but not a body that ends short.
+
+        Of a version that is known what came is kept and the rest asked for, and attempts count from the last byte that
+        came: a bad line cuts every download of some size. What may change meanwhile is asked for as a whole.
+        """
+        condition = {"IfMatch": version} if version else {}
+        data, attempt = bytearray(), 0
+        while True:
+            had = len(data)
+            answer = self._client.get_object(**place, **_range(start + had, size and size - had), **condition)
             try:
-                return cast(bytes, self._client.get_object(**request)["Body"].read())
+                for chunk in answer["Body"].iter_chunks(FIRST_CHUNK if attempt == had == 0 else CHUNK):
+                    data += chunk
             except (ResponseStreamingError, IncompleteReadError, ReadTimeoutError):
-                if attempt == ATTEMPTS - 1:
-                    raise
-                time.sleep(random.random() * 0.1 * 2**attempt)  # noqa: S311 - spreads the retries of many pods
-        raise AssertionError("unreachable")
+                if len(data) < had + answer["ContentLength"]:
+                    if not version:
+                        data.clear()
+                    attempt = 0 if len(data) > had else attempt + 1
+                    if attempt == ATTEMPTS:
+                        raise
+                    time.sleep(random.random() * 0.1 * 2**attempt)  # noqa: S311 - spreads the retries of many pods
+                    continue
+            return bytes(data)
 
     def open(self, uri: str, version: str, ahead: bool) -> BinaryIO:
         return RangeReader(self, uri, version, ahead).buffered()
@@ -127,6 +141,10 @@ def _place(uri: str) -> dict[str, str]:
     if not key:
         raise FileNotFoundError(uri)
     return {"Bucket": bucket, "Key": key}
+
+
+def _range(start: int, size: int | None) -> dict[str, str]:
+    return {"Range": f"bytes={start}-{'' if size is None else start + size - 1}"} if start or size else {}
 
 
 def _status(error: ClientError) -> int:
