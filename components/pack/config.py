@@ -8,41 +8,13 @@ from components.shared.receipts import SelectionReceipt, load
 from components.shared.stage import ReceiptUri, StageConfig, digest
 
 
-class PackConfig(StageConfig):
-    """One pod's share of the packing."""
-
-    stage: ClassVar[str] = "pack"
-
-    plan: ReceiptUri
-    """The plan's receipt: it names the shards to copy from."""
-    selection: ReceiptUri
-    """The merge's receipt."""
-    pod: int = 0
-    """Which of the pods this is, from 0."""
-    image_column: str = "image"
-    """Parquet column of the images."""
-    packed_tar_bytes: int = Field(default=256 << 20, ge=1)
-    """Size of a tar, about."""
-    seed: int = 0
-    """Of the order."""
-
-    def task(self) -> str:
-        """Pods pack at the same time."""
-        return f"pack-{self.pod}"
-
-    def digest(self) -> str:
-        """The packed set depends on the selection, the tars' size and the order alone, not on the pods."""
-        selection = load(self.selection, SelectionReceipt).digest
-        return digest(self.stage, selection, self.image_column, self.packed_tar_bytes, self.seed)
-
-
 class UnpackedConfig(StageConfig):
-    """What the packing would find, before there are pods for it. The fields are the packing's."""
+    """What the packing would find, before there are pods for it."""
 
     stage: ClassVar[str] = "count"
 
     plan: ReceiptUri
-    """The plan's receipt: it says how many pods there are at most."""
+    """The plan's receipt: it names the shards to copy from, and says how many pods there are at most."""
     selection: ReceiptUri
     """The merge's receipt."""
     image_column: str = "image"
@@ -55,3 +27,21 @@ class UnpackedConfig(StageConfig):
     def task(self) -> str:
         """What is counted."""
         return "count-unpacked"
+
+
+class PackConfig(UnpackedConfig):
+    """One pod's share of the packing."""
+
+    stage: ClassVar[str] = "pack"
+
+    pod: int = 0
+    """Which of the pods this is, from 0."""
+
+    def task(self) -> str:
+        """Pods pack at the same time."""
+        return f"pack-{self.pod}"
+
+    def digest(self) -> str:
+        """The packed set depends on the selection, the tars' size and the order alone, not on the pods."""
+        selection = load(self.selection, SelectionReceipt).digest
+        return digest(self.stage, selection, self.image_column, self.packed_tar_bytes, self.seed)

@@ -6,32 +6,6 @@ from components.shared.runfile import Decoder
 from components.shared.stage import ReceiptUri, StageConfig
 
 
-class ScoreConfig(StageConfig):
-    """One pod's share of the scan."""
-
-    stage: ClassVar[str] = "score"
-    on_device: ClassVar[bool] = True
-
-    plan: ReceiptUri
-    """The plan's receipt: it names the ledger of the pool."""
-    teacher: ReceiptUri
-    """The teacher's receipt."""
-    count: ReceiptUri = ""
-    """The receipt of the count of what is left: how many pods there are. Without: as many as the plan has at most."""
-    pod: int
-    """Which of the pods this is, from 0."""
-    images_per_class: int
-    """K: how the score files are laid out; any other K can still be selected."""
-    image_column: str = "image"
-    """Parquet column of the images."""
-    decoder: Decoder = "cpu"
-    """What decodes plain JPEGs; the scores of each are kept apart, because their pixels differ slightly."""
-
-    def task(self) -> str:
-        """The pod's number."""
-        return f"score-{self.pod}"
-
-
 class UnscoredConfig(StageConfig):
     """What the scan would find, before there are pods for it."""
 
@@ -42,10 +16,28 @@ class UnscoredConfig(StageConfig):
     teacher: ReceiptUri
     """The teacher's receipt."""
     image_column: str = "image"
-    """Parquet column of the images: the scores of each are kept apart."""
+    """Parquet column of the images; the scores of each are kept apart."""
     decoder: Decoder = "cpu"
-    """What decodes plain JPEGs: likewise."""
+    """What decodes plain JPEGs; the scores of each are kept apart, because their pixels differ slightly."""
 
     def task(self) -> str:
         """What is counted."""
         return "count-unscored"
+
+
+class ScoreConfig(UnscoredConfig):
+    """One pod's share of the scan."""
+
+    stage: ClassVar[str] = "score"
+    on_device: ClassVar[bool] = True
+
+    count: ReceiptUri = ""
+    """The receipt of the count of what is left: how many pods there are. Without: as many as the plan has at most."""
+    pod: int
+    """Which of the pods this is, from 0."""
+    images_per_class: int
+    """K: how the score files are laid out; any other K can still be selected."""
+
+    def task(self) -> str:
+        """The pod's number."""
+        return f"score-{self.pod}"

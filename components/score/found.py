@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from components.score.config import ScoreConfig, UnscoredConfig
+from components.score.config import UnscoredConfig
 from components.shared import storage
 from components.shared.receipts import PlanReceipt, UnitReceipt
 from components.shared.shards import Columns, Unit
@@ -18,7 +18,7 @@ def kept_classes(plan: PlanReceipt) -> int:
     return min(max(plan.classes_per_image, KEPT_CLASSES), len(plan.classes))
 
 
-def name_of(config: ScoreConfig | UnscoredConfig, teacher: str, kept: int) -> str:
+def name_of(config: UnscoredConfig, teacher: str, kept: int) -> str:
     """Name scores by all that they depend on beside the shards, so that different ones are never mixed.
 
     What is as ever is not named. A teacher that the run trains depends on the column too; a ready-made one does not.
@@ -28,7 +28,7 @@ def name_of(config: ScoreConfig | UnscoredConfig, teacher: str, kept: int) -> st
     return f"{teacher}-top{kept}{decoder}{column}"
 
 
-def folder_of(config: ScoreConfig | UnscoredConfig, plan: PlanReceipt, teacher: str) -> str:
+def folder_of(config: UnscoredConfig, plan: PlanReceipt, teacher: str) -> str:
     """Return where the scores are kept of the teacher that has this digest."""
     return storage.join(config.workdir, "stages", "score", name_of(config, teacher, kept_classes(plan)))
 
