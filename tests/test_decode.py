@@ -322,6 +322,35 @@ class TestUndecodable:
         with pytest.raises(Undecodable, match=r"^damaged image$"):
             decode(png(1, 1, b"\0\1\2\3", chunk))
 
+    @pytest.mark.parametrize("kind", ["EXIF of a JPEG", "fill of a JPEG", "texts of a PNG", "comments of a GIF"])
+    def test_a_flood_of_headers_is_given_up(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A megabyte of them, for a limit that is as much lower as that is below the largest image; of the first kind
+        five, which Pillow joined for half a minute, in the square of their number."""
+        if kind != "EXIF of a JPEG":
+            monkeypatch.setattr("components.shared.decode.MAX_READS", 1 << 16)
+        format, before, piece = {
+            "EXIF of a JPEG": ("JPEG", 2, b"\xff\xe1" + struct.pack(">H", 58) + b"Exif\0\0" + bytes(50)),
+            "fill of a JPEG": ("JPEG", 2, b"\xff"),
+            "texts of a PNG": ("PNG", 33, b"\0\0\0\2tEXta\0" + struct.pack(">I", zlib.crc32(b"tEXta\0"))),
+            "comments of a GIF": ("GIF", 13 + 6, b"!\xfe\1x\0"),
+        }[kind]
+        whole = encode(Image.new("1", (2, 2)), format)
+        few, many = (
+            whole[:before] + piece * count + whole[before:]
+            for count in (9, (5 << 20 if "EXIF" in kind else 1 << 20) // len(piece))
+        )
+        assert decode(few).shape == (2, 2, 3)
+        with pytest.raises(Undecodable, match=r"^too many pieces of metadata$"):
+            decode(many)
+
+    def test_a_rotation_in_the_second_piece_of_the_exif(self) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        pieces = [b"Exif\0\0" + part for part in (exif.tobytes()[6:12], exif.tobytes()[12:])]
+        segments = b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(piece)) + piece for piece in pieces)
+        image = encode(quadrants(), "JPEG")
+        assert decode(image[:2] + segments + image[2:]).shape == (64, 32, 3)
+
     def test_an_image_without_pixels(self) -> None:
         for size in ((0, 0), (0, 9), (9, 0)):
             with pytest.raises(Undecodable):

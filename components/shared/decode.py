@@ -34,11 +34,20 @@ _TOO_LARGE = f"more than {MAX_PIXELS} pixels"
 MAX_SCANNED_PIXELS = 32 * MAX_PIXELS
 _TOO_MANY_SCANS = "a JPEG of too many scans"
 
+# A file may be all headers: a byte or two of each keeps Pillow, which reads them one by one, busy for a microsecond a
+# byte and fills its lists. A photograph is read in hundreds of pieces, the largest PNG in chunks of 4 KB in 700,000; so
+# many take a second and 100 MB. EXIF in pieces is joined piece by piece, in the square of their number.
+MAX_READS = 1 << 20
+MAX_EXIF_PIECES = 64  # 4 MB of EXIF
+MAX_SEGMENTS = 4096  # of a JPEG that is not left to Pillow
+_TOO_MANY_PIECES = "too many pieces of metadata"
+
 _JPEG = b"\xff\xd8\xff"
+_EXIF = b"Exif\0\0"
 _SEQUENTIAL = (b"\xc0", b"\xc1", b"\xc3")  # kinds of frames whose scans cost no more than their bytes say
 _SCAN = b"\xff\xda"
 _PLAIN = ("YCbCr", "Gray", "RGB")
-_MAY_BE_TURNED = (b"Exif\0\0", b"Orientation")  # EXIF, and the same in XMP
+_MAY_BE_TURNED = (_EXIF, b"Orientation")  # EXIF, and the same in XMP
 
 _ORIENTATION = 0x0112  # the EXIF tag; its values but 1, as stored:
 _TURNS = {
@@ -127,8 +136,10 @@ def _head(data: bytes) -> tuple[int, bool]:
     """Return where a JPEG's first scan begins, 0 where that cannot be told, and whether its scans cost no more than
     their bytes say."""
     place, sequential = len(_JPEG) - 1, False
-    while data.startswith(_JPEG) and data[place : place + 1] == b"\xff":
-        marker = data[place + 1 : place + 2]
+    for _ in range(MAX_SEGMENTS if data.startswith(_JPEG) else 0):
+        start, marker = data[place : place + 1], data[place + 1 : place + 2]
+        if start != b"\xff":
+            break
         if marker in (_SCAN[1:], b"\xff"):
             return (0 if marker == b"\xff" else place), sequential
         sequential |= marker in _SEQUENTIAL
@@ -141,9 +152,26 @@ def _scanned(data: bytes, pixels: int) -> int:
     return pixels if _head(data)[1] else pixels * data.count(_SCAN)
 
 
+class _Encoded(io.BytesIO):
+    """An image's bytes, of which no more pieces are read than an image has."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._reads = self._exif_pieces = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as any file does, so many times. Raises Undecodable above that."""
+        data = super().read(size)
+        self._reads += 1
+        self._exif_pieces += data.startswith(_EXIF)
+        if self._reads > MAX_READS or self._exif_pieces > MAX_EXIF_PIECES:
+            raise Undecodable(_TOO_MANY_PIECES)
+        return data
+
+
 def _load(data: bytes) -> Image.Image:
     try:
-        file = Image.open(io.BytesIO(data), formats=FORMATS)
+        file = Image.open(_Encoded(data), formats=FORMATS)
         if file.width * file.height > MAX_PIXELS:
             raise Undecodable(_TOO_LARGE)
         if data.startswith(_JPEG) and _scanned(data, file.width * file.height) > MAX_SCANNED_PIXELS:
