@@ -171,10 +171,10 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("clocks", "slowest"),
     [
-        (Clocks(read=1, decode=7, forward=2), "forward-bound: faster with a faster device"),
-        (Clocks(read=1, decode=9, forward=2), "decode-bound: faster with more CPUs a pod"),
-        (Clocks(read=4, decode=9, forward=2), "read-bound: faster with a store nearer by, or more pods"),
-        (Clocks(read=4, decode=9, forward=2, write=5), "write-bound: faster with a store nearer by, or more pods"),
+        (Clocks(read=1, decode=7, forward=2), "forward-bound: use a faster device, or add pods"),
+        (Clocks(read=1, decode=9, forward=2), "decode-bound: add CPUs"),
+        (Clocks(read=4, decode=9, forward=2), "read-bound: add pods, or use a store nearer by"),
+        (Clocks(read=4, decode=9, forward=2, write=5), "write-bound: add pods, or use a store nearer by"),
         (Clocks(), "nothing waited for"),
     ],
 )

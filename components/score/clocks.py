@@ -7,10 +7,10 @@ from components.shared.cores import cores
 from components.shared.receipts import Clocks, Images, ShardCount
 
 ADVICE = {
-    "read": "a store nearer by, or more pods",
-    "decode": "more CPUs a pod",
-    "forward": "a faster device",
-    "write": "a store nearer by, or more pods",
+    "read": "add pods, or use a store nearer by",
+    "decode": "add CPUs",
+    "forward": "use a faster device, or add pods",
+    "write": "add pods, or use a store nearer by",
 }
 
 
@@ -47,7 +47,7 @@ def slowest(clocks: Clocks, threads: int) -> str:
 def bound(clocks: Clocks, threads: int) -> str:
     """Name what a scan waits for, and what to buy more of."""
     part = slowest(clocks, threads)
-    return f"{part}-bound: faster with {ADVICE[part]}" if part else "nothing waited for"
+    return f"{part}-bound: {ADVICE[part]}" if part else "nothing waited for"
 
 
 def with_write(count: ShardCount, seconds: float) -> ShardCount:
