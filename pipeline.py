@@ -214,6 +214,7 @@ def semiscale(
     ).set_display_name("2 Merge: top K per class")
     packing = {"selection": selected.outputs["receipt"], "packed_tar_bytes": packed_tar_bytes, "seed": seed, **place}
     unpacked = on_cpus(count_unpacked(**packing)).set_display_name("2 Count what is left to pack")
+    packing = {"count": unpacked.outputs["receipt"], **packing}
     with dsl.ParallelFor(unpacked.outputs["Output"], name="2 Pack D̂, on every pod") as pod:
         pods = on_cpus(pack(pod=pod, **packing)).set_display_name("2 Pack D̂")
     # One more, which finds all tars there, hands them on as one.

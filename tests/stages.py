@@ -143,7 +143,11 @@ class Stages:
     def pack(self, seed: int = 0) -> PackReceipt:
         """Pack in another order."""
         config = PackConfig(
-            workdir=self.workdir, plan=self.uri(self.plan), selection=self.uri(self.selection), seed=seed
+            workdir=self.workdir,
+            plan=self.uri(self.plan),
+            selection=self.uri(self.selection),
+            count=self.uri(self.unpacked),
+            seed=seed,
         )
         return pack(config)
 

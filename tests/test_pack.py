@@ -138,6 +138,21 @@ def test_the_packing_has_as_many_pods_as_there_is_work_for(tmp_path: Path, kind:
     assert count_unpacked(config).why.startswith(f"{again} {receipt.tars} tars to pack")
 
 
+def test_each_of_the_counted_pods_begins_with_its_own_share_of_what_is_left(tmp_path: Path) -> None:
+    """The first two tars of eighteen are gone: of the four pods that there may be, two are worth it."""
+    plan, selection = selections.write(tmp_path, pool_of(tmp_path, "tar"), per_class=60, pods=4)
+    receipt = packed(tmp_path, (plan, selection))
+    config = UnpackedConfig(workdir=str(tmp_path / "work"), plan=plan, selection=selection, packed_tar_bytes=TAR_BYTES)
+    first, second, *_ = sorted(Path(receipt.folder).glob("*.tar"))
+    for path in (first, second, Path(receipt.folder) / "receipt.json"):
+        path.unlink()
+    counted = count_unpacked(config)
+    assert counted.pods == 2
+    (tmp_path / "count.json").write_text(counted.model_dump_json())
+    packed(tmp_path, (plan, selection), pod=1, count=str(tmp_path / "count.json"))
+    assert second.stat().st_mtime_ns < first.stat().st_mtime_ns
+
+
 @pytest.mark.parametrize("kind", ["tar", "files"])
 def test_a_source_that_changed_is_refused_also_where_other_images_lie_in_its_places(tmp_path: Path, kind: str) -> None:
     receipts = selections.write(tmp_path, pool_of(tmp_path, kind), per_class=60)

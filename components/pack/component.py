@@ -47,6 +47,7 @@ def pack(
     workdir: str,
     plan: dsl.Input[dsl.Artifact],
     selection: dsl.Input[dsl.Artifact],
+    count: dsl.Input[dsl.Artifact],
     pod: int,
     image_column: str,
     packed_tar_bytes: int,
@@ -58,6 +59,7 @@ def pack(
         workdir: URI of the folder that everything bulky goes under.
         plan: The plan's receipt: it names the shards to copy from.
         selection: The merge's receipt.
+        count: The receipt of the count of what is left: how many pods there are.
         pod: Which of the pods this is.
         image_column: Parquet column of the images.
         packed_tar_bytes: Size of a tar, about.

@@ -34,6 +34,8 @@ class PackConfig(UnpackedConfig):
 
     stage: ClassVar[str] = "pack"
 
+    count: ReceiptUri = ""
+    """The receipt of the count of what is left: how many pods there are. Without: as many as the plan has at most."""
     pod: int = 0
     """Which of the pods this is, from 0."""
 

@@ -26,7 +26,7 @@ from components.pack.ranges import Place
 from components.shared import storage
 from components.shared.claims import Claims
 from components.shared.progress import Progress, say
-from components.shared.receipts import PackReceipt, PlanReceipt, load
+from components.shared.receipts import CountReceipt, PackReceipt, PlanReceipt, load
 from components.shared.shards import Columns, Shard, Unit
 from components.shared.stage import once
 from components.shared.stopping import stopping_on_sigterm
@@ -52,6 +52,7 @@ class _Pod:
     def __init__(self, config: PackConfig, folder: str) -> None:
         self._config, self._folder = config, folder
         self._plan = load(config.plan, PlanReceipt)
+        self._pods = load(config.count, CountReceipt).pods if config.count else self._plan.pods
         self._pieces = pieces.draw_up(config, folder)
         self._claims = Claims(folder)
         self._progress = Progress("pack", len(self._pieces.rows))
@@ -79,12 +80,13 @@ class _Pod:
         }
 
     def _share(self, uris: list[str], write: Callable[[str], None]) -> None:
-        """Write objects that are neither there nor claimed, each pod from its own place in the list, until all are.
+        """Write objects that are neither there nor claimed, each pod from its own place in what is left, until all are.
 
         What other pods hold is waited for: should one of them die, its work is taken over.
         """
-        start = self._config.pod * len(uris) // self._plan.pods % len(uris)
-        mine_first = [*uris[start:], *uris[:start]]
+        missing = self._pieces.missing(uris)
+        start = self._config.pod * len(missing) // self._pods
+        mine_first = [*missing[start:], *missing[:start]]
         while missing := self._pieces.missing(mine_first):
             others = self._claims.held()
             free = [uri for uri in missing if PurePosixPath(uri).stem not in others]
