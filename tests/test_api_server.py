@@ -30,6 +30,7 @@ BROUGHT = [
     ("kueue.x-k8s.io", "v1beta2", "ClusterQueue", False),
     ("kueue.x-k8s.io", "v1beta2", "WorkloadPriorityClass", False),
     ("kueue.x-k8s.io", "v1beta2", "LocalQueue", True),
+    ("monitoring.coreos.com", "v1", "PodMonitor", True),
     ("argoproj.io", "v1alpha1", "WorkflowTaskResult", True),
 ]
 RUN = "system:serviceaccount:semiscale:semiscale"
@@ -63,7 +64,8 @@ MAY_NOT = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """An API server that knows the kinds of Kubeflow Trainer and Kueue, and both overlays with all that goes with them.
+    """An API server that knows the kinds of Kubeflow Trainer, Kueue and the Prometheus Operator, and both overlays with
+    all that goes with them.
 
     The second stands in the place of the first, as if a cluster had changed its store.
     """

@@ -1,7 +1,6 @@
 """The manifests of every overlay: strict schemas, pod security, least privilege, no credentials."""
 
 import functools
-import itertools
 import json
 import re
 import shutil
@@ -13,7 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from components.shared.hardware import TrainingMachine
+from components.hardware import PART_OF
+from components.shared.hardware import METRICS_PORT, SCRAPED, TrainingMachine
 from tests.kustomize import Object, build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +29,7 @@ NAMESPACED = (
     "NetworkPolicy",
     "TrainingRuntime",
     "LocalQueue",
+    "PodMonitor",
 )
 # Kinds of pods and what holds a pod's template, by the path to it.
 POD_TEMPLATES = {
@@ -38,7 +39,7 @@ POD_TEMPLATES = {
 }
 
 
-COMPONENTS = ("trainjobs", "kueue", "standalone")  # in the order in which an overlay names them
+COMPONENTS = ("trainjobs", "kueue", "prometheus-operator", "standalone")  # in the order in which an overlay names them
 
 
 @functools.cache
@@ -47,12 +48,9 @@ def overlay(name: str, *components: str) -> tuple[Object, ...]:
     return tuple(build(MANIFESTS / "overlays" / name, components))
 
 
-CASES = [
-    (name, *chosen)
-    for name in OVERLAYS
-    for count in range(len(COMPONENTS) + 1)
-    for chosen in itertools.combinations(COMPONENTS, count)
-]
+# None, each alone, all, and all on a cluster with Kubeflow's profiles.
+CHOICES = ((), *((one,) for one in COMPONENTS), COMPONENTS, COMPONENTS[:-1])
+CASES = [(name, *chosen) for name in OVERLAYS for chosen in CHOICES]
 OBJECTS = {
     json.dumps(one): pytest.param(one, id="-".join([*case, one["kind"], one["metadata"]["name"]]))
     for case in CASES
@@ -84,7 +82,7 @@ def test_every_object_passes_its_strict_schema(one: Object) -> None:
 
 
 def test_the_schemas_refuse_what_they_do_not_know() -> None:
-    for one in overlay("gke", "trainjobs", "kueue"):
+    for one in overlay("gke", *COMPONENTS[:-1]):
         spec = next(name for name in ("spec", "rules", "metadata", "value") if name in one)
         with pytest.raises(jsonschema.ValidationError):
             validate({**one, "surplus": {}, spec: one[spec]})
@@ -328,6 +326,20 @@ def test_the_queue_keeps_pods_without_a_gpu_off_the_nodes_that_have_some() -> No
     assert "tolerations" not in merging.get("spec", {})
     # A label of one card in the flavor would refuse every other that a run file may select.
     assert "nodeLabels" not in scanning["spec"]
+
+
+def test_what_prometheus_is_told_to_look_for_is_there() -> None:
+    """By annotation, or by the Prometheus Operator, whose PodMonitor has to say all that the annotations do."""
+    (monitor,) = [one for one in overlay("gke", "prometheus-operator") if one["kind"] == "PodMonitor"]
+    assert monitor["spec"]["selector"]["matchLabels"] == PART_OF
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    containers, _, address = endpoint["relabelings"]
+    nodes = [one["name"] for pod in PODS for one in pod.values[0]["containers"]]  # type: ignore[index]
+    assert containers["regex"].split("|") == ["main", *set(nodes)]
+    assert address["replacement"] == f"$1:{METRICS_PORT}" == f"$1:{SCRAPED['prometheus.io/port']}"
+    (policy,) = [one for one in overlay("gke") if one["kind"] == "NetworkPolicy"]
+    (port,) = [port["port"] for rule in policy["spec"]["ingress"] for port in rule.get("ports", [])]
+    assert str(port) == METRICS_PORT
 
 
 ANY = [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 6443}]

@@ -1,0 +1,102 @@
+"""Prometheus itself finds the pods by the PodMonitor's rules, scrapes them, and fills every panel of the dashboard."""
+
+import json
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.shared import metrics
+from components.shared.hardware import METRICS_PORT
+from components.shared.progress import Progress
+from tests.api_server import program
+from tests.test_metrics import DASHBOARD, LIMIT_S, free_port
+
+pytestmark = pytest.mark.slow
+
+MONITOR = DASHBOARD.parents[1] / "components" / "prometheus-operator" / "pod-monitor.yaml"
+POD = "__meta_kubernetes_pod_"
+NODE = f"{POD}annotation_batch_kubernetes_io_job_completion_index"
+# What Kubernetes tells Prometheus of two pods: one target for each container, without a port, as none is declared.
+CONTAINERS = [
+    *({f"{POD}ip": "127.0.0.1", f"{POD}container_name": name, "pod": "score"} for name in ("init", "wait", "main")),
+    *({f"{POD}ip": f"127.0.0.{2 + node}", f"{POD}container_name": "node", NODE: str(node), "pod": f"train-{node}"}
+      for node in range(2)),
+]  # fmt: skip
+
+
+def configured(folder: Path, port: int) -> Path:
+    """Write Prometheus' configuration: what the operator makes of the PodMonitor, for the metrics at another port."""
+    (endpoint,) = yaml.safe_load(MONITOR.read_text())["spec"]["podMetricsEndpoints"]
+    spelled = {"sourceLabels": "source_labels", "targetLabel": "target_label"}
+    rules = [{spelled.get(name, name): value for name, value in rule.items()} for rule in endpoint["relabelings"]]
+    rules[-1]["replacement"] = rules[-1]["replacement"].replace(METRICS_PORT, str(port))
+    told = [{"targets": [one[f"{POD}ip"]], "labels": {**one, "namespace": "semiscale"}} for one in CONTAINERS]
+    (folder / "pods.json").write_text(json.dumps(told))
+    job = {"job_name": "pods", "file_sd_configs": [{"files": [str(folder / "pods.json")]}], "relabel_configs": rules}
+    path = folder / "prometheus.yml"
+    path.write_text(
+        yaml.safe_dump({"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": [job]})
+    )
+    return path
+
+
+def asked(address: str, path: str) -> Any:
+    """Ask Prometheus; nothing while it does not answer yet."""
+    try:
+        with urllib.request.urlopen(f"{address}/api/v1/{path}", timeout=LIMIT_S) as answer:
+            return json.load(answer)["data"]
+    except urllib.error.URLError:
+        return {}
+
+
+def panels() -> dict[str, str]:
+    """Return what the dashboard asks, by the title of the panel, as Grafana does for all namespaces and stages."""
+    drawn = [
+        (panel["title"], target["expr"])
+        for panel in json.loads(DASHBOARD.read_text())["panels"]
+        for target in panel["targets"]
+    ]
+    return {
+        title: expr.replace("$namespace", ".*").replace("$stage", ".*").replace("[5m]", "[30s]")
+        for title, expr in drawn
+    }
+
+
+def test_prometheus_scrapes_a_pod_once_and_fills_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prometheus = program("prometheus")
+    if not prometheus:
+        pytest.skip("no prometheus on the PATH or in ~/go/bin; .ci/run says how")
+    port, own = free_port(), free_port()
+    address = f"http://127.0.0.1:{own}"
+    monkeypatch.setenv(metrics.PORT, str(port))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    command = [prometheus, f"--config.file={configured(tmp_path, port)}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+    progress = Progress("score", 10_000)
+    with (
+        metrics.offered("score", "score-0"),
+        subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{own}", "--log.level=error"]) as process,
+    ):
+        try:
+            empty, until = panels(), time.monotonic() + LIMIT_S
+            while empty and time.monotonic() < until:
+                progress.add(3)
+                progress.spent(read=0.2, decode=0.3)
+                found = {
+                    title: asked(address, f"query?query={urllib.parse.quote(expr)}") for title, expr in empty.items()
+                }
+                empty = {title: expr for title, expr in empty.items() if not found[title].get("result")}
+                time.sleep(0.5)
+            targets = asked(address, "targets")["activeTargets"]
+        finally:
+            process.terminate()
+    assert empty == {}
+    assert sorted((one["labels"]["pod"], one["scrapeUrl"], one["health"]) for one in targets) == [
+        ("score", f"http://127.0.0.1:{port}/metrics", "up"),
+        ("train-0", f"http://127.0.0.2:{port}/metrics", "up"),
+    ], "one target a pod; of a training's nodes the first"
