@@ -1,6 +1,7 @@
 """The command line of `pipeline.py`: verbs, their help, their exit codes."""
 
 import argparse
+import inspect
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -93,7 +94,7 @@ def add(verbs: Verbs, name: str, about: str, act: Callable[..., None], *examples
     adding: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=about,
-        description=act.__doc__,
+        description=inspect.getdoc(act),
         epilog=f"examples:\n{text}\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -274,7 +275,8 @@ def add_promote(verbs: Verbs) -> None:
 
 def add_compile(verbs: Verbs, pipeline: GraphComponent) -> None:
     """Add `compile` and `images`: what a cluster is given."""
-    compiling = add(verbs, "compile", "write the YAML that Kubeflow runs", compile_pipeline, "my-run.yaml")
+    examples = ("my-run.yaml", "my-run.yaml --kubernetes -o objects.yaml", "")
+    compiling = add(verbs, "compile", "write the YAML that Kubeflow runs", compile_pipeline, *examples)
     compiling.add_argument("run_file", type=Path, nargs="?", help="its hardware and values; none: all of manifests/")
     compiling.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME.pipeline.yaml")
     compiling.add_argument("--kubernetes", action="store_true", help="as Pipeline and PipelineVersion objects")
