@@ -164,7 +164,7 @@ class Bench:
         model = models.read(self.checkpoint)[0]
         scorer = forward.on(self.device, model, self.case.preprocessing, KEPT, str(self._folder))
         size = self.case.resolution
-        scorer.start(scorer.allocate((scorer.batch_size, size, size, 3)))()
+        scorer.start(np.zeros((scorer.batch_size, size, size, 3), np.uint8))()
         return scorer
 
     @cached_property
@@ -213,8 +213,7 @@ class Bench:
     def model(self) -> Run:
         """The network on decoded batches that lie in memory, as many as the pool has."""
         size = self.scorer.batch_size
-        batch_BHWC = self.scorer.allocate((size, self.case.resolution, self.case.resolution, 3))
-        batch_BHWC[:] = [self._cut(data) for data in islice(cycle(self.photos), size)]
+        batch_BHWC = np.stack([self._cut(data) for data in islice(cycle(self.photos), size)])
         self.scorer.start(batch_BHWC)()
         batches = -(-self.case.images // size)
 

@@ -103,7 +103,7 @@ def ours(folder: Path, options: argparse.Namespace) -> Contestant:
     from components.shared.shards import Columns
     from components.shared.splits import LabeledShard
     from components.train import data as training_data
-    from components.train.feed import on_device
+    from components.train.feed import fed
     from components.train.ranks import Ranks
 
     listed = sharding.find([str(folder / "tars")])
@@ -116,7 +116,7 @@ def ours(folder: Path, options: argparse.Namespace) -> Contestant:
     preprocessing = Preprocessing(resolution=options.resolution, augmentation="crop-flip")
     data = training_data.TrainingData(shards, Columns(), preprocessing, 0, Ranks())
     training = bench_training(options)
-    batches = on_device(data.batches(options.batch_size, 10**6), training._device)
+    batches = fed(data, options.batch_size, 10**6, 0, training._device)
     steps = itertools.count(1)
     return batches, lambda batch: training._step(batch, 0.01, next(steps)).item()
 

@@ -98,9 +98,10 @@ def test_images_of_both_decoders_come_in_one_batch_each_in_its_place(tmp_path: P
     images = [image for pair in zip(plain(), odd().values(), strict=False) for image in pair]
     pictures.write_tar(tmp_path / "a.tar", {f"{number:03}.jpg": data for number, data in enumerate(images)})
     columns = Columns("image", "")
-    feed = Feed(LARGE, columns, len(images), 1, on_gpu=GpuDecoder(LARGE, CPU))
+    room = np.zeros((5, len(images), 64, 64, 3), np.uint8)
+    feed = Feed(LARGE, columns, room, 1, 2, GpuDecoder(LARGE, CPU))
     (batch,) = feed.batches(shards.find([str(tmp_path / "a.tar")]))
-    decoded = batch.spans[0].decoded()
+    decoded = batch.spans[0].seen
     assert [one.problem for one in decoded[11::2]] == ["damaged image", "not an image", "empty file"]
     assert not any(one.problem for one in [*decoded[:11], *decoded[12::2]])
     assert all(one.seconds > 0 for one in decoded[:11])

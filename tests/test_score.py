@@ -3,10 +3,10 @@
 import io
 import json
 import re
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,7 +14,7 @@ from PIL import Image
 
 from components.score import parts
 from components.score.clocks import bound
-from components.score.feed import Decoded, Feed, Span
+from components.score.feed import Feed, Seen, Span
 from components.score.forward import log_odds
 from components.score.found import name_of
 from components.score.scan import _Tally
@@ -23,7 +23,7 @@ from components.shared import progress, shards
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.receipts import Clocks, Images, Preprocessing, ScoreReceipt, UnitReceipt
 from components.shared.scores import UnitScores
-from components.shared.shards import Columns, Sample, Shard
+from components.shared.shards import Columns, Shard
 from tests import pictures
 from tests.stages import Stages
 
@@ -183,13 +183,11 @@ def test_the_log_names_what_to_buy_more_of(clocks: Clocks, slowest: str) -> None
 
 
 def test_scores_that_are_not_finite_are_counted() -> None:
-    samples = [Sample(number, f"k{number}", b"x", "a.tar", 0) for number in range(3)]
-    decoding: Future[list[Decoded]] = Future()
-    decoding.set_result([Decoded("", 0.0)] * 3)
+    seen = [Seen(number, f"k{number}", "a.tar", 0, 1, True, "", 0.0) for number in range(3)]
     shard = Shard(uri="a.tar", name="a.tar", kind="tar", size_bytes=3, version="")
     tally = _Tally(shard)
     scores_BP = torch.tensor([[1.0, 0.5], [torch.nan, torch.nan], [torch.inf, 0.0]])
-    tally.add(Span(shard, 0, samples, [decoding]), (torch.zeros(3, 2, dtype=torch.int64), scores_BP), 0.0)
+    tally.add(Span(shard, 0, seen, 0.0, True, 3), (torch.zeros(3, 2, dtype=torch.int64), scores_BP), 0.0)
     part = tally.part(2, 3, 0.0)
     assert (part.count.listed, part.count.scored) == (3, 1)
     assert part.count.images == Images(read=3, decode=3, forward=3, write=1)
@@ -201,11 +199,11 @@ def test_scores_that_are_not_finite_are_counted() -> None:
 
 def test_samples_are_counted_where_they_are_read(tmp_path: Path) -> None:
     pool = pictures.write_pool(tmp_path, 2, 10)
-    feed = Feed(Preprocessing(resolution=8, augmentation="shift"), Columns(), batch_size=4, in_use=2)
+    feed = Feed(Preprocessing(resolution=8, augmentation="shift"), Columns(), np.zeros((6, 4, 8, 8, 3), np.uint8), 2, 2)
     listed = []
     for batch in feed.batches(shards.find([str(pool)])):
         listed += [span.listed for span in batch.spans if span.ends]
-        feed.give_back(batch)
+        feed.give_back(batch.slot)
     assert listed == [10, 10]
 
 

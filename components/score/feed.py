@@ -1,5 +1,5 @@
 """Images ahead of the model: one thread reads shard after shard, many decode into preallocated batches, the model never
-waits for an allocation.
+waits for an allocation. Beside a GPU this runs in processes of its own (feeds.py).
 
 A batch is filled across the shards' ends, so that small shards cost the model no more than large ones. Every image has
 its place in its batch, decoded or not, so that nothing depends on which thread was first.
@@ -7,18 +7,17 @@ its place in its batch, decoded or not, so that nothing depends on which thread 
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from queue import Queue
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from components.score.gpu_decode import GpuDecoder
 from components.shared import shards as sharding
 from components.shared import views
-from components.shared.cores import cores
 from components.shared.decode import reason
 from components.shared.errors import SemiscaleError
 from components.shared.preprocess import Batch
@@ -30,75 +29,117 @@ STOPPING_S = 5.0  # that a read under way is waited for, when the scan stops
 AHEAD = 4  # batches decoded or being decoded while the model works on others
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """What became of one sample: why there are no pixels ("" where there are), and the seconds that it took."""
+class Seen(NamedTuple):
+    """One sample of a batch: what it is, and why it has no pixels ("" where it has).
 
+    `sample_index` counts in its shard; `there`: whether there was something to decode; `seconds` of decoding.
+    """
+
+    sample_index: int
+    key: str
+    uri: str
+    offset: int
+    size_bytes: int
+    there: bool
     problem: str
     seconds: float
 
 
+class Span(NamedTuple):
+    """Neighbouring places of a batch, from `start` on, that belong to one shard; `ends` where they are its last, and
+    then `listed` is how many samples were read of the whole shard."""
+
+    shard: Shard
+    start: int
+    seen: list[Seen]
+    read_s: float
+    ends: bool
+    listed: int
+
+    @property
+    def places(self) -> slice:
+        """Where in the batch the samples are."""
+        return slice(self.start, self.start + len(self.seen))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One batch: the pixels of all places and what they are; places beyond the last span hold what was there before.
+
+    `slot` is what has to be given back.
+    """
+
+    slot: int
+    images_BHWC: Batch
+    spans: list[Span]
+
+    def __len__(self) -> int:
+        return sum(len(span.seen) for span in self.spans)
+
+
 @dataclass
-class Span:
-    """Neighbouring places of a batch that belong to one shard; `ends` where they are its last, and then `listed` is how
-    many samples were read of the whole shard."""
+class _Filling:
+    """A span that is being read and decoded."""
 
     shard: Shard
     start: int
     samples: list[Sample] = field(default_factory=list)
-    decoding: list[Future[list[Decoded]]] = field(default_factory=list)
+    decoding: list[Future[list[Seen]]] = field(default_factory=list)
     handed_over: int = 0
     read_s: float = 0.0
     ends: bool = False
     listed: int = 0
 
-    @property
-    def places(self) -> slice:
-        """Where in the batch the samples are."""
-        return slice(self.start, self.start + len(self.samples))
-
-    def decoded(self) -> list[Decoded]:
-        """Return what became of each sample; waits for those that are being decoded."""
-        return [one for future in self.decoding for one in future.result()]
+    def decoded(self) -> Span:
+        """Return the span when all of its samples are decoded."""
+        seen = [one for future in self.decoding for one in future.result()]
+        return Span(self.shard, self.start, seen, self.read_s, self.ends, self.listed)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """One batch: the pixels of all places and what they are; places beyond the last span hold what was there before."""
+@dataclass
+class _Batch:
+    """The spans of a batch, of which the last is being filled."""
 
-    images_BHWC: Batch
-    spans: list[Span]
+    slot: int
+    spans: list[_Filling] = field(default_factory=list)
 
     def __len__(self) -> int:
         return sum(len(span.samples) for span in self.spans)
 
 
-class Feed:
-    """Decodes for one scan.
+def slots(preprocessing: Preprocessing, batch_size: int, in_use: int, threads: int) -> tuple[int, tuple[int, ...]]:
+    """Return how many batches a feed needs room for, of which `in_use` are with whoever takes them, and their shape.
 
-    Memory: AHEAD + `in_use` batches of pixels, as many of encoded images, and what `shards.read` fetches ahead; whoever
-    takes batches may keep `in_use` of them at a time. `allocate` makes a batch of a shape, in memory that the device
-    can fetch from. Where there is `on_gpu`, it decodes what it can, and the CPU the rest.
+    A batch may be one video: enough of them for every thread to decode one and have the next.
+    """
+    return max(AHEAD, 2 * threads // batch_size) + in_use, (batch_size, *views.shape(preprocessing))
+
+
+class Feed:
+    """Decodes for one scan, in this process.
+
+    Memory: the room for batches that it is given, encoded images for `in_use` batches less, and what `shards.read`
+    fetches ahead; whoever takes batches may keep `in_use` of them at a time. Where there is `on_gpu`, it decodes what
+    it can, and the CPU the rest.
     """
 
     def __init__(
         self,
         preprocessing: Preprocessing,
         columns: Columns,
-        batch_size: int,
+        room: Batch,
         in_use: int,
-        allocate: Callable[[tuple[int, ...]], Batch] = lambda shape: np.zeros(shape, np.uint8),
+        threads: int,
         on_gpu: GpuDecoder | None = None,
     ) -> None:
         self._on_gpu = on_gpu
-        self._preprocessing, self._columns, self._batch_size = preprocessing, columns, batch_size
-        self._pool = ThreadPoolExecutor(cores(), "decode", torch.set_num_threads, (1,))
+        self._preprocessing, self._columns, self._slots_SBHWC = preprocessing, columns, room
+        self._pool = ThreadPoolExecutor(threads, "decode", torch.set_num_threads, (1,))
         self._together = 1 if preprocessing.frames else TOGETHER
-        # A batch may be one video: enough of them for every core to decode one and have the next.
-        self._ahead = max(AHEAD, 2 * cores() // batch_size)
-        self._free: Queue[Batch] = Queue()
-        for _ in range(self._ahead + in_use):
-            self._free.put(allocate((batch_size, *views.shape(preprocessing))))
+        self._ahead = len(room) - in_use
+        self._free: Queue[int] = Queue()
+        for slot in range(len(room)):
+            self._free.put(slot)
 
     def batches(self, shards: Iterable[Shard]) -> Generator[Prepared]:
         """Yield batches, decoded, in the order of the shards; every shard ends in a span that says so.
@@ -106,7 +147,7 @@ class Feed:
         `shards` is iterated over in the reading thread. Each batch has to be given back. Raises what iterating or
         reading raises, after the batches before it; a shard that is gone is a SemiscaleError.
         """
-        waiting: Queue[Prepared | BaseException | None] = Queue(self._ahead)
+        waiting: Queue[_Batch | BaseException | None] = Queue(self._ahead)
         stop = threading.Event()
         reader = threading.Thread(target=self._run, args=(shards, waiting, stop), daemon=True)
         reader.start()
@@ -114,29 +155,28 @@ class Feed:
             while (item := waiting.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                for span in item.spans:
-                    span.decoded()
-                yield item
+                spans = [span.decoded() for span in item.spans]
+                yield Prepared(item.slot, self._slots_SBHWC[item.slot], spans)
         finally:
             stop.set()
             until = time.monotonic() + STOPPING_S
-            # It may be waiting for a place in the queue, for a free batch, or for a store that does not answer.
+            # It may be waiting for a place in the queue, for a free slot, or for a store that does not answer.
             while reader.is_alive() and time.monotonic() < until:
                 self._drain(waiting)
                 reader.join(0.01)
             self._drain(waiting)
 
-    def give_back(self, batch: Prepared) -> None:
-        """Take the pixels of a batch for the next one."""
-        self._free.put(batch.images_BHWC)
+    def give_back(self, slot: int) -> None:
+        """Take the room of a batch for the next one."""
+        self._free.put(slot)
 
-    def _drain(self, waiting: "Queue[Prepared | BaseException | None]") -> None:
+    def _drain(self, waiting: "Queue[_Batch | BaseException | None]") -> None:
         while not waiting.empty():
             item = waiting.get_nowait()
-            if isinstance(item, Prepared):
+            if isinstance(item, _Batch):
                 for span in item.spans:
                     wait(span.decoding)
-                self.give_back(item)
+                self.give_back(item.slot)
 
     def _run(self, shards: Iterable[Shard], waiting: "Queue[object]", stop: threading.Event) -> None:
         try:
@@ -146,22 +186,22 @@ class Feed:
             waiting.put(error)
         waiting.put(None)
 
-    def _filled(self, shards: Iterable[Shard], stop: threading.Event) -> Iterator[Prepared]:
+    def _filled(self, shards: Iterable[Shard], stop: threading.Event) -> Iterator[_Batch]:
         """Yield batches that are full, but for the last one, and are being decoded."""
-        batch = Prepared(self._free.get(), [])
+        batch = _Batch(self._free.get())
         try:
             for shard in shards:
-                batch.spans.append(Span(shard, len(batch)))
+                batch.spans.append(_Filling(shard, len(batch)))
                 listed = 0
                 for sample, seconds in _timed(shard, self._columns):
                     listed += 1
                     if stop.is_set():
                         yield batch
                         return
-                    if len(batch) == self._batch_size:
+                    if len(batch) == self._slots_SBHWC.shape[1]:
                         self._hand_over(batch)
                         yield batch
-                        batch = Prepared(self._free.get(), [Span(shard, 0)])
+                        batch = _Batch(self._free.get(), [_Filling(shard, 0)])
                     span = batch.spans[-1]
                     span.read_s += seconds
                     span.samples.append(sample)
@@ -176,34 +216,41 @@ class Feed:
             yield batch  # the shards before the one that failed are whole
             raise
 
-    def _hand_over(self, batch: Prepared) -> None:
+    def _hand_over(self, batch: _Batch) -> None:
         """Let a thread decode what the last span has got since."""
         span = batch.spans[-1]
-        samples, images_BHWC = span.samples[span.handed_over :], batch.images_BHWC[span.places][span.handed_over :]
+        places = slice(span.start + span.handed_over, span.start + len(span.samples))
+        images_BHWC = self._slots_SBHWC[batch.slot][places]
+        span.decoding.append(self._pool.submit(self._decode_all, span.samples[span.handed_over :], images_BHWC))
         span.handed_over = len(span.samples)
-        span.decoding.append(self._pool.submit(self._decode_all, samples, images_BHWC))
 
-    def _decode_all(self, samples: list[Sample], images_BHWC: Batch) -> list[Decoded]:
+    def _decode_all(self, samples: list[Sample], images_BHWC: Batch) -> list[Seen]:
         if self._on_gpu is None:
             return list(map(self._decode, samples, images_BHWC))
         started = time.monotonic()
         cuts = self._on_gpu.cut([sample.image for sample in samples])
-        each = Decoded("", (time.monotonic() - started) / max(sum(cut is not None for cut in cuts), 1))
+        each_s = (time.monotonic() - started) / max(sum(cut is not None for cut in cuts), 1)
         for image_HWC, cut in zip(images_BHWC, cuts, strict=True):
             if cut is not None:
                 image_HWC[:] = cut
         places = zip(samples, images_BHWC, cuts, strict=True)
-        return [self._decode(sample, image) if cut is None else each for sample, image, cut in places]
+        return [self._decode(s, image) if cut is None else _seen(s, "", each_s) for s, image, cut in places]
 
-    def _decode(self, sample: Sample, image_HWC: Batch) -> Decoded:
+    def _decode(self, sample: Sample, image_HWC: Batch) -> Seen:
         if sample.problem:
-            return Decoded(sample.problem, 0.0)
+            return _seen(sample, sample.problem, 0.0)
         started = time.monotonic()
+        problem = ""
         try:
             image_HWC[:] = views.view(sample.image, self._preprocessing)
         except Exception as error:  # noqa: BLE001 - one image in a billion must not end the scan
-            return Decoded(reason(error, f"{sample.uri}: {sample.key}"), time.monotonic() - started)
-        return Decoded("", time.monotonic() - started)
+            problem = reason(error, f"{sample.uri}: {sample.key}")
+        return _seen(sample, problem, time.monotonic() - started)
+
+
+def _seen(sample: Sample, problem: str, seconds: float) -> Seen:
+    size_bytes, there = len(sample.image), not sample.problem
+    return Seen(sample.index, sample.key, sample.uri, sample.offset, size_bytes, there, problem, seconds)
 
 
 def _timed(shard: Shard, columns: Columns) -> Iterator[tuple[Sample, float]]:

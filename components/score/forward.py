@@ -159,6 +159,14 @@ def following(decision: Decision, scorer: Scorer, images_BHWC: Tensor) -> nn.Mod
     return network
 
 
+def batches(device: torch.device, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return how many images, or videos, make a batch on a device, and how many batches are under way on it."""
+    if device.type == "cuda":
+        return views.batch(GPU_BATCH, preprocessing), 2
+    images = CPU_BATCH if preprocessing.resolution > TINY else CPU_BATCH_OF_TINY
+    return views.batch(images, preprocessing), computing_threads() + 1
+
+
 class OnCpu:
     """Scores as many batches at once as there are threads, each on one.
 
@@ -169,10 +177,7 @@ class OnCpu:
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int) -> None:
         self._scorer = Scorer(model, preprocessing, kept, bf16=False).eval()
         self._scorer.use(self._scorer.layouts[0])
-        self.batch_size = views.batch(
-            CPU_BATCH if preprocessing.resolution > TINY else CPU_BATCH_OF_TINY, preprocessing
-        )
-        self.in_flight = computing_threads() + 1
+        self.batch_size, self.in_flight = batches(torch.device("cpu"), preprocessing)
         self._pool = ThreadPoolExecutor(computing_threads(), "forward", torch.set_num_threads, (1,))
 
     def start(self, images_BHWC: Batch) -> Callable[[], Best]:
@@ -184,16 +189,9 @@ class OnCpu:
         best: Best = self._scorer(torch.from_numpy(images_BHWC))
         return best
 
-    @staticmethod
-    def allocate(shape: tuple[int, ...]) -> Batch:
-        """Make a batch of pixels."""
-        return torch.zeros(shape, dtype=torch.uint8).numpy()
-
 
 class OnGpu:
     """Scores a batch while the next is copied to the device."""
-
-    in_flight = 2
 
     def __init__(
         self, model: nn.Module, preprocessing: Preprocessing, kept: int, device: torch.device, folder: str
@@ -201,7 +199,7 @@ class OnGpu:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         self._device, self._copies = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         scorer = Scorer(model, preprocessing, kept, bf16=True).eval().to(device)
-        self.batch_size = views.batch(GPU_BATCH, preprocessing)
+        self.batch_size, self.in_flight = batches(device, preprocessing)
         blank_BHWC = torch.zeros((self.batch_size, *views.shape(preprocessing)), dtype=torch.uint8, device=device)
         with torch.inference_mode():
             card = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
@@ -210,9 +208,12 @@ class OnGpu:
 
     @torch.inference_mode()
     def start(self, images_BHWC: Batch) -> Callable[[], Best]:
-        """Put a batch in line; the function that is returned waits for the result. Keep the pixels until then."""
+        """Put a batch in line; the function that is returned waits for the result.
+
+        The pixels are copied into page-locked memory, which the device fetches from by itself.
+        """
         with torch.cuda.stream(self._copies):
-            there_BHWC = torch.from_numpy(images_BHWC).to(self._device, non_blocking=True)
+            there_BHWC = torch.from_numpy(images_BHWC).pin_memory().to(self._device, non_blocking=True)
         computing = torch.cuda.current_stream(self._device)
         computing.wait_stream(self._copies)
         there_BHWC.record_stream(computing)
@@ -228,11 +229,6 @@ class OnGpu:
             return best[0], best[1]
 
         return result
-
-    @staticmethod
-    def allocate(shape: tuple[int, ...]) -> Batch:
-        """Make a batch of pixels in page-locked memory, which the device fetches from by itself."""
-        return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 def on(device: torch.device, model: nn.Module, preprocessing: Preprocessing, kept: int, folder: str) -> OnCpu | OnGpu:

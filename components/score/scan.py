@@ -4,21 +4,24 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from components.score import forward
 from components.score.config import ScoreConfig
-from components.score.feed import Feed, Prepared, Span
+from components.score.feed import Feed, Prepared, Span, slots
+from components.score.feeds import Feeds
 from components.score.forward import Best
 from components.score.gpu_decode import GpuDecoder
 from components.score.parts import Part
 from components.shared import models, networks
-from components.shared.receipts import Clocks, Failure, Images, ShardCount, TrainReceipt
-from components.shared.shards import Columns, Sample, Shard
+from components.shared.cores import cores
+from components.shared.receipts import Clocks, Failure, Images, Preprocessing, ShardCount, TrainReceipt
+from components.shared.shards import Columns, Shard
 
 NOT_FINITE = "the teacher's scores are not finite"  # they would be ranked before or behind all others
 MAX_FAILURES_LISTED = 100  # of each shard; all are counted
@@ -48,30 +51,29 @@ class Scan:
     ) -> None:
         self._kept, self._seen = kept, seen
         models.set_up()
-        heads = networks.head_tensors(teacher.architecture, len(teacher.classes), teacher.preprocessing.resolution)
+        device, preprocessing = models.device(), teacher.preprocessing
+        self._feed = _feed(device, preprocessing, columns, decodes_on_gpu=config.decoder == "gpu")
+        heads = networks.head_tensors(teacher.architecture, len(teacher.classes), preprocessing.resolution)
         model = networks.float_head(models.read(teacher.checkpoint)[0], heads)
-        self._on = on = forward.on(models.device(), model, teacher.preprocessing, kept, folder)
-        on_gpu = GpuDecoder(teacher.preprocessing, models.device()) if config.decoder == "gpu" else None
-        self._feed = Feed(teacher.preprocessing, columns, on.batch_size, on.in_flight, on.allocate, on_gpu)
+        self._on = forward.on(device, model, preprocessing, kept, folder)
 
     def parts(self, shards: Iterable[Shard]) -> Generator[tuple[Shard, Part]]:
-        """Score shards, in order. Memory: a shard's rows and keys, 300 bytes an image at ten classes each, and twice as
+        """Score shards. Memory: a shard's rows and keys, 300 bytes an image at ten classes each, and twice as
         many at its end.
 
         The batches are of one size, the last one too, so that an image's scores do not depend on how many came with it.
         """
-        tally: _Tally | None = None
+        tallies: dict[int, _Tally] = {}  # of several shards, where several feeds read
         began = time.monotonic()
         for batch, best, seconds in self._scored(shards):
             for span in batch.spans:
-                tally = tally or _Tally(span.shard)
-                tally.add(span, best, seconds * len(span.samples) / max(len(batch), 1))
-                self._seen(span.shard, len(span.samples), sum(len(sample.image) for sample in span.samples))
+                tally = tallies.setdefault(id(span.shard), _Tally(span.shard))
+                tally.add(span, best, seconds * len(span.seen) / max(len(batch), 1))
+                self._seen(span.shard, len(span.seen), sum(one.size_bytes for one in span.seen))
                 if span.ends:
                     began, seconds_here = time.monotonic(), time.monotonic() - began
-                    yield span.shard, tally.part(self._kept, span.listed, round(seconds_here, 3))
-                    tally = None
-            self._feed.give_back(batch)
+                    yield span.shard, tallies.pop(id(span.shard)).part(self._kept, span.listed, round(seconds_here, 3))
+            self._feed.give_back(batch.slot)
 
     def _scored(self, shards: Iterable[Shard]) -> Iterator[tuple[Prepared, Best, float]]:
         """Yield batches with what was found and the seconds of waiting for it; each while the next is computed."""
@@ -85,6 +87,18 @@ class Scan:
                     yield _waited(*computing.popleft())
             while computing:
                 yield _waited(*computing.popleft())
+
+
+def _feed(
+    device: torch.device, preprocessing: Preprocessing, columns: Columns, *, decodes_on_gpu: bool
+) -> Feed | Feeds:
+    """Return what decodes: for a GPU other processes, unless it decodes itself; a CPU's work holds up no thread."""
+    batch_size, in_use = forward.batches(device, preprocessing)
+    if device.type == "cuda" and not decodes_on_gpu:
+        return Feeds(preprocessing, columns, batch_size, in_use)
+    count, shape = slots(preprocessing, batch_size, in_use, cores())
+    on_gpu = GpuDecoder(preprocessing, device) if decodes_on_gpu else None
+    return Feed(preprocessing, columns, np.zeros((count, *shape), np.uint8), in_use, cores(), on_gpu)
 
 
 def _waited(batch: Prepared, result: Callable[[], Best], seconds: float) -> tuple[Prepared, Best, float]:
@@ -108,32 +122,29 @@ class _Tally:
 
     def add(self, span: Span, best: Best, forward_s: float) -> None:
         """Add a span of a batch, leaving out the places that have no image."""
-        pixels = span.decoded()
-        decoded = [
-            one if one.problem or finite else replace(one, problem=NOT_FINITE)
-            for one, finite in zip(pixels, best[1][span.places].isfinite().all(1).tolist(), strict=True)
-        ]
-        scored = np.array([not one.problem for one in decoded], bool)
+        finite = best[1][span.places].isfinite().all(1).tolist()
+        problems = [one.problem or ("" if fine else NOT_FINITE) for one, fine in zip(span.seen, finite, strict=True)]
+        scored = np.array([not problem for problem in problems], bool)
         labels_BP, scores_BP = (part[span.places].numpy()[scored] for part in best)
         self.labels.append(labels_BP.astype(np.uint16))
         self.scores.append(scores_BP.astype(np.float32))
-        for sample, one in zip(span.samples, decoded, strict=True):
-            if one.problem:
-                self._fail(sample, one.problem)
+        for one, problem in zip(span.seen, problems, strict=True):
+            if problem:
+                self._fail(one.key, problem)
             else:
-                self.rows.append((sample.index, sample.key, sample.uri, sample.offset, len(sample.image)))
-        self.clocks.update({"read": span.read_s, "decode": sum(one.seconds for one in decoded), "forward": forward_s})
+                self.rows.append((one.sample_index, one.key, one.uri, one.offset, one.size_bytes))
+        self.clocks.update({"read": span.read_s, "decode": sum(one.seconds for one in span.seen), "forward": forward_s})
         self.images.update(
-            read=len(span.samples),
-            decode=sum(not sample.problem for sample in span.samples),
-            forward=sum(not one.problem for one in pixels),
+            read=len(span.seen),
+            decode=sum(one.there for one in span.seen),
+            forward=sum(not one.problem for one in span.seen),
             write=int(scored.sum()),
         )
 
-    def _fail(self, sample: Sample, reason: str) -> None:
+    def _fail(self, key: str, reason: str) -> None:
         self.failed[reason] += 1
         if len(self.failures) < MAX_FAILURES_LISTED:
-            self.failures.append(Failure(shard=self.shard.name, key=sample.key, reason=reason))
+            self.failures.append(Failure(shard=self.shard.name, key=key, reason=reason))
 
     def part(self, kept: int, listed: int, seconds: float) -> Part:
         """Return the part of the whole shard, which has `listed` samples; `seconds` passed since the one before it.

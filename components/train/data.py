@@ -7,6 +7,8 @@ taken as they are.
 
 Every batch, its order and its random cuts are a function of the seed and the step, so that a training can go on in the
 middle of an epoch, and that the ranks of a training need not speak of data: each cuts its own part of every batch.
+
+Beside a GPU all this runs in a process of its own (feed.py).
 """
 
 import threading
@@ -85,7 +87,7 @@ class TrainingData:
         self._columns, self._preprocessing, self._seed, self._ranks = columns, preprocessing, seed, ranks
         self._together = 1 if preprocessing.frames else TOGETHER
         self._tiny = not preprocessing.frames and preprocessing.augmentation != "crop-flip"
-        self._stop = threading.Event()
+        self._stopped = False
         self.samples = sum(shard.samples for shard in shards)
         held_bytes = self._held_bytes(shards)
         self._window = self.samples * WINDOW_BYTES // max(held_bytes, 1)  # images that are shuffled together
@@ -93,18 +95,24 @@ class TrainingData:
         self._shards = shards if self._fits else dealt(shards, seed)
         self._whole: list[Picture] = []  # the set, where it fits in one window, from its first use on
 
+    def shape(self, batch_size: int) -> tuple[int, ...]:
+        """Return the shape of this rank's part of a batch, of images_BHWC, or clips_BTHWC."""
+        share, size = self._ranks.share(batch_size), self._preprocessing.resolution
+        frames = [self._preprocessing.frames] if self._preprocessing.frames else []
+        return (share.stop - share.start, *frames, size, size, 3)
+
     def batches(self, batch_size: int, steps: int, after: int = 0) -> Iterator[TrainingBatch]:
         """Yield this rank's part of the batches of steps `after` to `steps`, prepared by a thread ahead of the caller.
 
         Raises SemiscaleError where an image cannot be read any more.
         """
         queue: Queue[TrainingBatch | BaseException] = Queue(PREFETCH)
-        self._stop.clear()
+        self._stopped = False
 
         def prepare() -> None:
             try:
                 for batch in self._prepared(batch_size, steps, after):
-                    if self._stop.is_set():
+                    if self._stopped:
                         return
                     queue.put(batch)
             except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, which raises it
@@ -119,7 +127,7 @@ class TrainingData:
                     raise batch
                 yield batch
         finally:
-            self._stop.set()
+            self._stopped = True
             while not queue.empty():
                 queue.get_nowait()
 
@@ -192,7 +200,7 @@ class TrainingData:
         epoch = -1
         pairs: Iterator[tuple[Sample, int]] = iter(())
         for window in order.windows(lane, images):
-            if self._stop.is_set():  # nobody waits for it any more, but the process would wait before it ends
+            if self._stopped:  # nobody waits for it any more, but the process would wait before it ends
                 return
             if window.epoch != epoch:
                 epoch, pairs = window.epoch, self._epoch(window.epoch, window.start)

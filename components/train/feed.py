@@ -1,6 +1,11 @@
-"""Batches on the device, one ahead of the network: on a GPU, copied from pinned memory beside its work."""
+"""Batches on the device, one ahead of the network: on a GPU, copied from pinned memory beside its work.
+
+For a GPU they are read and decoded in a process of its own, so that nothing holds up the thread that launches kernels.
+"""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from components.shared import models
+from components.shared.beside import Beside, Line, Slots, listen
 from components.shared.receipts import Preprocessing
-from components.train.data import TrainingBatch
+from components.train.data import TrainingBatch, TrainingData
+
+SLOTS = 3  # batches: one that is being copied to the device, one that is there to be, and one that is being made
 
 
 class DeviceBatch(NamedTuple):
@@ -19,6 +27,49 @@ class DeviceBatch(NamedTuple):
     images_BHWC: Tensor
     labels_B: Tensor
     keys: list[str]
+
+
+def fed(data: TrainingData, batch_size: int, steps: int, after: int, device: torch.device) -> Iterator[DeviceBatch]:
+    """Bring this rank's part of the batches of steps `after` to `steps` to a device.
+
+    Raises SemiscaleError where an image cannot be read any more, or, with a GPU, the process that reads was lost.
+    """
+    prepared = made_beside(data, batch_size, steps, after) if device.type == "cuda" else None
+    return on_device(prepared or data.batches(batch_size, steps, after), device)
+
+
+def made_beside(data: TrainingData, batch_size: int, steps: int, after: int) -> Iterator[TrainingBatch]:
+    """Begin another process that makes what `data.batches` does. Pixels are there until the next batch is asked for.
+
+    Memory: SLOTS batches, and there what `data` holds, with 250 MB of libraries.
+    """
+    slots = Slots(SLOTS, data.shape(batch_size))
+    return _received(
+        Beside("reads and decodes training images", _make, data, batch_size, steps, after, slots), slots, steps - after
+    )
+
+
+def _received(beside: Beside, slots: Slots, batches: int) -> Iterator[TrainingBatch]:
+    try:
+        for _ in range(batches):
+            slot, labels_B, keys = beside.receive()
+            yield TrainingBatch(slots.pixels_SBHWC[slot], labels_B, keys)
+            with suppress(OSError):  # where it is gone, there is no batch to be made, or `receive` says so
+                beside.send(slot)
+    finally:
+        beside.close()
+
+
+def _make(line: Line, data: TrainingData, batch_size: int, steps: int, after: int, slots: Slots) -> None:
+    """Make batches, in the other process, into slots that are free."""
+    free: SimpleQueue[int] = SimpleQueue()
+    for slot in range(SLOTS):
+        free.put(slot)
+    listen(line, free.put)
+    for batch in data.batches(batch_size, steps, after):
+        slot = free.get()
+        slots.pixels_SBHWC[slot] = batch.images_BHWC
+        line.send((slot, batch.labels_B, batch.keys))
 
 
 def on_device(batches: Iterator[TrainingBatch], device: torch.device) -> Iterator[DeviceBatch]:

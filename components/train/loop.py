@@ -25,7 +25,7 @@ from components.train.average import Average
 from components.train.checkpoints import Checkpoints, Moment
 from components.train.config import TrainConfig
 from components.train.data import TrainingData
-from components.train.feed import DeviceBatch, Normalise, on_device
+from components.train.feed import DeviceBatch, Normalise, fed
 from components.train.ranks import Ranks
 from components.train.recipes import Recipe, learning_rate
 from components.train.speed import Manner
@@ -173,12 +173,12 @@ class Training:
         say("train", f"{self._name}: {self._steps:,} steps of {size:,} images, on {data.samples:,} samples")
         self._optimizer = self._sgd()
         done = self._resumed()
+        batches = fed(data, size, self._steps, done, self._device)
         self._network = self._distributed(done)
         self._watch = Watch(folder, self._steps * size, done * size) if self._ranks.first else None
         self._started = self._saved = time.monotonic() - self.seconds
         self._saved = time.monotonic()
         self._model.train()
-        batches = on_device(data.batches(size, self._steps, done), self._device)
         with stopping.held():
             for step in range(done + 1, self._steps + 1):
                 told_to_stop = self._ranks.any(stopping.asked)
