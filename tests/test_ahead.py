@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.shared import storage
-from components.shared.ahead import in_order
+from components.shared.ahead import beside, in_order
 from components.shared.shards import FILES_AHEAD, Columns, find, read
 from components.shared.stores import store
 from tests import pictures
@@ -54,6 +55,45 @@ def test_an_error_is_raised_in_its_place() -> None:
         next(results)
     waits_for_no_more_threads()
     assert list(in_order(work, range(0), 3)) == []
+
+
+def numbers(count: int, made: list[int]) -> Generator[int]:
+    """Count, and note what was made; -1 when it is closed."""
+    try:
+        for number in range(count):
+            made.append(number)
+            yield number
+        if count == 5:
+            raise ValueError(count)
+    finally:
+        made.append(-1)
+
+
+def test_the_next_is_made_while_one_is_worked_on() -> None:
+    made: list[int] = []
+    items = beside(numbers(30, made))
+    for expected in range(10):
+        assert next(items) == expected
+        until = time.monotonic() + 60
+        while len(made) < expected + 3:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        assert len(made) == expected + 3, "one is ready, one more is made"
+    items.close()
+    waits_for_no_more_threads()
+    assert made[-1] == -1, "closed too"
+    assert len(made) < 15
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_what_is_made_beside_ends_and_fails_as_it_would(count: int) -> None:
+    made: list[int] = []
+    items, found = beside(numbers(count, made)), list[int]()
+    with pytest.raises(ValueError, match="5") if count == 5 else nullcontext():
+        found.extend(items)
+    assert made == [*range(count), -1]
+    assert found == list(range(count))
+    waits_for_no_more_threads()
 
 
 def test_a_tar_that_is_read_ahead_is_the_same(remote: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

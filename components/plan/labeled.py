@@ -159,7 +159,7 @@ def _examined(shard: Shard, columns: Columns, index_folder: str) -> Iterator[tup
 
 
 def _decoded(shard: Shard, columns: Columns) -> Iterator[tuple[int, str, str, str]]:
-    samples = sharding.read(shard, columns)
+    samples = sharding.read(shard, columns, ahead=True)
     look, together = (clips.refuse_damaged, VIDEOS_PER_BATCH) if columns.videos else (decode, SAMPLES_PER_BATCH)
     with ThreadPoolExecutor(cores()) as pool:
         while batch := list(islice(samples, together)):

@@ -7,7 +7,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
-from queue import SimpleQueue
+from contextlib import closing
+from queue import Queue, SimpleQueue
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -45,6 +46,34 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int
             future.cancel()
         for _ in range(threads):
             tasks.put(None)
+
+
+def beside(items: Generator[Item]) -> Generator[Item]:
+    """Yield what a generator makes; while one item is worked on, a thread of its own makes the next.
+
+    Raises what making one raises, in its place. Memory: the item that is worked on, one that is ready, and the one that
+    is being made. When this iterator is closed, the generator is closed too, as soon as it has made an item.
+    """
+    ready: Queue[Future[Item] | None] = Queue(1)
+    stop = threading.Event()
+
+    def make() -> None:
+        with closing(items):
+            while not stop.is_set():
+                made: Future[Item] = Future()
+                _done(lambda: next(items), made)
+                ready.put(None if isinstance(made.exception(), StopIteration) else made)
+                if made.exception():
+                    return
+
+    threading.Thread(target=make, daemon=True, name="ahead").start()
+    try:
+        while made := ready.get():
+            yield made.result()
+    finally:
+        stop.set()
+        while not ready.empty():  # it may be waiting for a place
+            ready.get_nowait()
 
 
 def _put(tasks: "SimpleQueue[Task | None]", work: Callable[[Item], Result], item: Item) -> Future[Result]:

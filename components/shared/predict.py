@@ -1,8 +1,10 @@
 """A model's logits on a labeled split: what accuracy is computed from."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from components.shared import models, views
+from components.shared.ahead import beside
 from components.shared.cores import cores
 from components.shared.decode import reason
 from components.shared.errors import SemiscaleError
@@ -19,6 +22,7 @@ from components.shared.shards import Columns, Sample
 from components.shared.splits import read_split
 
 BATCH = 256
+TOGETHER = 4  # images that a thread is handed at a time; of videos one
 HELD_BYTES = 1 << 30  # of decoded images kept for the next model: 7,133 at 224 pixels, all of a small set
 
 
@@ -26,7 +30,7 @@ class PreparedSplit:
     """A labeled split's images in a fixed order, cut as models see them when they are measured.
 
     Memory: HELD_BYTES at most. A smaller split is decoded once; of a larger one, such as ImageNet's 50,000 validation
-    images with their 7.5 GB, three batches at a time are held, and it is read again for every model.
+    images with their 7.5 GB, four batches are held at most, and it is read again for every model.
     """
 
     def __init__(self, split: Split, columns: Columns, preprocessing: Preprocessing) -> None:
@@ -39,24 +43,35 @@ class PreparedSplit:
         size_bytes = math.prod(views.shape(preprocessing)) * len(self.labels_B)
         self._held = list(self._decoded()) if size_bytes <= HELD_BYTES else None
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch]:
         """Yield all images, images_BHWC of BATCH images at most; of videos fewer, the views of each.
 
-        Raises SemiscaleError where one cannot be read.
+        While the caller works on one batch, those behind it are read and decoded. Raises SemiscaleError where an image
+        cannot be read.
         """
-        return iter(self._held) if self._held is not None else self._decoded()
+        return (batch for batch in self._held) if self._held is not None else beside(self._decoded())
 
-    def _decoded(self) -> Iterator[Batch]:
-        samples = (sample for shard in self._shards for sample, _ in shard.read(self._columns))
-        with ThreadPoolExecutor(cores()) as pool:
-            before: list[Future[Batch]] = []
-            while batch := list(islice(samples, self._together)):
-                decoding = [pool.submit(self._prepare, sample) for sample in batch]
-                if before:
-                    yield np.stack([future.result() for future in before])
-                before = decoding
-            if before:
-                yield np.stack([future.result() for future in before])
+    def _decoded(self) -> Generator[Batch]:
+        with closing(self._parts()) as parts:
+            views_of = (view for part in parts for view in part.result())
+            for first in views_of:
+                yield np.stack([first, *islice(views_of, self._together - 1)])
+
+    def _parts(self) -> Generator[Future[list[Batch]]]:
+        """Yield neighbouring samples, being decoded or done, two parts for every thread under way."""
+        samples = (sample for shard in self._shards for sample, _ in shard.read(self._columns, ahead=True))
+        together = 1 if self.preprocessing.frames else TOGETHER
+        threads = cores()
+        under_way: deque[Future[list[Batch]]] = deque()
+        with ThreadPoolExecutor(threads) as pool:
+            while part := list(islice(samples, together)):
+                under_way.append(pool.submit(self._prepare_all, part))
+                if len(under_way) > 2 * threads:
+                    yield under_way.popleft()
+            yield from under_way
+
+    def _prepare_all(self, samples: list[Sample]) -> list[Batch]:
+        return [self._prepare(sample) for sample in samples]
 
     def _prepare(self, sample: Sample) -> Batch:
         try:
@@ -79,10 +94,13 @@ def logits(
     model.eval()
     forward = _mean_over_clips if split.preprocessing.frames else nn.Module.__call__
     parts = []
-    for one in split.batches():
-        parts.append(forward(model, models.normalised(one, split.preprocessing, on)).float().cpu())
-        counting(len(one))
-    model.train(training)
+    try:
+        with closing(split.batches()) as batches:
+            for one in batches:
+                parts.append(forward(model, models.normalised(one, split.preprocessing, on)).float().cpu())
+                counting(len(one))
+    finally:
+        model.train(training)
     return torch.cat(parts)
 
 

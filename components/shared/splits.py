@@ -31,10 +31,10 @@ class LabeledShard:
         """Count the samples that belong."""
         return int((self.labels >= 0).sum())
 
-    def read(self, columns: Columns) -> Iterator[tuple[Sample, int]]:
-        """Yield the samples that belong, with their labels."""
+    def read(self, columns: Columns, ahead: bool = False) -> Iterator[tuple[Sample, int]]:
+        """Yield the samples that belong, with their labels; `ahead`, what comes next is fetched meanwhile."""
         labels = self.labels.tolist()
-        for sample in sharding.read(self.shard, columns):
+        for sample in sharding.read(self.shard, columns, ahead):
             if sample.index < len(labels) and labels[sample.index] >= 0:
                 yield sample, labels[sample.index]
 
