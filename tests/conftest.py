@@ -64,7 +64,7 @@ def file_bucket(tmp_path: Path) -> str:
 @pytest.fixture
 def gs_bucket(gs_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket of the GCS emulator; the environment, which child processes inherit, leads there."""
-    _use(monkeypatch, {"STORAGE_EMULATOR_HOST": gs_server, "NO_PROXY": "127.0.0.1"})
+    use(monkeypatch, {"STORAGE_EMULATOR_HOST": gs_server, "NO_PROXY": "127.0.0.1"})
     name = f"bucket-{uuid.uuid4().hex}"
     from google.cloud import storage as gcs  # here and below: a second of imports that few tests need
 
@@ -78,7 +78,7 @@ def gs_bucket(gs_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """An empty bucket of the S3 server; the environment, which child processes inherit, leads there."""
     nowhere = str(tmp_path / "none")
-    _use(
+    use(
         monkeypatch,
         {
             "AWS_ENDPOINT_URL": s3_server,
@@ -100,7 +100,8 @@ def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     storage._open_store.cache_clear()
 
 
-def _use(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+def use(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    """Set the environment, and forget the stores that were opened in another."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     storage._open_store.cache_clear()
