@@ -85,8 +85,8 @@ def semiscale(
         classes_per_image: P: classes an image may be ranked in (section 4.1).
         remove: URI of a text file, one key a line: images never to select (opt-outs).
         packed_tar_bytes: Size of D̂'s tars, about. A training reads up to 64 at a time.
-        teacher_architecture: The teacher (section 4.1).
-        student_architecture: Student and baseline (section 4.1).
+        teacher_architecture: The teacher's network, by its name in the README (section 4.1).
+        student_architecture: Student's and baseline's network, by its name in the README (section 4.1).
         teacher_checkpoint: URI of a ready-made teacher, checked and used as it is; #sha256=… after it pins its bytes.
         teacher_classes: URI of a text file: what a ready-made teacher's outputs 0, 1, … mean.
         teacher_start_weights: URI of weights the teacher starts from; a head of another size is replaced.

@@ -87,8 +87,12 @@ class Parameters(BaseModel):
     packed_tar_bytes: Positive = Field(
         default=256 << 20, description="Size of D̂'s tars, about. A training reads up to 64 at a time."
     )
-    teacher_architecture: str = Field(default="resnext101_32x48d", description="The teacher (section 4.1).")
-    student_architecture: str = Field(default="resnet50", description="Student and baseline (section 4.1).")
+    teacher_architecture: str = Field(
+        default="resnext101_32x48d", description="The teacher's network, by its name in the README (section 4.1)."
+    )
+    student_architecture: str = Field(
+        default="resnet50", description="Student's and baseline's network, by its name in the README (section 4.1)."
+    )
     teacher_checkpoint: Place = Field(
         default="",
         description="URI of a ready-made teacher, checked and used as it is; #sha256=… after it pins its bytes.",
