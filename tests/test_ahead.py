@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.shared import storage
-from components.shared.ahead import beside, in_order
+from components.shared.ahead import in_order, one_ahead
 from components.shared.shards import FILES_AHEAD, Columns, find, read
 from components.shared.stores import store
 from tests import pictures
@@ -71,7 +71,7 @@ def numbers(count: int, made: list[int]) -> Generator[int]:
 
 def test_the_next_is_made_while_one_is_worked_on() -> None:
     made: list[int] = []
-    items = beside(numbers(30, made))
+    items = one_ahead(numbers(30, made))
     for expected in range(10):
         assert next(items) == expected
         until = time.monotonic() + 60
@@ -88,7 +88,7 @@ def test_the_next_is_made_while_one_is_worked_on() -> None:
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_what_is_made_beside_ends_and_fails_as_it_would(count: int) -> None:
     made: list[int] = []
-    items, found = beside(numbers(count, made)), list[int]()
+    items, found = one_ahead(numbers(count, made)), list[int]()
     with pytest.raises(ValueError, match="5") if count == 5 else nullcontext():
         found.extend(items)
     assert made == [*range(count), -1]

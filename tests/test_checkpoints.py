@@ -1,11 +1,14 @@
 """Which checkpoints of a training are kept, and which one it goes on from, where some of them are damaged."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from components.shared import storage
+from components.shared.errors import Refused
 from components.train.checkpoints import Checkpoints, Moment
 
 
@@ -35,6 +38,26 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
         save(checkpoints, step)
     assert [len(files(folder, step)) for step in (1, 2, 3)] == [0, 2, 2]
     assert found(folder) == 3
+
+
+def test_one_that_was_copied_from_another_training_is_refused(tmp_path: Path) -> None:
+    """Of the same network as likely as not: nothing in its tensors would say so. A moved training is itself."""
+    save(Checkpoints(str(tmp_path / "a")), 1)
+    for place in ("b", "moved/a"):
+        shutil.copytree(tmp_path / "a", tmp_path / place)
+    assert found(str(tmp_path / "moved" / "a")) == 1
+    line = r"/b/checkpoints/.*json: a checkpoint of another training, a, and this is b; empty .*/b/checkpoints, or "
+    with pytest.raises(Refused, match=line):
+        Checkpoints(str(tmp_path / "b")).newest()
+
+
+def test_one_that_does_not_say_whose_it_is_is_taken(tmp_path: Path) -> None:
+    save(Checkpoints(str(tmp_path)), 1)
+    path = Path(files(str(tmp_path), 1)[0])
+    said = json.loads(path.read_text())
+    del said["training"]
+    path.write_text(json.dumps(said))
+    assert found(str(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("part", [0, 1])

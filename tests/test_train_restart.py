@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,20 @@ def test_a_damaged_checkpoint_is_recognised(
     assert f"{newest}: not a whole checkpoint" in said
     step = json.loads(storage.read(before))["moment"]["step"] if Path(before).exists() else 0
     assert not step or f"going on after {step * 5:,} images" in said
+
+
+@pytest.mark.parametrize("change", [{"architecture": "resnet14_small"}, {"images_processed": 100}, {"batch_size": 10}])
+def test_a_checkpoint_of_another_training_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """Of another network, of a longer training, of other batches."""
+    stages = Stages(tmp_path)
+    one = config_of(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=0)
+    stopped_halfway(one, monkeypatch)
+    other = one.model_copy(update=change)
+    shutil.copytree(f"{one.folder()}/checkpoints", f"{other.folder()}/checkpoints")
+    with pytest.raises(Refused, match=f"a checkpoint of another training, {one.digest()}, and this is"):
+        train(other)
 
 
 def test_checkpoints_lie_in_an_object_store_too(

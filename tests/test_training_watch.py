@@ -1,6 +1,7 @@
 """What a training tells as it runs: the line of log, the JSON lines, and event files that TensorBoard itself reads."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,18 @@ def test_who_goes_on_continues_the_record_at_the_checkpoint(tmp_path: Path, caps
     assert "900 of 1,500 images · 60% · 50/s · 0:12 left" in capsys.readouterr().out
     assert [(line["images_processed"], line["loss"]) for line in lines(tmp_path)] == [(300, 6), (600, 3), (900, -10)]
     assert events(tmp_path, "loss") == [(300, 6), (600, 3), (900, -10)]
+
+
+def test_a_clock_that_was_set_back_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pod that goes on may run on a machine whose clock is an hour behind."""
+    clock = Clock()
+    train(Watch(str(tmp_path), 1500, clock=clock), clock, 9)
+    an_hour_ago = time.time_ns() - 3600 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: an_hour_ago)
+    train(Watch(str(tmp_path), 1500, 600, clock), clock, 3, first=16)
+    train(Watch(str(tmp_path), 1500, 900, clock), clock, 3, first=19)
+    assert len(list(tmp_path.glob("events.*"))) == 3
+    assert events(tmp_path, "loss") == [(300, 6), (600, 3), (900, -10), (1200, -13)]
 
 
 def test_lines_that_are_torn_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], at_once: int
             tasks.put(None)
 
 
-def beside(items: Generator[Item]) -> Generator[Item]:
+def one_ahead(items: Generator[Item]) -> Generator[Item]:
     """Yield what a generator makes; while one item is worked on, a thread of its own makes the next.
 
     Raises what making one raises, in its place. Memory: the item that is worked on, one that is ready, and the one that

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from components.shared import models, views
-from components.shared.ahead import beside
+from components.shared.ahead import one_ahead
 from components.shared.cores import cores
 from components.shared.decode import reason
 from components.shared.errors import SemiscaleError
@@ -49,7 +49,7 @@ class PreparedSplit:
         While the caller works on one batch, those behind it are read and decoded. Raises SemiscaleError where an image
         cannot be read.
         """
-        return (batch for batch in self._held) if self._held is not None else beside(self._decoded())
+        return (batch for batch in self._held) if self._held is not None else one_ahead(self._decoded())
 
     def _decoded(self) -> Generator[Batch]:
         with closing(self._parts()) as parts:

@@ -1,7 +1,9 @@
 """Where a training can be taken up again: its state as safetensors, and a JSON, written last, that vouches for it.
 
 A checkpoint is a pair of objects in the training's own folder. The JSON has the size and the digest of the tensors, so
-that a pair that was cut short, or torn apart by a store, is recognised and the one before it used.
+that a pair that was cut short, or torn apart by a store, is recognised and the one before it used. It also names the
+training, by the digest that its folder is named by: what somebody copied from another one is refused. Tensors of the same
+shapes would else be gone on from by another schedule, and past its end the training would be taken for finished.
 """
 
 import hashlib
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.shared import storage
+from components.shared.errors import Refused
 from components.shared.progress import say
 from components.shared.receipts import Document, Point
 
@@ -39,6 +42,7 @@ class _Voucher(Document):
     tensors: str
     size_bytes: int
     digest: str
+    training: str = ""  # not said by those of before it was asked
 
 
 class Checkpoints:
@@ -49,6 +53,7 @@ class Checkpoints:
 
     def __init__(self, folder: str) -> None:
         self._folder = storage.join(folder, "checkpoints")
+        self._training = folder.rstrip("/").rpartition("/")[2]
         self._damaged: set[str] = set()
 
     def save(self, moment: Moment, tensors: Mapping[str, Tensor]) -> None:
@@ -63,12 +68,18 @@ class Checkpoints:
                 digest = _digest(file)
             storage.upload(path, uri)
             size_bytes = path.stat().st_size
-        voucher = _Voucher(moment=moment, tensors=f"{name}.safetensors", size_bytes=size_bytes, digest=digest)
+        voucher = _Voucher(
+            moment=moment,
+            tensors=f"{name}.safetensors",
+            size_bytes=size_bytes,
+            digest=digest,
+            training=self._training,
+        )
         storage.write(storage.join(self._folder, f"{name}.json"), voucher.model_dump_json().encode())
         self._forget_all_but([uri for uri in self._vouchers() if uri not in self._damaged][:KEPT])
 
     def newest(self) -> tuple[Moment, dict[str, Tensor]] | None:
-        """Read the newest checkpoint that is whole; None where there is none."""
+        """Read the newest checkpoint that is whole; None where there is none. Raises Refused for another training's."""
         for uri in self._vouchers():
             try:
                 return self._read(uri)
@@ -84,6 +95,11 @@ class Checkpoints:
 
     def _read(self, uri: str) -> tuple[Moment, dict[str, Tensor]]:
         voucher = _Voucher.model_validate_json(storage.read(uri))
+        if voucher.training not in ("", self._training):
+            raise Refused(
+                f"{uri}: a checkpoint of another training, {voucher.training}, and this is {self._training}; "
+                f"empty {self._folder}, or take its model as start_weights"
+            )
         with tempfile.TemporaryDirectory() as here:
             path = Path(here) / "checkpoint"
             with storage.open_read(storage.join(self._folder, voucher.tensors)) as source, path.open("wb") as copy:

@@ -1,6 +1,7 @@
 """What can be watched of a training: a line of log, JSON lines for machines, event files for TensorBoard."""
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from components.shared.progress import LINE_EVERY_S, Progress, say
 from components.train import events
 
 FLUSH_EVERY_S = 60.0
+_EVENTS = re.compile(r"/events\.out\.tfevents\.(\d{17})\.[^/]+$")
 
 
 class Growing:
@@ -48,8 +50,7 @@ class Watch:
         self._detail = ""
         uri = storage.join(folder, "metrics.jsonl")
         self._metrics = Growing(uri, _lines_before(uri, already))
-        name = f"events.out.tfevents.{time.time_ns() // 1000:017}.{secrets.token_hex(4)}"  # the newest is the last
-        self._events = Growing(storage.join(folder, name), events.version() + events.restart(already + 1))
+        self._events = Growing(_new_events(folder), events.version() + events.restart(already + 1))
         self._progress = Progress("train", total, clock, already)
 
     def step(self, images: int, rate: float, loss: Callable[[], float], waited_s: float) -> None:
@@ -90,6 +91,15 @@ class Watch:
         self._flushed = self._clock()
         self._metrics.flush()
         self._events.flush()
+
+
+def _new_events(folder: str) -> str:
+    """Name an event file so that it is the last by name: TensorBoard reads them in that order, and so forgets what was
+    recorded past the checkpoint. Microseconds, but one more than the last file's where the clock was set back.
+    """
+    before = [int(found[1]) for entry in storage.entries(folder) if (found := _EVENTS.search(entry.uri))]
+    now = max(time.time_ns() // 1000, *(number + 1 for number in before), 0)
+    return storage.join(folder, f"events.out.tfevents.{now:017}.{secrets.token_hex(4)}")
 
 
 def _lines_before(uri: str, images: int) -> bytes:
