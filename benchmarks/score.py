@@ -27,6 +27,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.metadata import version
 from itertools import cycle, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from benchmarks.turns import by_turns, wait_for_go
 from components.plan import ledger
 from components.score import forward
+from components.score.feeds import CORES_EACH
 from components.score.forward import Best
 from components.score.score import ScoreConfig, score
 from components.shared import models
@@ -230,14 +232,25 @@ class Bench:
         return run
 
     def decoder(self) -> Run:
-        """Decoding, resizing and cutting images that lie in memory, on all cores; nothing is done with them."""
+        """Decoding, resizing and cutting images that lie in memory, on all cores, in as many processes as a GPU's feed
+        has; nothing is done with them."""
+        processes = max(CORES // CORES_EACH, 1)
+        share = -(-self.case.images // processes)
 
         def run() -> tuple[int, float]:
-            with ThreadPoolExecutor(CORES, "decode", torch.set_num_threads, (1,)) as pool:
-                images = islice(cycle(self.photos), self.case.images)
-                return sum(1 for _ in pool.map(lambda data: self._cut(data).size, images)), 0.0
+            decoding = [get_context("fork").Process(target=self._decode, args=(share,)) for _ in range(processes)]
+            for process in decoding:
+                process.start()
+            for process in decoding:
+                process.join()
+            return sum(share for process in decoding if process.exitcode == 0), 0.0
 
         return run
+
+    def _decode(self, images: int) -> None:
+        with ThreadPoolExecutor(min(CORES, CORES_EACH), "decode", torch.set_num_threads, (1,)) as pool:
+            for _ in pool.map(lambda data: self._cut(data).size, islice(cycle(self.photos), images)):
+                pass
 
     def _cut(self, data: bytes) -> Pixels:
         return fixed_cut(decode(data), self.case.preprocessing)

@@ -41,7 +41,7 @@ def fed(data: TrainingData, batch_size: int, steps: int, after: int, device: tor
 def made_beside(data: TrainingData, batch_size: int, steps: int, after: int) -> Iterator[TrainingBatch]:
     """Begin another process that makes what `data.batches` does. Pixels are there until the next batch is asked for.
 
-    Memory: SLOTS batches, and there what `data` holds, with 250 MB of libraries.
+    Memory: SLOTS batches, and in that process what `data` holds and 0.3 GB of libraries.
     """
     slots = Slots(SLOTS, data.shape(batch_size))
     return _received(
