@@ -2,8 +2,8 @@
 
 A checkpoint is a pair of objects in the training's own folder. The JSON has the size and the digest of the tensors, so
 that a pair that was cut short, or torn apart by a store, is recognised and the one before it used. It also names the
-training, by the digest that its folder is named by: what somebody copied from another one is refused. Tensors of the same
-shapes would else be gone on from by another schedule, and past its end the training would be taken for finished.
+training, by the digest that its folder is named by: what somebody copied from another one is refused. Tensors of the
+same shapes would else be gone on from by another schedule, and past its end the training would be taken for finished.
 """
 
 import hashlib
