@@ -41,6 +41,18 @@ def test_every_boundary_of_the_pretraining(part: int) -> None:
     assert (before, after) == pytest.approx((PEAK / 2 ** (part - 1), PEAK / 2**part))
 
 
+@pytest.mark.parametrize("name", ["teacher", "baseline"])
+@pytest.mark.parametrize(
+    ("images", "rate"),  # 80 to each of 90 epochs: five of warm-up, a drop at every quarter, 22.5 epochs
+    [
+        *[(0, 0.1), (200, 0.35), (399, 0.59875), (400, 0.6), (1799, 0.6)],
+        *[(1800, 0.06), (3599, 0.06), (3600, 0.006), (5399, 0.006), (5400, 0.0006), (7199, 0.0006)],
+    ],
+)
+def test_supervised(name: RecipeName, images: int, rate: float) -> None:
+    assert rate_of(RECIPES[name], images, 7200) == pytest.approx(rate)
+
+
 @pytest.mark.parametrize(("quarter", "rate"), [(0, 0.0015), (1, 0.00015), (2, 0.000015), (3, 0.0000015)])
 def test_finetuning_has_three_drops_by_ten_and_no_warmup(quarter: int, rate: float) -> None:
     # 0.00025/256 x 1536 = 0.0015
@@ -51,15 +63,16 @@ def test_finetuning_has_three_drops_by_ten_and_no_warmup(quarter: int, rate: flo
 # Of each recipe (recipe, total epochs, [(epoch, rate)]), 1,000 images to an epoch: the first image of the epoch.
 VIDEO_AND_TRANSFER = [
     # Table 12: 1.6e-1/256 x 2048 = 1.28, likewise 3.2e-1/256 x 1024; 40 of warm-up, [40] x 3, 180 in all.
-    ("video-supervised-8", 180, [(0, 0.16), (20, 0.72), (40, 1.28), (79, 1.28), (80, 0.128), (120, 0.0128)]),
-    ("video-supervised-8", 180, [(159, 0.0128), (160, 0.00128), (179, 0.00128)]),
+    ("video-supervised-8", 180, [(0, 0.16), (20, 0.72), (40, 1.28), (79, 1.28), (80, 0.128), (119, 0.128)]),
+    ("video-supervised-8", 180, [(120, 0.0128), (159, 0.0128), (160, 0.00128), (179, 0.00128)]),
     ("video-supervised-32", 180, [(0, 0.32), (40, 1.28), (80, 0.128), (120, 0.0128), (160, 0.00128)]),
     # 4.8e-4/256 x 2048 = 9.6e-4/256 x 1024 = 0.00384; 16 of warm-up, [16] x 3, 72 in all.
     ("video-finetune-8", 72, [(0, 0.00048), (8, 0.00216), (16, 0.00384), (31, 0.00384), (32, 0.000384)]),
-    ("video-finetune-8", 72, [(47, 0.000384), (48, 0.0000384), (64, 0.00000384), (71, 0.00000384)]),
+    ("video-finetune-8", 72, [(47, 0.000384), (48, 0.0000384), (63, 0.0000384), (64, 0.00000384), (71, 0.00000384)]),
     ("video-finetune-32", 72, [(0, 0.00096), (16, 0.00384), (32, 0.000384), (48, 0.0000384), (64, 0.00000384)]),
     # 16 of warm-up, [28] x 3, 100 in all: the third reduction is at the end.
-    ("video-finetune-weak-8", 100, [(16, 0.00384), (43, 0.00384), (44, 0.000384), (72, 0.0000384), (99, 0.0000384)]),
+    ("video-finetune-weak-8", 100, [(0, 0.00048), (16, 0.00384), (43, 0.00384), (44, 0.000384), (71, 0.000384)]),
+    ("video-finetune-weak-8", 100, [(72, 0.0000384), (99, 0.0000384)]),
     # Table 13: 0.0025/256 x 768 = 0.0075, 300 epochs, [100] x 3, no warm-up stated.
     ("transfer", 300, [(0, 0.0075), (99, 0.0075), (100, 0.00075), (199, 0.00075), (200, 0.000075), (299, 0.000075)]),
 ]
@@ -151,7 +164,18 @@ def test_what_is_not_given_is_the_recipes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"recipe": "fast"}, {"device_batch_size": 0}, {"batch_size": 0}, {"weight_decay": -2}]
+    "change",
+    [
+        {"recipe": "fast"},
+        {"device_batch_size": 0},
+        {"batch_size": 0},
+        {"weight_decay": -2},
+        {"learning_rate": float("inf")},
+        {"learning_rate": 0},
+        {"seed": -1},
+        {"checkpoint_minutes": -1},
+        {"checkpoint_minutes": float("nan")},
+    ],
 )
 def test_bad_numbers_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -33,7 +33,7 @@ HOW = "how"  # marks a field that says how work is done and not what comes of it
 class StageConfig(BaseModel):
     """The inputs of a stage: where it works, its parameters, and the receipts of the stages before it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
     stage: ClassVar[str]
     on_device: ClassVar[bool] = False  # whether its pod has a GPU: what a budget counts
 

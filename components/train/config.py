@@ -62,9 +62,9 @@ class TrainConfig(StageConfig):
     """Parquet column of the images."""
     label_column: str = "label"
     """Parquet column, or key of a .json member, of the labels."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Of initial weights, data order and augmentation."""
-    checkpoint_minutes: Annotated[float, HOW] = 10.0
+    checkpoint_minutes: Annotated[float, HOW, Field(ge=0)] = 10.0
     """Time between checkpoints: what a killed training repeats at most."""
 
     @model_validator(mode="before")
