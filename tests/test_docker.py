@@ -184,6 +184,12 @@ def test_an_image_is_not_root_and_says_what_it_is(docker: Docker, image: str, ba
     assert (labels["revision"], labels["name"]) == ("r1", base)
 
 
+def test_an_image_is_as_large_as_the_readme_says(docker: Docker, image: str) -> None:
+    cpu_mb, cuda_gb = re.findall(r"take (\d+) MB \(no torch\) and ([\d.]+) GB", (ROOT / "README.md").read_text())[0]
+    said = {tag_of(images.CPU): float(cpu_mb) * 1e6, tag_of(images.CUDA): float(cuda_gb) * 1e9}
+    assert int(docker("image", "inspect", "--format", "{{.Size}}", image)) == pytest.approx(said[image], rel=0.05)
+
+
 def test_its_health_check_imports_the_program(docker: Docker, image: str) -> None:
     (found,) = json.loads(docker("image", "inspect", image))
     kind, *command = found["Config"]["Healthcheck"]["Test"]
