@@ -191,7 +191,13 @@ def test_a_training_on_many_nodes_is_followed_by_a_small_pod(tmp_path: Path) -> 
 def test_a_fixed_choice_is_a_drop_down_with_the_run_files_value(tmp_path: Path) -> None:
     documents = compiled(tmp_path / "p.yaml", augmentation="shift", labeled=["gs://b/a", "gs://b/c"])
     parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
-    assert parameters["augmentation"]["literals"] == ["crop-flip", "shift-flip", "shift"]
+    choices = {name: one["literals"] for name, one in parameters.items() if "literals" in one}
+    assert choices == {
+        "augmentation": ["crop-flip", "shift-flip", "shift"],
+        "baseline_recipe": ["baseline", "modern"],
+        "decoder": ["cpu", "gpu"],
+        "promotion": ["if-not-worse", "never"],
+    }
     assert parameters["augmentation"]["defaultValue"] == "shift"
     assert parameters["labeled"]["defaultValue"] == ["gs://b/a", "gs://b/c"]
 
