@@ -18,10 +18,10 @@ KINDS = {"cpu": images.CPU, "cuda": images.CUDA}
 
 
 def build_images(push: str, options: Sequence[str]) -> None:
-    """Build both images; `push` also tags them with the git revision, pushes them, and writes docker/images.json.
+    """Build both images; with --push also tag them with the git revision, push them, and write docker/images.json.
 
-    `options` go to `docker build` as they are, for example `--build-arg BASE=…@sha256:…`. Raises Refused where there is
-    no docker, SemiscaleError with what docker says of it where a build or a push fails.
+    What comes after -- goes to `docker build` as it is, for example --build-arg BASE=…@sha256:…. Exit code 2 where
+    there is no docker, 1 with what docker says of it where a build or a push fails.
     """
     if not shutil.which(DOCKER):
         raise Refused(f"images: no {DOCKER} on the PATH; install Docker 20.10 or newer, with BuildKit, or set DOCKER=")
