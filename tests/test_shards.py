@@ -4,10 +4,13 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -51,6 +54,16 @@ def parquet(columns: dict[str, Any], **options: Any) -> bytes:
 def read(uri: str, columns: Columns | None = None) -> list[Sample]:
     """Find what is under a URI and read all of it."""
     return [sample for shard in shards.find([uri]) for sample in shards.read(shard, columns or Columns(label=""))]
+
+
+@contextmanager
+def traced_memory() -> Iterator[Callable[[], int]]:
+    """Watch what Python allocates; the function that is yielded returns the most that it was."""
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def header_of(kind: type[tarfile.TarInfo], header: bytes) -> tuple[str, int, bytes] | type[Exception]:
@@ -308,6 +321,12 @@ class TestParquet:
     def test_what_is_not_a_uri_is_counted(self, tmp_path: Path, link: str) -> None:
         (sample,) = read_parquet(tmp_path, {"image": [link]})
         assert sample.problem in ("not a URI of gs://, s3:// or file://", "missing file")
+
+    @pytest.mark.usefixtures("s3_bucket")
+    @pytest.mark.parametrize("bucket", ["two words", "b" * 300, "b\u00fccket", "arn:aws:s3:::b"])
+    def test_what_cannot_be_a_bucket_is_counted(self, tmp_path: Path, bucket: str) -> None:
+        (sample,) = read_parquet(tmp_path, {"image": [f"s3://{bucket}/a.jpg"]})
+        assert sample.problem == "not a URI of gs://, s3:// or file://"
 
     def test_the_pair_of_hugging_face(self, tmp_path: Path) -> None:
         (tmp_path / "b.jpg").write_bytes(image(1))
@@ -652,6 +671,34 @@ class TestWhatIsMadeToFillAPodsMemory:
         with pytest.raises(SemiscaleError, match=r"a header of 1,100,\d\d\d bytes") as refusal:
             list(shards.read(shard, Columns()))
         assert len(str(refusal.value)) < 500
+
+    def test_of_a_tar_that_is_all_one_sample_an_image_is_read(self, tmp_path: Path) -> None:
+        names = [f"www.example.com_{number}.jpg" for number in range(20)]
+        (tmp_path / "a.tar").write_bytes(tar([(name, bytes(1 << 20)) for name in names]))
+        (shard,) = shards.find([str(tmp_path)])
+        with traced_memory() as peak_bytes:
+            samples = list(shards.read(shard, Columns()))
+            assert peak_bytes() < 4 << 20
+        assert [(sample.key, sample.problem) for sample in samples] == [("www", "several image members")]
+
+    def test_a_parquet_file_of_one_large_row_group_comes_page_by_page(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images = [np.random.default_rng(number).bytes(1 << 14) for number in range(1 << 12)]
+        columns = {"image": images, "key": list(map(str, range(1 << 12)))}
+        pq.write_table(pa.table(columns), tmp_path / "a.parquet", write_batch_size=16)
+        assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 1
+        (shard,) = shards.find([str(tmp_path)])
+        held = []
+        for most in (shards.MAX_GROUP_BYTES, 1 << 20):
+            monkeypatch.setattr(shards, "MAX_GROUP_BYTES", most)
+            before = pa.total_allocated_bytes()
+            with traced_memory() as peak_bytes:
+                samples = shards.read(shard, Columns(label=""))
+                first = next(samples)
+                held.append(peak_bytes() + pa.total_allocated_bytes() - before)
+            assert [first.image, *(sample.image for sample in samples)] == images
+        assert held[1] < held[0] / 2, held
 
     def test_a_link_to_a_device_or_a_pipe_is_missing(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.jpg")

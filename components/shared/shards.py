@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from components.shared import storage
 from components.shared.ahead import in_order
 from components.shared.errors import Refused, SemiscaleError
+from components.shared.stores.store import READ_CHUNK_BYTES
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm")
@@ -34,6 +35,7 @@ FILES_AHEAD = 32  # loose or linked files read at once: hides 30 ms of latency f
 MOST_VIDEOS_AHEAD = 4  # that a Parquet file links: how large they are is not known
 BYTES_AHEAD = 64 << 20  # of loose files read at once, about: videos are few at a time
 ROWS_PER_READ = 256  # of a Parquet file: what is Python objects at a time
+MAX_GROUP_BYTES = 256 << 20  # of a Parquet file's row group that is fetched whole; a larger one comes page by page
 MAX_IMAGE_BYTES = 1 << 30  # half more than the pixels of any image that is decoded, at 16 bits and with alpha
 _TOO_LARGE = "more than 1 GiB"
 _MAX_HEADER_BYTES = 1 << 20  # of what tarfile reads whole: a long name, extended attributes
@@ -166,12 +168,14 @@ def _prefixes(uri: str, number: int) -> Iterator[str]:
 def read(shard: Shard, columns: Columns, ahead: bool = False) -> Iterator[Sample]:
     """Yield a shard's samples in their stored order, streaming.
 
-    Memory: one sample of a tar or of loose files, one row group of a Parquet file. With `ahead`, threads fetch what
-    comes next: READ_CHUNK_BYTES more of a tar, FILES_AHEAD files of up to BYTES_AHEAD together, MOST_VIDEOS_AHEAD
-    linked videos. Raises FileNotFoundError where the
-    shard is gone, Refused where it is of another format, SemiscaleError where it is damaged or is not what was listed
-    any more; of loose files, where one of them is gone or another. An image that a Parquet file names by its URI is
-    taken as it is: the shard's digest vouches for the names only.
+    Memory: one sample of a tar or of loose files; of a Parquet file three times a row group of up to MAX_GROUP_BYTES,
+    of a larger one a few of its pages, of about a thousand images each as most programs write them. With `ahead`,
+    threads fetch what comes next: READ_CHUNK_BYTES more of a tar, FILES_AHEAD files of up to BYTES_AHEAD together,
+    MOST_VIDEOS_AHEAD linked videos.
+
+    Raises FileNotFoundError where the shard is gone, Refused where it is of another format, SemiscaleError where it is
+    damaged or is not what was listed any more; of loose files, where one of them is gone or another. An image that a
+    Parquet file names by its URI is taken as it is: the shard's digest vouches for the names only.
     """
     if shard.kind == "tar":
         return _read_tar(shard, columns, ahead)
@@ -183,7 +187,7 @@ def read(shard: Shard, columns: Columns, ahead: bool = False) -> Iterator[Sample
 def pick(shard: Shard, indexes: Collection[int], columns: Columns) -> Iterator[Sample]:
     """Yield some samples of a Parquet file, in order; of its row groups, only those that hold one are read.
 
-    Memory: one row group. Raises what `read` raises.
+    Memory: as `read`. Raises what `read` raises.
     """
     wanted = set(indexes)
     with _open(shard) as file:
@@ -306,9 +310,7 @@ def _read_tar(shard: Shard, columns: Columns, ahead: bool = False) -> Iterator[S
         try:
             members = (member for member in _members(tar) if not member.isdir() and not _hidden(member.name))
             for index, (key, group) in enumerate(groupby(members, key=lambda member: _split_name(member.name)[0])):
-                yield _tar_sample(
-                    index, key, [_extract(tar, member, shard, columns) for member in group], shard, columns
-                )
+                yield _tar_sample(index, key, _extracted(tar, group, shard, columns), shard, columns)
         except (tarfile.TarError, MemoryError, OverflowError) as error:  # what a header says of its size is believed
             why = str(error) or "a header of a size that cannot be"
             raise SemiscaleError(f"{shard.uri}: damaged tar: {why}; write it again") from None
@@ -370,8 +372,19 @@ def _refuse_early_end(file: BinaryIO, offset: int, shard: Shard) -> None:
         raise SemiscaleError(f"{shard.uri}: damaged tar: {what} at byte {offset}; write it again")
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Shard, columns: Columns) -> _Member:
-    suffix = _split_name(member.name)[1]
+def _extracted(tar: tarfile.TarFile, group: Iterable[tarfile.TarInfo], shard: Shard, columns: Columns) -> list[_Member]:
+    """Read the members of one sample. Of several images none is taken, so the first of each kind is read and no other:
+    where all names of a tar share what stands before their first dot, all of it is one sample."""
+    suffixes, had, members = loose_suffixes(columns.videos), set(), []
+    for member in group:
+        suffix = _split_name(member.name)[1]
+        kind = (suffix in suffixes) + suffix.endswith(suffixes)
+        members.append(_Member(suffix, b"", -1, "") if kind in had else _extract(tar, member, suffix, shard, columns))
+        had |= {kind} - {0}
+    return members
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, shard: Shard, columns: Columns) -> _Member:
     if not suffix.endswith((*loose_suffixes(columns.videos), *LABEL_SUFFIXES)):
         return _Member(suffix, b"", -1, "")
     if not member.isreg() or member.issparse():
@@ -441,8 +454,14 @@ def _read_parquet(shard: Shard, columns: Columns, ahead: bool) -> Iterator[Sampl
 
 
 def _open_parquet(file: BinaryIO, shard: Shard) -> pq.ParquetFile:
+    """Open a Parquet file. pandas and others put all of a file's images into one row group, which may be gigabytes;
+    small ones are fetched whole, because page by page each of their columns would cost a request of its own."""
     try:
-        return pq.ParquetFile(file)
+        table = pq.ParquetFile(file)
+        groups = map(table.metadata.row_group, range(table.num_row_groups))
+        if max((group.total_byte_size for group in groups), default=0) <= MAX_GROUP_BYTES:
+            return table
+        return pq.ParquetFile(file, metadata=table.metadata, pre_buffer=False, buffer_size=READ_CHUNK_BYTES)
     except (pa.ArrowException, OSError) as error:
         raise Refused(f"{shard.uri}: not a Parquet file: {_first_line(error)}") from None
 

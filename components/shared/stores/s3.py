@@ -14,11 +14,12 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     IncompleteReadError,
+    ParamValidationError,
     ReadTimeoutError,
     ResponseStreamingError,
 )
 
-from components.shared.errors import SemiscaleError
+from components.shared.errors import Refused, SemiscaleError
 from components.shared.stores.store import CONNECTIONS, Entry, RangeReader, bucket_and_key, changed
 
 ATTEMPTS = 8  # of each request, and of each body: half a minute of a store that is slow or restarting
@@ -165,5 +166,7 @@ def _errors(uri: str) -> Iterator[None]:
         if status in (409, 412, 416):
             raise
         raise SemiscaleError(f"{uri}: {error}") from error
+    except ParamValidationError as error:
+        raise Refused(f"{uri}: {' '.join(str(error).split())}") from None
     except (Boto3Error, BotoCoreError) as error:
         raise SemiscaleError(f"{uri}: {error}") from error
