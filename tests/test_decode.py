@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence
+from PIL import Image, ImageOps, ImageSequence
 
 from components.shared.decode import MAX_PIXELS, Undecodable, decode
 
@@ -213,6 +213,27 @@ class TestExif:
         assert_close(_corner(pixels, {first_row, first_column}), np.array(RED), 40)
         assert_close(_corner(pixels, {first_row, _OPPOSITE[first_column]}), np.array(GREEN), 40)
         assert_close(_corner(pixels, {_OPPOSITE[first_row], first_column}), np.array(BLUE), 40)
+
+    @pytest.mark.parametrize("mode", ["RGB", "L"])
+    @pytest.mark.parametrize("orientation", range(10))
+    def test_a_photograph_with_exif_has_pillows_pixels_and_is_reduced_as_it_is_shown(
+        self, orientation: int, mode: str
+    ) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encode(Image.fromarray(smooth()[:41, :63]).convert(mode), "JPEG", exif=exif, quality=90)
+        shown = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        np.testing.assert_array_equal(decode(data), np.asarray(shown.convert("RGB")))
+        asked: list[tuple[int, int]] = []
+
+        def by_two(height: int, width: int) -> int:
+            asked.append((height, width))
+            return 2
+
+        reduced = decode(data, by_two)
+        assert asked == [(shown.height, shown.width)]
+        assert reduced.shape == (-(-shown.height // 2), -(-shown.width // 2), 3)
+        assert_close(reduced, np.asarray(shown.convert("RGB").reduce(2)), 8)
 
     @pytest.mark.parametrize("orientation", [0, 9, 65535])
     def test_a_rotation_that_is_none(self, orientation: int) -> None:

@@ -1,8 +1,8 @@
 """Image bytes to pixels: what a viewer shows, as RGB, or a reason why not.
 
 Pillow decides what an image is. Plain JPEG files, most of any pool, are decoded by libjpeg-turbo without it
-(https://gitlab.com/jfolz/simplejpeg): the same pixels in two thirds of the time. Whatever is odd about one of them, a
-rotation, CMYK, damage, leaves it to Pillow, so that there is one behaviour.
+(https://gitlab.com/jfolz/simplejpeg): the same pixels in two thirds of the time, of a photograph with EXIF in half of
+it. Whatever is odd about one of them, CMYK, damage, leaves it to Pillow, so that there is one behaviour.
 """
 
 import io
@@ -59,6 +59,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
 
 _MOVES = b"fdAT"  # the chunk of a PNG's further frames
 _LEVELS = {"L;2": 3, "L;4": 15}  # the white of a gray PNG of two and four bits, by Pillow's name for it
@@ -96,34 +97,45 @@ def decode(data: bytes, reduction: Callable[[int, int], int] = lambda height, wi
 
 
 def _plain_jpeg(data: bytes, reduction: Callable[[int, int], int]) -> Pixels | None:
-    """Decode a JPEG that has nothing odd about it; None for any other file.
+    """Decode a JPEG that has nothing odd about it but, perhaps, a rotation; None for any other file.
 
     `strict`: what libjpeg would only warn of, a file that is cut off before all, is an error here.
     """
-    header = plain_jpeg_header(data)
+    scans_at, sequential = _head(data)
+    header = _header(data, sequential) if scans_at else None
     if header is None:
         return None
     height, width, _ = header
-    by = reduction(height, width)
+    try:
+        turn = _turn(Image.open(_Encoded(data), formats=("JPEG",))) if _may_be_turned(data, scans_at) else None
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - what Pillow cannot open it will say again
+        return None
+    by = reduction(*((width, height) if turn in _SIDEWAYS else (height, width)))
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(
             data, "RGB", strict=True, min_height=-(-height // by), min_width=-(-width // by), min_factor=by
         )
     except ValueError:
         return None
-    return pixels
+    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
 
 
 def plain_jpeg_header(data: bytes) -> tuple[int, int, str] | None:
     """Return height, width and colours of a JPEG that has nothing odd about it, as far as its header tells; None for
-    any other file.
-
-    Only the header is searched, where Pillow looks for rotations too: searching all of an image's bytes would hold up
-    the other threads, two thousand images a second on any number of cores.
-    """
+    any other file, and for one that may be rotated."""
     scans_at, sequential = _head(data)
-    if not scans_at or any(mark in data[:scans_at] for mark in _MAY_BE_TURNED):
-        return None
+    return _header(data, sequential) if scans_at and not _may_be_turned(data, scans_at) else None
+
+
+def _may_be_turned(data: bytes, scans_at: int) -> bool:
+    """Say whether a JPEG's header speaks of a rotation. Only the header is searched, where Pillow looks too: searching
+    all of an image's bytes would hold up the other threads, two thousand images a second on any number of cores."""
+    return any(mark in data[:scans_at] for mark in _MAY_BE_TURNED)
+
+
+def _header(data: bytes, sequential: bool) -> tuple[int, int, str] | None:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
     except ValueError:
@@ -204,11 +216,16 @@ def _first_shown(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - damaged metadata: the image is shown as it is stored, as in a viewer
-        return image
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how an image is to be turned, by its metadata."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - damaged metadata: the image is shown as it is stored, as in a viewer
+        return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
