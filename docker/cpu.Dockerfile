@@ -1,4 +1,4 @@
-# The image of the components that need no torch: plan, merge, pack and report. From the root of the repository:
+# The image of the components that need no torch: plan, counts, merge, pack and report. From the root of the repository:
 #
 #   docker build -f docker/cpu.Dockerfile -t semiscale/python-cpu:0.1.0 .
 #
@@ -41,14 +41,15 @@ RUN chmod -R a+rX . && python3 -m compileall -q .
 USER 1000:1000
 # Fails the build, not a run, where something is missing.
 RUN python3 -c "import kfp.dsl.executor_main, pipeline" \
- && python3 -c "import components.plan.plan, components.merge.merge, components.pack.pack, components.report.report"
+ && python3 -c "import components.plan.plan, components.score.unscored, components.merge.merge" \
+ && python3 -c "import components.pack.unpacked, components.pack.pack, components.report.report"
 # Kubernetes asks its own probes; plain Docker asks this.
 HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import components.plan.plan, components.merge.merge, components.score.unscored, components.pack.unpacked, components.pack.pack, components.report.report"]
 # Last, because they change most: every layer above is shared by the images of other revisions.
 ARG BASE
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="semiscale/python-cpu" \
-      org.opencontainers.image.description="Semiscale's components that need no torch: plan, merge, pack, report" \
+      org.opencontainers.image.description="Semiscale's components that need no torch: plan, counts, merge, pack, report" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="${BASE}"

@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 BASE = "semiscale-test/base:bookworm"
 # As strict as a cluster may be: no network, nothing to write to but /tmp.
 LOCKED = ("--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp")
+COUNTS = {"count_unscored": "score.unscored", "count_unpacked": "pack.unpacked"}
 STAGES = sorted(path.parent.name for path in ROOT.glob("components/*/component.py"))
 
 Docker = Callable[..., str]
@@ -164,10 +165,15 @@ def tag_of(image: str) -> str:
 
 
 def programs(tag: str) -> list[str]:
-    """Return the modules of the stages whose contracts name an image."""
-    contracts = {stage: getattr(importlib.import_module(f"components.{stage}.component"), stage) for stage in STAGES}
-    named = {stage: task.component_spec.implementation.container.image for stage, task in contracts.items()}
-    return [f"components.{stage}.{stage}" for stage, image in named.items() if tag_of(image) == tag]
+    """Return the modules of the stages and counts whose contracts name an image."""
+    modules = {**{stage: f"{stage}.{stage}" for stage in STAGES}, **COUNTS}
+    contracts = {
+        name: importlib.import_module(f"components.{one.partition('.')[0]}.component") for name, one in modules.items()
+    }
+    named = {
+        name: getattr(found, name).component_spec.implementation.container.image for name, found in contracts.items()
+    }
+    return [f"components.{modules[name]}" for name, image in named.items() if tag_of(image) == tag]
 
 
 def test_an_image_holds_what_its_components_import(docker: Docker, image: str) -> None:
