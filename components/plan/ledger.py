@@ -7,10 +7,13 @@ formed, is kept as long as its shards are unchanged: a pool that grows adds unit
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 from components.shared import shards as sharding
 from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError
+from components.shared.progress import say
 from components.shared.shards import Columns, Shard, Unit
 from components.shared.stage import digest
 
@@ -19,7 +22,9 @@ from components.shared.stage import digest
 # above 12, where what is read is below three times what wins. More would cost a pod too much memory to seal a unit;
 # one that turns out to have many more, because its images are of many sizes, is sealed in pieces.
 IMAGES_PER_UNIT = 8_000_000
+MOST_IMAGES = 12_000_000  # of a shard: what a pod ranks at once (components/score/seal.py)
 PROBED_SHARDS = 8  # opened to learn how large an image is
+READERS = 32  # footers read at once: hides an object store's latency
 
 
 def draw_up(uris: list[str], workdir: str, columns: Columns) -> list[Unit]:
@@ -28,9 +33,10 @@ def draw_up(uris: list[str], workdir: str, columns: Columns) -> list[Unit]:
     Memory: about 1 kB a tar or Parquet file, 100 MB for a billion images in shards of 10,000; of loose files 700 bytes
     each, so 700 GB for a billion: pack them into tars first, from some tens of millions on.
     """
-    shards = {shard.digest(): shard for shard in sharding.find(uris, columns.videos)}
     folder = storage.join(workdir, "stages", "plan", "units")
-    kept = [unit for unit in _kept_units(folder) if all(member in shards for member in unit)]
+    earlier = _kept_units(folder)
+    shards = {shard.digest(): shard for shard in _cut(sharding.find(uris, columns.videos), set(chain(*earlier)))}
+    kept = [unit for unit in earlier if all(member in shards for member in unit)]
     assigned: set[str] = set()
     units: list[list[str]] = []
     for unit in kept:
@@ -56,14 +62,49 @@ def _kept_units(folder: str) -> list[list[str]]:
     return [json.loads(storage.read(entry.uri)) for entry in storage.entries(folder) if entry.uri.endswith(".json")]
 
 
+def _cut(shards: list[Shard], known: set[str]) -> list[Shard]:
+    """Cut Parquet files of many rows, such as lists of links; what an earlier plan kept whole is not opened again.
+
+    Costs one look at the footer of each new file above sharding.MANY_ROWS_BYTES.
+    """
+    fresh = [shard for shard in shards if shard.digest() not in known]
+    with ThreadPoolExecutor(READERS) as pool:
+        pieces = dict(zip((shard.digest() for shard in fresh), pool.map(_slices, fresh), strict=True))
+    return [piece for shard in shards for piece in pieces.get(shard.digest(), [shard])]
+
+
+def _slices(shard: Shard) -> list[Shard]:
+    try:
+        return sharding.slices(shard)
+    except Refused:
+        raise
+    except (SemiscaleError, OSError):  # a damaged shard is named by the scan
+        return [shard]
+
+
 def _grouped(shards: list[Shard], columns: Columns) -> list[list[str]]:
-    images = images_per_byte(shards, columns) * sum(shard.size_bytes for shard in shards)
+    density = images_per_byte(shards, columns)
+    for shard in shards:
+        if shard.size_bytes * density > MOST_IMAGES:
+            _warn_of(shard, columns)
+    images = density * sum(shard.size_bytes for shard in shards)
     count = math.ceil(images / IMAGES_PER_UNIT) or 1
     groups: dict[int, list[str]] = {}
     for shard in shards:
         place = int.from_bytes(hashlib.blake2b(shard.name.encode(), digest_size=8).digest(), "big") % count
         groups.setdefault(place, []).append(shard.digest())
     return [sorted(group) for group in groups.values()]
+
+
+def _warn_of(shard: Shard, columns: Columns) -> None:
+    """Say that a shard is too large to be ranked in bounded memory, if it looks so itself; it cannot be cut."""
+    images = _images(shard, columns) or 0
+    if images > MOST_IMAGES:
+        say(
+            "plan",
+            f"{shard.uri}: about {images:,.0f} images in one shard; one pod scores it, and takes 0.85 GB a million to "
+            f"rank it; write it as several files of at most {MOST_IMAGES:,} images",
+        )
 
 
 def images_per_byte(shards: list[Shard], columns: Columns) -> float:
@@ -73,11 +114,17 @@ def images_per_byte(shards: list[Shard], columns: Columns) -> float:
     """
     images = size_bytes = 0.0
     for shard in shards[:: max(len(shards) // PROBED_SHARDS, 1)]:
-        try:
-            images += sharding.estimated_images(shard, columns)
+        found = _images(shard, columns)
+        if found is not None:
+            images += found
             size_bytes += shard.size_bytes
-        except Refused:
-            raise
-        except (SemiscaleError, OSError):  # a damaged shard tells nothing here; the scan will name it
-            continue
     return images / size_bytes if size_bytes else 0.0
+
+
+def _images(shard: Shard, columns: Columns) -> float | None:
+    try:
+        return sharding.estimated_images(shard, columns)
+    except Refused:
+        raise
+    except (SemiscaleError, OSError):  # a damaged shard tells nothing here; the scan will name it
+        return None

@@ -42,8 +42,9 @@ class Piece:
 class Sealer:
     """Seals units of one folder of scores, of so many `units`. `advanced` is told that the work goes on.
 
-    Memory: MOST_IMAGES at ten classes each, or one shard where that has more, and READERS encoded parts of 60 bytes an
-    image: 10 GB, measured with a unit of 24 million images in shards of 200,000, which is two pieces.
+    Memory: MOST_IMAGES at ten classes each, and READERS encoded parts of 60 bytes an image: 10 GB, measured with a unit
+    of 24 million images in shards of 200,000, which is two pieces. One shard that has more is ranked whole: a tar that
+    the plan warned of; Parquet files are cut.
     """
 
     folder: str

@@ -11,7 +11,7 @@ import re
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count, groupby, islice
+from itertools import accumulate, count, groupby, islice, pairwise
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
@@ -36,6 +36,8 @@ MOST_VIDEOS_AHEAD = 4  # that a Parquet file links: how large they are is not kn
 BYTES_AHEAD = 64 << 20  # of loose files read at once, about: videos are few at a time
 ROWS_PER_READ = 256  # of a Parquet file: what is Python objects at a time
 MAX_GROUP_BYTES = 256 << 20  # of a Parquet file's row group that is fetched whole; a larger one comes page by page
+MAX_ROWS = 1 << 20  # of a Parquet file to a shard, but for one row group: ten minutes of a GPU's scanning
+MANY_ROWS_BYTES = 16 << 20  # a smaller Parquet file is not asked for its rows: at five bytes a name, three million
 MAX_IMAGE_BYTES = 1 << 30  # half more than the pixels of any image that is decoded, at 16 bits and with alpha
 _TOO_LARGE = "more than 1 GiB"
 _MAX_HEADER_BYTES = 1 << 20  # of what tarfile reads whole: a long name, extended attributes
@@ -62,7 +64,8 @@ class LooseFile(BaseModel):
 class Shard(BaseModel):
     """One unit of scanning. `name` is relative to the URI it was listed from, so it survives a move of the bucket.
 
-    `prefix` is what was put before the name because another shard has it (`find`).
+    `prefix` is what was put before the name because another shard has it (`find`). `rows` are, of a Parquet file, the
+    first one and the one after the last, where they are not all (`slices`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,11 +77,13 @@ class Shard(BaseModel):
     version: str
     files: list[LooseFile] = []
     prefix: str = ""
+    rows: tuple[int, int] | None = None
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change when the shard's place or bytes do, or its name's prefix."""
         identity = [self.uri, self.version, *(f"{file.name}@{file.version}" for file in self.files)]
         identity += [self.prefix] if self.prefix else []
+        identity += [str(self.rows)] if self.rows else []
         return hashlib.blake2b("\0".join(identity).encode(), digest_size=8).hexdigest()
 
 
@@ -184,6 +189,34 @@ def read(shard: Shard, columns: Columns, ahead: bool = False) -> Iterator[Sample
     return _read_files(shard, ahead)
 
 
+def slices(shard: Shard) -> list[Shard]:
+    """Cut a Parquet file of many rows between its row groups, so that no pod holds more than MAX_ROWS or one group of
+    it, and several share it; any other shard is its only slice. Reads the footer. Raises what `read` raises.
+
+    Each has its part of the bytes, by its rows.
+    """
+    if shard.kind != "parquet" or shard.size_bytes < MANY_ROWS_BYTES:
+        return [shard]
+    with _open(shard) as file:
+        metadata = _open_parquet(file, shard).metadata
+    cuts = [0]
+    for end, with_next in pairwise(_group_ends(metadata)):
+        if with_next - cuts[-1] > MAX_ROWS and end > cuts[-1]:
+            cuts.append(end)
+    ends = [*cuts[1:], metadata.num_rows]
+    return [_rows_of(shard, *rows, of=ends[-1]) for rows in zip(cuts, ends, strict=True)] if cuts[1:] else [shard]
+
+
+def _group_ends(metadata: pq.FileMetaData) -> list[int]:
+    return list(accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)))
+
+
+def _rows_of(shard: Shard, start: int, end: int, of: int) -> Shard:
+    size_bytes = shard.size_bytes * end // of - shard.size_bytes * start // of
+    name = f"{shard.name} from row {start}"
+    return shard.model_copy(update={"name": name, "size_bytes": size_bytes, "rows": (start, end)})
+
+
 def pick(shard: Shard, indexes: Collection[int], columns: Columns) -> Iterator[Sample]:
     """Yield some samples of a Parquet file, in order; of its row groups, only those that hold one are read.
 
@@ -193,9 +226,7 @@ def pick(shard: Shard, indexes: Collection[int], columns: Columns) -> Iterator[S
     with _open(shard) as file:
         table = _open_parquet(file, shard)
         _refuse_columns(table.schema_arrow, columns, shard)
-        end = 0
-        for group in range(table.num_row_groups):
-            start, end = end, end + table.metadata.row_group(group).num_rows
+        for group, start, end in _groups(table, shard):
             if wanted.isdisjoint(range(start, end)):
                 continue
             for index, row in enumerate(_rows(table, columns, shard, [group]), start):
@@ -219,7 +250,7 @@ def estimated_images(shard: Shard, columns: Columns) -> float:
         with _open(shard) as file:
             table = _open_parquet(file, shard)
             _refuse_columns(table.schema_arrow, columns, shard)
-            return int(table.metadata.num_rows)
+            return max((end for _, _, end in _groups(table, shard)), default=0)
     first = list(islice(_read_tar(shard, columns), _PROBED_SAMPLES))
     end = max((sample.offset + len(sample.image) for sample in first), default=0)
     return len(first) * shard.size_bytes / max(end, 1)
@@ -445,7 +476,7 @@ def _read_parquet(shard: Shard, columns: Columns, ahead: bool) -> Iterator[Sampl
     with _open(shard) as file:
         table = _open_parquet(file, shard)
         _refuse_columns(table.schema_arrow, columns, shard)
-        rows = enumerate(_rows(table, columns, shard))
+        rows = enumerate(_rows(table, columns, shard, [group for group, _, _ in _groups(table, shard)]))
         at_once = MOST_VIDEOS_AHEAD if columns.videos else FILES_AHEAD
         if ahead and _may_hold_links(table.schema_arrow.field(columns.image).type):
             yield from in_order(lambda row: _parquet_sample(*row, shard, columns), rows, at_once)
@@ -491,10 +522,16 @@ def _may_hold_links(kind: pa.DataType) -> bool:
     return not any(test(kind) for test in _ARE_BYTES)
 
 
-def _rows(
-    table: pq.ParquetFile, columns: Columns, shard: Shard, groups: list[int] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of some row groups, or of all."""
+def _groups(table: pq.ParquetFile, shard: Shard) -> Iterator[tuple[int, int, int]]:
+    """Yield the row groups of a shard, each with its first row and the one after its last, counted within it."""
+    first, after = shard.rows or (0, table.metadata.num_rows)
+    for group, (start, end) in enumerate(pairwise([0, *_group_ends(table.metadata)])):
+        if first <= start and end <= after:
+            yield group, start - first, end - first
+
+
+def _rows(table: pq.ParquetFile, columns: Columns, shard: Shard, groups: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of some row groups."""
     wanted = [name for name in table.schema_arrow.names if name in (columns.image, columns.label, "key")]
     try:
         for batch in table.iter_batches(ROWS_PER_READ, row_groups=groups, columns=wanted):
@@ -512,7 +549,7 @@ def _parquet_sample(index: int, row: dict[str, Any], shard: Shard, columns: Colu
     key = row.get("key")
     if isinstance(key, bytes):
         key = key.decode("utf-8", "replace")
-    key = str(index) if key is None else str(key)
+    key = str((shard.rows or (0, 0))[0] + index) if key is None else str(key)
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str) and image:
