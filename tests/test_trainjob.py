@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,7 +26,9 @@ from components.train import trainjob
 from components.train.config import TrainConfig
 from components.train.train import train
 from tests.cluster import JOBS, RIGHTS, Cluster, serving_cluster
+from tests.stages import Stages
 from tests.test_metrics import free_port, scraped
+from tests.test_train_restart import config_of, vouchers
 
 SCHEMA = Path(__file__).parent / "schemas" / "trainer.kubeflow.org_v1alpha1_TrainJob.json"
 MACHINE = {"nodes": 4, "gpus": 8, "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}}
@@ -131,7 +134,6 @@ def test_the_nodes_get_the_hardware_and_the_stages_own_options(config: TrainConf
     job = trainjob.train_job(config, LAUNCHED)
     trainer, (patch,) = job["spec"]["trainer"], job["spec"]["runtimePatches"]
     assert trainer["image"] == "r/cuda@sha256:0"
-    assert trainer["command"] == ["torchrun", "-m", "components.train"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (4, 8)
     assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == 8
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
@@ -144,6 +146,35 @@ def test_the_nodes_get_the_hardware_and_the_stages_own_options(config: TrainConf
     options = dict(one.removeprefix("--").split("=", 1) for one in trainer["args"])
     assert set(options) == {name.replace("_", "-") for name in TrainConfig.model_fields}
     assert options["plan"] == f"{tmp_path}/work/stages/plan/d/receipt.json", "a node has no copy of the receipt"
+
+
+def test_two_nodes_train_by_what_the_object_says(tmp_path: Path) -> None:
+    """Its very command, by two processes told what Kubeflow's torch runtime tells its nodes."""
+    stages = Stages(tmp_path)
+    config = config_of(stages, str(stages.workdir), images_processed=60, checkpoint_minutes=10)
+    launch = LAUNCHED.model_copy(update={"machine": type(LAUNCHED.machine)(nodes=2, gpus=0)})
+    trainer = trainjob.train_job(config, launch)["spec"]["trainer"]
+    command = [str(Path(sys.executable).with_name("torchrun")), *trainer["command"][1:], *trainer["args"]]
+    told = {
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": str(free_port()),
+    }
+    own = {one["name"]: one["value"] for one in trainer["env"] if one["name"] != PORT}
+    nodes = [
+        subprocess.Popen(
+            command, env={**os.environ, **own, **told, "PET_NODE_RANK": str(number), TERMINATION: ""},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    said = [node.communicate(timeout=600)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert (said[0].count("validation top-1"), said[1].count("validation top-1")) == (1, 0), "one speaks for all"
+    (voucher,) = vouchers(config)
+    assert json.loads(storage.read(voucher))["moment"]["ranks"] == 2
+    assert train(config).images_processed == 60, "its receipt is found"
 
 
 def test_a_training_is_followed_to_its_receipt(

@@ -68,7 +68,12 @@ def train_job(config: TrainConfig, launch: Launch) -> dict[str, Any]:
     amount = {"cpu": machine.cpu, "memory": machine.memory} | ({machine.gpu: machine.gpus} if machine.gpus else {})
     trainer = {
         "image": launch.image,
-        "command": ["torchrun", "-m", "components.train"],
+        "command": [
+            "torchrun",
+            "-m",
+            "--",
+            "components.train",
+        ],  # without the dashes it takes --start for one of its own
         "args": [f"--{name.replace('_', '-')}={value}" for name, value in given],
         "numNodes": machine.nodes,
         "numProcPerNode": max(machine.gpus, 1),
