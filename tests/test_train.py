@@ -213,3 +213,15 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pyt
 def test_a_recipe_names_the_receipt_it_needs(tmp_path: Path, recipe: str, needs: str) -> None:
     with pytest.raises(Refused, match=f"recipe {recipe} needs {needs}"):
         Stages(tmp_path).train(recipe)
+
+
+def test_a_model_of_the_same_classes_in_another_order_is_refused(tmp_path: Path) -> None:
+    """The list of classes was changed between the two trainings: the same names, other numbers."""
+    stages = Stages(tmp_path)
+    teacher = stages.train("teacher", images_processed=12)
+    (tmp_path / "data" / "classes.txt").write_text("\n".join(reversed(pictures.CLASSES)))
+    again = Stages.on(stages.config, tmp_path)
+    assert again.train("teacher", images_processed=12).digest != teacher.digest, "another training"
+    line = "of 3 classes; expected resnet8_small of the plan's 3, the first other one 'red' for 'blue'; for other"
+    with pytest.raises(Refused, match=line):
+        again.train("finetune", images_processed=12, start=stages.uri(teacher))

@@ -1,5 +1,7 @@
 """What a training starts from: fresh weights, the pre-training's, or weights from elsewhere."""
 
+from itertools import zip_longest
+
 import torch
 from torch import nn
 
@@ -35,9 +37,11 @@ def _of_receipt(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Module, str]
     start = load(config.start, TrainReceipt)
     model, described = models.read(start.checkpoint)
     if described.architecture != config.architecture or described.classes != plan.classes:
+        pairs = zip_longest(described.classes, plan.classes)
+        other = next((f", the first other one {one!r} for {wanted!r}" for one, wanted in pairs if one != wanted), "")
         raise Refused(
             f"{start.checkpoint}: a {described.architecture} of {len(described.classes)} classes; "
-            f"expected {config.architecture} of the plan's {len(plan.classes)}; for other classes give it as "
+            f"expected {config.architecture} of the plan's {len(plan.classes)}{other}; for other classes give it as "
             "--start-weights, which takes all but its head"
         )
     return model, start.checkpoint
