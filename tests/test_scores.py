@@ -7,7 +7,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from components.shared import bands, scores, storage
+from components.shared import row_groups, scores, storage
 from components.shared.errors import Refused
 from components.shared.scores import Rows, UnitScores
 
@@ -96,7 +96,7 @@ def test_a_band_is_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(storage, "read", counted)
     unit = written(some_rows(20_000), tmp_path, 16)
-    assert requests == [bands.TAIL_BYTES]
+    assert requests == [row_groups.TAIL_BYTES]
     unit.read_band()
     unit.read_band()
     assert len(requests) == 3
@@ -111,7 +111,7 @@ def test_a_footer_longer_than_the_first_look(tmp_path: Path) -> None:
     )
     unit = UnitScores(str(path))
     assert unit.shard_names == names
-    assert unit.bytes_read > bands.TAIL_BYTES
+    assert unit.bytes_read > row_groups.TAIL_BYTES
     assert len(unit.read_band()) > 0
 
 

@@ -18,7 +18,6 @@ from components.merge.locate import located, removal_of, removed
 from components.merge.renewal import settled
 from components.merge.select import READERS, Candidates, at_random, select
 from components.shared import storage
-from components.shared.bands import damaged
 from components.shared.cores import cores
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import Progress, say
@@ -31,6 +30,7 @@ from components.shared.receipts import (
     load,
 )
 from components.shared.removal import read_keys
+from components.shared.row_groups import damaged
 from components.shared.scores import U64, UnitScores, ranks
 from components.shared.stage import ReceiptUri, ReceiptUris, StageConfig, digest, once
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.shared import storage
-from components.shared.bands import RowGroups, damaged, whole
 from components.shared.receipts import UnitReceipt
+from components.shared.row_groups import RowGroups, damaged, whole
 from components.shared.scores import U64, Banded
 
 ROWS_AT_ONCE = 1 << 18  # of a unit's samples

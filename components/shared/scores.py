@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from components.shared.bands import RowGroups
 from components.shared.errors import Refused
+from components.shared.row_groups import RowGroups
 
 U64 = NDArray[np.uint64]
 NOTHING: U64 = np.empty(0, np.uint64)
