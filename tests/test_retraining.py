@@ -13,11 +13,11 @@ import yaml
 
 from components.merge.renewal import settled, share_changed
 from components.plan.plan import plan
-from components.promote.champion import Champion, Reign, champion_uri, read, rolled_back, succeeded, switch
+from components.promote.champion import Champion, Reign, champion_uri, rolled_back, succeeded, switch
 from components.promote.promote import LEVEL, PromoteConfig, judged
 from components.shared import measures, storage
 from components.shared.errors import Refused
-from components.shared.receipts import Ledger, SelectionReceipt
+from components.shared.receipts import Ledger, SelectionReceipt, load
 from components.verbs.main import main
 from tests import pictures
 from tests.stages import Stages
@@ -61,8 +61,7 @@ def test_three_rounds_over_a_bucket_that_grows(tmp_path: Path, gs_bucket: str) -
     assert third.students[0].digest != first.students[0].digest
     assert third.promotion.comparison
     assert third.promotion.comparison.against == "champion"
-    found = read(champion_uri(f"{gs_bucket}/work", "trial"))
-    assert found
+    found = load(champion_uri(f"{gs_bucket}/work", "trial"), Champion)
     assert found.current.model == (third if third.promotion.promoted else first).promotion.model
 
 
@@ -148,8 +147,7 @@ def test_the_first_opponent_is_the_baseline_then_the_champion(rounds: Rounds) ->
         assert one.promotion.comparison
         assert one.promotion.comparison.against == against
         assert one.promotion.promoted == (one.promotion.comparison.p_worse > LEVEL)
-    found = read(champion_uri(third.workdir, "trial"))
-    assert found
+    found = load(champion_uri(third.workdir, "trial"), Champion)
     reigns = [found.current, *found.former]
     assert [reign.model for reign in reversed(reigns)] == [
         one.promotion.model for one in (first, third) if one.promotion.promoted
@@ -167,8 +165,7 @@ def test_the_verb_goes_back_and_on(rounds: Rounds, capsys: pytest.CaptureFixture
         return main(NO_PIPELINE, ["promote", str(path), *options])
 
     def now() -> tuple[str, list[str], list[str]]:
-        found = read(uri)
-        assert found
+        found = load(uri, Champion)
         return found.current.model, [one.model for one in found.former], found.withdrawn
 
     assert promote("--force") == 0
@@ -221,15 +218,15 @@ def test_not_worse_is_a_paired_one_sided_test(rounds: Rounds, wins: int, losses:
 
 def test_the_champion_is_switched_in_every_store(bucket: str) -> None:
     uri = champion_uri(bucket, "birds")
-    assert read(uri) is None
+    assert switch(uri, lambda _: None) is None
+    assert storage.stat(uri) is None
     with pytest.raises(Refused, match="no champion yet"):
         switch(uri, lambda champion: rolled_back(uri, champion))
     for number in range(3):
         switch(uri, lambda champion, number=number: succeeded(champion, reign(f"m{number}")))  # type: ignore[misc]
-    assert switch(uri, lambda _: None) == read(uri)
+    assert switch(uri, lambda _: None) == load(uri, Champion)
     switch(uri, lambda champion: rolled_back(uri, champion))
-    found = read(uri)
-    assert found == Champion(current=reign("m1"), former=[reign("m0")], withdrawn=["m2"])
+    assert load(uri, Champion) == Champion(current=reign("m1"), former=[reign("m0")], withdrawn=["m2"])
 
 
 def test_a_switch_takes_in_what_another_process_wrote(bucket: str) -> None:
@@ -252,7 +249,7 @@ def test_an_object_that_is_no_champion_is_refused(tmp_path: Path) -> None:
     uri = champion_uri(str(tmp_path), "birds")
     storage.write(uri, json.dumps({"current": "me"}).encode())
     with pytest.raises(Refused, match="not a champion's object"):
-        read(uri)
+        switch(uri, lambda champion: champion)
 
 
 def selection(folder: Path, images: range) -> SelectionReceipt:

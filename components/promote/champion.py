@@ -39,11 +39,6 @@ def champion_uri(workdir: str, name: str) -> str:
     return storage.join(workdir, "champions", f"{name}.json")
 
 
-def read(uri: str) -> Champion | None:
-    """Read the champion, or None where there is none yet. Raises Refused where the object is something else."""
-    return _parsed(uri, storage.read_if_there(uri))
-
-
 def switch(uri: str, change: Callable[[Champion | None], Champion | None]) -> Champion | None:
     """Replace the champion by what `change` makes of it, unless that is None; return what is there then.
 

@@ -124,13 +124,6 @@ def samples(parts: Sequence[Part]) -> pa.Table:
     return table.add_column(0, "sample", pa.array(_codes(parts)))
 
 
-def parquet(table: pa.Table) -> bytes:
-    """Return a table as the bytes of a Parquet file."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
-
-
 def _codes(parts: Sequence[Part]) -> scores.U64:
     return np.concatenate(
         [scores.sample_codes(number, part.samples["index"].to_numpy()) for number, part in enumerate(parts)]

@@ -29,7 +29,6 @@ Clip = NDArray[np.uint8]  # clip_THWC, RGB
 
 CLIPS = 10  # of a video that is measured, uniformly spaced; their softmax is averaged (section 5.1)
 SHORT_SIDE_RATIO = 128 / 112  # of a frame before it is cut (supplement 4.2)
-RANDOMS = 3  # uniform numbers that one random clip may use: its start, and the place of its cut
 MAX_FRAMES = 36_000  # twenty minutes at 30 a second; all of a video that is measured are decoded
 MAX_PIXELS = 4096 * 2304  # of a frame: the largest that cameras and cinemas use
 MOST_STRETCHED = 16  # a frame's long side by its short one: resizing makes the short side 128
@@ -55,7 +54,8 @@ def random_clip(data: bytes, preprocessing: Preprocessing, randoms_R: NDArray[np
     """Return what a model is trained on: a clip that starts anywhere, all of its frames cut at one random place.
 
     Supplement 4.2: temporal jittering, and a random 112 x 112 of frames of 128 x 171; a mirror it does not name.
-    clip_THWC. A pure function of the video and RANDOMS uniform numbers. Raises Undecodable.
+    clip_THWC. A pure function of the video and three uniform numbers: its start, and the place of its cut. Raises
+    Undecodable.
     """
     video = _Video(data)
     start = jittered_start(video.frames, preprocessing.frames, randoms_R[0])
