@@ -10,7 +10,7 @@ LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url 
 .PHONY: help setup images demo demo-seeds study bench-merge bench-train bench-score bench-pack bench-reselect test test-slow check format lint types imports lock clean
 
 help: ## list the verbs
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: .venv/ready ## make .venv with the pinned dependencies (the other verbs do it by themselves)
 
@@ -37,6 +37,9 @@ study: setup ## the pipeline over SEEDS=3 on the images in DATA=folder, with the
 bench-merge: setup ## the merge against DuckDB and Polars; ROWS=1000000000 or FULL=1 for the paper's billion images
 	@$(BIN)/python -m benchmarks.merge $(if $(ROWS),--rows $(ROWS)) $(if $(K),--images-per-class $(K)) $(if $(FULL),--full)
 
+bench-pack: setup ## what packing costs: processor time of an image, of a request, of the layout (two minutes)
+	@$(BIN)/python -m benchmarks.pack
+
 bench-reselect: setup ## selecting again from the scores of IMAGES=100000000
 	@$(BIN)/python -m benchmarks.reselect $(if $(IMAGES),--images $(IMAGES))
 
@@ -53,9 +56,6 @@ bench-score: .venv/bench ## the scan against the bare model and decoder, Ray Dat
 
 images: setup ## build both container images; PUSH=registry/prefix pushes them and notes their digests; BUILD= for docker build
 	@$(BIN)/python pipeline.py images $(if $(PUSH),--push $(PUSH)) -- $(BUILD)
-
-bench-pack: setup ## what packing costs: processor time of an image, of a request, of the layout (two minutes)
-	@$(BIN)/python -m benchmarks.pack
 
 check: lint types imports ## format, lint, types, import rules and tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not docker"

@@ -161,7 +161,7 @@ def semiscale(
         champion=champion,
     ).set_display_name("Plan: list and check the inputs")
     on_cpus(planned)
-    # One task a cell of Figure 1 reads its inputs from the same place; these are what all trainings share.
+    # What all stages after the plan are told, and what all trainings are.
     place = {"workdir": workdir, "plan": planned.outputs["receipt"], "image_column": image_column}
     training = {
         **place,

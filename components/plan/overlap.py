@@ -53,6 +53,6 @@ def _died_here(task: Task) -> bool:
         os.kill(task.process, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except PermissionError:  # another user's, which is there
         return False
     return False

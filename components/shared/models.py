@@ -1,7 +1,7 @@
 """The models: built by name, run on images, saved and read as safetensors beside a JSON description.
 
-With networks.py and weights.py the only modules, and the training loop, that know torch's module system; everything
-else sees images in and logits out.
+What builds, fits, trains or exports a network knows torch's module system; everything else sees images in and logits
+out.
 """
 
 import tempfile

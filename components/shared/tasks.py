@@ -28,9 +28,8 @@ LOOK_AGAIN_S = 1.0  # as often as that a task looks whose run is about to have s
 READ_EVERY_S = 60.0  # of the other tasks, for the budget; twenty times that where there are hundreds of them
 FRESH_S = 3 * WRITE_EVERY_S  # an object that was written since then has a process that lives
 READERS = 32
-RETRY = (
-    "KFP_RETRY_INDEX"  # Kubeflow Pipelines' number of a pod's try: 0 is the first, also of a run that a person retries
-)
+# Kubeflow Pipelines' number of a pod's try: 0 is the first, also of a run that a person retries.
+RETRY = "KFP_RETRY_INDEX"
 FIRST = "plan"  # the task that every run begins with: what is older than its start is of an earlier try
 SUBMITTED: Final = "submitted"  # the object that says that a try was asked for; whether it begins, its plan decides
 
