@@ -16,7 +16,6 @@ from benchmarks.gains import compare
 from components.shared import runfile
 from components.shared.runfile import RunFile
 from components.verbs.demo import IMAGES, RUN_FILE, write_images
-from components.verbs.run import located
 
 FOLDER = Path("runs/seeds")
 SEEDS = (1, 2, 3, 4, 5)
@@ -34,7 +33,7 @@ def settings_of(seed: int) -> RunFile:
         write_images(images, seed)
     text = RUN_FILE.read_text().replace(str(IMAGES), str(images))
     content: dict[str, Any] = {**yaml.safe_load(text), "name": f"seed-{seed}", "seed": seed, "workdir": str(FOLDER)}
-    return located(runfile.check(content, where=f"seed {seed}"))
+    return runfile.check(content, where=f"seed {seed}").located()
 
 
 if __name__ == "__main__":

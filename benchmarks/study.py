@@ -19,7 +19,6 @@ from components.shared import runfile
 from components.shared import shards as sharding
 from components.shared.runfile import RunFile
 from components.shared.shards import Columns
-from components.verbs.run import located
 
 FOLDER = Path("runs/study")
 SETTINGS = {
@@ -69,7 +68,7 @@ def settings_of(data: Path, labels: int, seed: int) -> RunFile:
         "test": [str(path) for path in sorted(data.glob("test-*.tar"))],
         "classes": str(data / "classes.txt"),
     }
-    return located(runfile.check(content, where=f"seed {seed}"))
+    return runfile.check(content, where=f"seed {seed}").located()
 
 
 def draw(data: Path, labels: int, folder: Path, seed: int) -> None:

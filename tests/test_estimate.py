@@ -18,7 +18,6 @@ from components.verbs.estimate import Images, Inputs, Stage, estimate
 from components.verbs.plan import plan, short
 from components.verbs.probe import inputs_of, probe
 from components.verbs.rates import Stated
-from components.verbs.run import located
 from tests import pictures
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,7 +140,7 @@ def write(folder: Path, **changes: Any) -> Path:
 
 
 def test_the_sets_are_counted_by_listing_and_a_few_images(tmp_path: Path) -> None:
-    settings = located(runfile.load(write(tmp_path)))
+    settings = runfile.load(write(tmp_path)).located()
     found = inputs_of(settings, 0)
     assert found.classes == 3
     assert (found.labeled.images, found.labeled.objects) == (12, 12)
@@ -157,7 +156,7 @@ def test_photographs_in_tars_are_counted_to_a_tenth(tmp_path: Path) -> None:
     tars = sorted(PHOTOGRAPHS.glob("photos/*.tar"))
     if not tars:
         pytest.skip("no photographs beside this checkout")
-    settings = located(runfile.load(write(tmp_path, unlabeled=[str(PHOTOGRAPHS / "photos")])))
+    settings = runfile.load(write(tmp_path, unlabeled=[str(PHOTOGRAPHS / "photos")])).located()
     images = 0
     for path in tars:
         with tarfile.open(path) as tar:

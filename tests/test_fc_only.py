@@ -23,7 +23,6 @@ from components.train.train import fit_head
 from components.verbs.demo import png
 from components.verbs.main import main
 from components.verbs.measure import planned
-from components.verbs.run import located
 from components.verbs.transfer import head_of
 from tests import pictures
 from tests.stages import Stages
@@ -150,7 +149,7 @@ def features(checkpoint: str, run: Path, split: str) -> tuple[Tensor, Tensor]:
     caught: list[Tensor] = []
     assert isinstance(model.fc, nn.Module)
     model.fc.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].detach()))
-    plan = planned(located(runfile.load(run)))
+    plan = planned(runfile.load(run).located())
     prepared = PreparedSplit(getattr(plan, split), Columns(), description.preprocessing)
     model.eval()
     for batch in prepared.batches():
@@ -213,7 +212,7 @@ def test_ended_before_its_receipt_and_run_again(
 
     weights, receipts = teacher.teacher.checkpoint, []
     for name in ("undisturbed", "ended"):
-        settings = located(runfile.load(run_file(tmp_path / name, digits)))
+        settings = runfile.load(run_file(tmp_path / name, digits)).located()
         config = head_of(settings, teacher.uri(planned(settings)), weights)
         if name == "ended":
             with monkeypatch.context() as patch:

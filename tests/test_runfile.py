@@ -9,7 +9,7 @@ import yaml
 
 from components.shared import runfile
 from components.shared.errors import Refused
-from components.verbs.containers import PLACES
+from components.shared.runfile import PLACES
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST: dict[str, Any] = {"name": "a", "workdir": "w", "labeled": "l", "unlabeled": "u", "test": "t"}

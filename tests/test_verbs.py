@@ -18,7 +18,6 @@ from components.shared.runfile import RunFile
 from components.verbs import containers
 from components.verbs.build import _ran, _revision
 from components.verbs.main import main, parser
-from components.verbs.run import located
 from tests import pictures
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +83,7 @@ def test_what_docker_says_went_wrong_is_told_before_its_advice() -> None:
 
 def settings_of(root: Path, **changes: Any) -> RunFile:
     """Return a run file on real images."""
-    return located(runfile.check(pictures.write_run(root, **changes), "here"))
+    return runfile.check(pictures.write_run(root, **changes), "here").located()
 
 
 def test_containers_see_the_inputs_and_write_to_the_workdir_alone(

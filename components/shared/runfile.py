@@ -13,6 +13,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from components.shared import storage
 from components.shared.errors import Refused, nearest
 from components.shared.hardware import HARDWARE_KEYS, Hardware
 from components.shared.wording import brief, has_credentials, one_line
@@ -57,6 +58,10 @@ def _not_negative_or_the_recipes(value: float) -> float:
 
 PositiveOrTheRecipes = Annotated[int, AfterValidator(_positive_or_the_recipes)]
 NotNegativeOrTheRecipes = Annotated[float, AfterValidator(_not_negative_or_the_recipes)]
+PLACES = (  # keys of the URIs that a run reads; where it writes is the workdir
+    *("labeled", "unlabeled", "validation", "test", "classes", "remove"),
+    *("teacher_checkpoint", "teacher_classes", "teacher_start_weights", "student_start_weights"),
+)
 LATER = "later"  # marks a key that came after digests were kept: at its default it is no part of them
 
 
@@ -196,6 +201,16 @@ class RunFile(Parameters):
     """The parameters, and what is settled before the pipeline is submitted: the hardware that it is compiled for."""
 
     hardware: Hardware = Field(default=Hardware(), description="What the stages run on, on a cluster.")
+
+    def located(self) -> "RunFile":
+        """Return it with paths that mean the same in every process."""
+
+        def absolute(value: str | list[str]) -> str | list[str]:
+            if isinstance(value, list):
+                return [storage.absolute(uri) for uri in value]
+            return storage.absolute(value) if value else value
+
+        return self.model_copy(update={name: absolute(getattr(self, name)) for name in ("workdir", *PLACES)})
 
     def parameters(self) -> dict[str, Any]:
         """Return what the pipeline takes as its parameters."""

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from components.shared import architectures, runfile, storage
 from components.shared.errors import Refused
-from components.shared.runfile import RunFile
+from components.shared.runfile import PLACES, RunFile
 from components.shared.wording import one_line
-from components.verbs.containers import PLACES
 
 
 def checked(path: Path) -> RunFile:

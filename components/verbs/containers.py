@@ -12,11 +12,8 @@ from kfp import local
 from components.shared import storage, tasks
 from components.shared.errors import Refused
 from components.shared.progress import LOG
-from components.shared.runfile import RunFile
+from components.shared.runfile import PLACES, RunFile
 
-SETS = ("labeled", "unlabeled", "validation", "test")
-FILES = ("classes", "remove", "teacher_checkpoint", "teacher_classes", "teacher_start_weights", "student_start_weights")
-PLACES = (*SETS, *FILES)  # keys that hold URIs: read, not written
 # What the stores' clients read; nothing of it is written into an image or a log.
 CREDENTIALS = re.compile(r"AWS_|GOOGLE_CLOUD_PROJECT$|STORAGE_EMULATOR_HOST$|(HTTPS?|NO)_PROXY$", re.IGNORECASE)
 THREADS = "OMP_NUM_THREADS"  # two containers at a time share the cores

@@ -12,7 +12,7 @@ from components.shared.receipts import PlanReceipt, Preprocessing, TrainReceipt,
 from components.shared.runfile import RunFile
 from components.shared.shards import Columns
 from components.shared.splits import read_split
-from components.verbs.run import located, shown
+from components.verbs.run import shown
 from components.verbs.trained import is_run_file, of_run
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def export(source: str, kind: "Format", model: str, folder: str) -> None:
     from components.shared.export import export as write  # torch takes seconds to import
 
     if is_run_file(source):
-        settings = located(runfile.load(Path(source)))
+        settings = runfile.load(Path(source)).located()
         uri = of_run(settings, model).checkpoint
         folder = folder or storage.join(settings.workdir, settings.name, "export", model)
         images_BHWC, said = validation_images(settings, uri), "validation images"

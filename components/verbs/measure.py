@@ -13,7 +13,7 @@ from components.shared.receipts import Interval, Measurement, PlanReceipt, Train
 from components.shared.runfile import RunFile
 from components.shared.shards import Columns
 from components.shared.wording import one_line
-from components.verbs.run import located, shown
+from components.verbs.run import shown
 from components.verbs.trained import trained
 
 LISTED = 10  # of the classes, the lowest first; the file has all
@@ -24,7 +24,7 @@ def measure(path: Path, source: str, model: str) -> None:
 
     Its classes must be the labeled set's. The pool is not looked at.
     """
-    settings, receipt = located(runfile.load(path)), trained(source, model)
+    settings, receipt = runfile.load(path).located(), trained(source, model)
     show(settings, planned(settings), receipt)
 
 

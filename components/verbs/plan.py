@@ -10,7 +10,6 @@ from components.verbs import rates
 from components.verbs.estimate import GB, Estimate, Inputs, Stage, estimate
 from components.verbs.probe import device_rates, inputs_of, probe
 from components.verbs.rates import MEASURED, MODELS, Rate, Stated
-from components.verbs.run import located
 
 SCALE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -22,7 +21,7 @@ def plan(path: Path, given: dict[str, object], rates_file: Path | None, classes:
     machine has a GPU, or else taken from a published table; what is stated goes before both. Exit code 2 where the run
     would take more than --budget, or more device-hours than its budget_hours.
     """
-    settings = located(runfile.load(path))
+    settings = runfile.load(path).located()
     architectures.refuse_unlike_samples(settings)
     content = {**(runfile.keys_and_values(rates_file) if rates_file else {}), **given}
     stated = rates.stated(content, str(rates_file) if rates_file else "rates")

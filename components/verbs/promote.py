@@ -8,12 +8,12 @@ from components.promote.promote import promote as stage
 from components.shared import runfile, storage
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.runfile import RunFile
-from components.verbs.run import located, shown
+from components.verbs.run import shown
 
 
 def promote(path: Path, force: bool) -> None:
     """Compare a finished run's student with the champion on the same test images; not worse, it is the champion."""
-    settings = located(runfile.load(path))
+    settings = runfile.load(path).located()
     receipt = stage(config_of(settings, force))
     print(f"champion: {shown(receipt.champion)}")
     if not receipt.promoted and receipt.comparison:
@@ -22,7 +22,7 @@ def promote(path: Path, force: bool) -> None:
 
 def rollback(path: Path) -> None:
     """Withdraw the champion for the one before it. A model that was withdrawn is promoted again by force alone."""
-    settings = located(runfile.load(path))
+    settings = runfile.load(path).located()
     uri = champion_uri(settings.workdir, settings.champion or settings.name)
     champion = switch(uri, lambda champion: rolled_back(uri, champion))
     if champion:

@@ -8,12 +8,12 @@ from components.shared import runfile, storage
 from components.shared.errors import Refused
 from components.shared.receipts import Clocks, PlanReceipt, ScoreReceipt, load
 from components.shared.runfile import RunFile
-from components.verbs.run import located, shown
+from components.verbs.run import shown
 
 
 def reselect(path: Path, changes: dict[str, object]) -> None:
     """Select again for a run whose pool has been scored, and print what came of it and where the new selection lies."""
-    settings = located(runfile.load(path))
+    settings = runfile.load(path).located()
     receipt = selected(config_of(settings, changes))
     print(
         f"{receipt.images:,} images ({receipt.unique_images:,} different), K = {receipt.images_per_class:,}, "

@@ -23,7 +23,7 @@ from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import failure
 from components.shared.runfile import RunFile
 from components.verbs.compile import COMPILED
-from components.verbs.containers import PLACES, docker_runner
+from components.verbs.containers import docker_runner
 
 PROCESSES = 2  # what kfp.local starts at a time inside a loop
 # What is for a cluster alone: retries, for nodes that are lost, and the environment of its pods.
@@ -40,22 +40,11 @@ MODELS = {
 
 def run(path: Path, docker: bool = False) -> None:
     """Run a run file's pipeline on this machine and print its results. Finished work is found, not repeated."""
-    settings = located(runfile.load(path))
+    settings = runfile.load(path).located()
     log = log_path(settings)
     tasks.announce(settings.workdir, settings.name)
     execute(settings, log, docker)
     show(settings)
-
-
-def located(settings: RunFile) -> RunFile:
-    """Return the run file with paths that mean the same in every process."""
-
-    def absolute(value: str | list[str]) -> str | list[str]:
-        if isinstance(value, list):
-            return [storage.absolute(uri) for uri in value]
-        return storage.absolute(value) if value else value
-
-    return settings.model_copy(update={name: absolute(getattr(settings, name)) for name in ("workdir", *PLACES)})
 
 
 def log_path(settings: RunFile) -> Path:

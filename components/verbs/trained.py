@@ -6,7 +6,6 @@ from components.shared import runfile, storage
 from components.shared.errors import Refused
 from components.shared.receipts import EvaluationReceipt, TrainReceipt, load
 from components.shared.runfile import RunFile
-from components.verbs.run import located
 
 MODELS = ("teacher", "baseline", "pretrained", "student")
 SOURCE = "a finished run's file, a training's receipt (.json) or a .safetensors"
@@ -20,7 +19,7 @@ def is_run_file(source: str) -> bool:
 def trained(source: str, model: str) -> TrainReceipt:
     """Return the receipt of the model that is meant. Raises Refused where there is none."""
     if is_run_file(source):
-        return of_run(located(runfile.load(Path(source))), model)
+        return of_run(runfile.load(Path(source)).located(), model)
     if source.endswith(".json"):
         return load(source, TrainReceipt)
     beside = storage.join(source.rpartition("/")[0] or ".", "receipt.json")

@@ -7,7 +7,6 @@ from components.shared.errors import Refused
 from components.shared.runfile import RunFile
 from components.train.train import HeadConfig, TrainConfig, fit_head, train
 from components.verbs.measure import planned, show
-from components.verbs.run import located
 from components.verbs.trained import trained
 
 SETTINGS = ("full-ft", "fc-only")  # section 5.2, Table 8
@@ -24,7 +23,7 @@ def transfer(path: Path, start: str, setting: str, changes: dict[str, object]) -
     the head alone, by logistic regression, its L2 chosen on validation (section 5.2, Table 8). The network is the run
     file's student_architecture; the pool is not looked at. Finished work is found, not repeated.
     """
-    settings = located(runfile.load(path))
+    settings = runfile.load(path).located()
     if setting == "fc-only":
         refuse_what_a_head_has_not(settings, changes)
     weights, plan = weights_of(start), planned(settings)
