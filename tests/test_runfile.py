@@ -75,9 +75,10 @@ def test_a_missing_key_is_named() -> None:
     ("text", "line"),
     [
         ("- a\n- b\n", "expected keys and values, found list"),
-        ("a: [", "not YAML"),
+        ("", "expected keys and values, found nothing; see"),
+        ("a: [", "not YAML: line 1: "),
         ("labeled: " + "[" * 5000, "nested too deep"),
-        ("name: a\nname: b\n", "'name' stands there twice"),
+        ("name: a\nseed: 1\nname: b\n", "not YAML: line 3: 'name' stands there twice$"),
         ("hardware: {scan: {gpus: 1, gpus: 2}}", "'gpus' stands there twice"),
         ("name: 2026-02-31", "not YAML: day is out of range"),
         ("name: !!python/object/apply:os.system [exit]", "could not determine a constructor"),

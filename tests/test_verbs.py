@@ -54,10 +54,10 @@ def test_the_readme_has_every_verb_and_exit_code() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("plan", "--budget=nan"), "argument --budget: invalid amount value: 'nan'"),
-        (("plan", "--budget=-1"), "argument --budget: invalid amount value: '-1'"),
-        (("watch", "--every=inf"), "argument --every: invalid amount value: 'inf'"),
-        (("plan", "--classes=-1"), "argument --classes: invalid counting value: '-1'"),
+        (("plan", "--budget=nan"), "argument --budget: expected a number of 0 or more; found 'nan'"),
+        (("plan", "--budget=-1"), "argument --budget: expected a number of 0 or more; found '-1'"),
+        (("watch", "--every=inf"), "argument --every: expected a number of 0 or more; found 'inf'"),
+        (("plan", "--classes=-1"), "argument --classes: expected a whole number of 0 or more; found '-1'"),
         (("compile", "--output=pipeline.txt"), "refused: --output pipeline.txt: expected a name that ends in .yaml"),
     ],
 )

@@ -4,7 +4,6 @@ Its keys are the pipeline's parameters, one to one, and `hardware`; a test holds
 states carries the section; what it leaves open says so.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -233,10 +232,14 @@ def keys_and_values(path: Path) -> dict[str, Any]:
         raise Refused(f"{path}: not UTF-8; save the file as UTF-8") from None
     except RecursionError:
         raise Refused(f"{path}: not YAML of a run: nested too deep") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise Refused(f"{path}: not YAML: {line}{one_line(str(error.problem))}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
         raise Refused(f"{path}: not YAML: {one_line(str(error))}") from None
     if not isinstance(content, dict):
-        raise Refused(f"{path}: expected keys and values, found {type(content).__name__}; see manifests/runs/demo.yaml")
+        found = "nothing" if content is None else type(content).__name__
+        raise Refused(f"{path}: expected keys and values, found {found}; see manifests/runs/demo.yaml")
     return content
 
 
@@ -245,9 +248,11 @@ class _Once(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if twice := [key for key, count in keys.items() if count > 1]:
-            raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} stands there twice", problem_mark=node.start_mark)
+        once: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in once:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark)
+            once.add(key.value)
         return node
 
 

@@ -5,6 +5,7 @@ import inspect
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -300,18 +301,19 @@ def add_demo(verbs: Verbs) -> None:
 
 
 def amount(text: str) -> float:
-    """Return a number of a command line. Raises ValueError, which argparse puts in a line, below 0 or without end."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError
-    return value
+    """Return a number of a command line. Raises ArgumentTypeError for what is none, below 0 or without end."""
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"expected a number of 0 or more; found {text!r}")
 
 
 def counting(text: str) -> int:
-    """Return a whole number of a command line. Raises ValueError below 0."""
-    if (value := int(text)) < 0:
-        raise ValueError
-    return value
+    """Return a whole number of a command line. Raises ArgumentTypeError for what is none, or below 0."""
+    with suppress(ValueError):
+        if (value := int(text)) >= 0:
+            return value
+    raise argparse.ArgumentTypeError(f"expected a whole number of 0 or more; found {text!r}")
 
 
 def changes_of(options: Options) -> dict[str, object]:
