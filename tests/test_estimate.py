@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -144,12 +146,24 @@ def test_the_sets_are_counted_by_listing_and_a_few_images(tmp_path: Path) -> Non
     found = inputs_of(settings, 0)
     assert found.classes == 3
     assert (found.labeled.images, found.labeled.objects) == (12, 12)
+    assert (found.validation.images, found.validation.objects) == (12, 1), "a Parquet file tells its rows"
     assert found.unlabeled.shards == 3
     assert found.unlabeled.images == pytest.approx(120, rel=0.2), "tiny images: what the tars end in counts"
     seen = probe(settings)
     assert (seen.samples, seen.failed) == (120, 0)
     assert seen.decode.value > 0
     assert "measured here on 120 images" in seen.decode.source
+
+
+def test_what_parquet_files_link_is_counted_and_sized_as_files_are(tmp_path: Path) -> None:
+    links = sorted(str(path) for path in pictures.write_folders(tmp_path / "pictures", 70).rglob("*.png"))
+    (tmp_path / "links").mkdir()
+    for number in range(12):  # more than are looked into
+        pq.write_table(pa.table({"image": links}), tmp_path / "links" / f"{number}.parquet")
+    found = inputs_of(runfile.load(write(tmp_path, unlabeled=[str(tmp_path / "links")])).located(), 0).unlabeled
+    assert (found.images, found.objects, found.shards) == (12 * 210, 12 * 211, 12)
+    there = sum(path.stat().st_size for path in [*map(Path, links), tmp_path / "links" / "0.parquet"])
+    assert found.size_bytes == pytest.approx(12 * there, rel=0.1)
 
 
 def test_photographs_in_tars_are_counted_to_a_tenth(tmp_path: Path) -> None:
@@ -196,6 +210,12 @@ def test_a_plan_is_printed_with_the_sources_of_its_figures(tmp_path: Path, capsy
         ({}, {**STATED, "decode_images_per_s": -1}, 0.0, "rates: decode_images_per_s: input should be greater than 0"),
         ({"test": "/nowhere"}, STATED, 0.0, "/nowhere: nothing here"),
         ({"classes": "", "labeled": ["{pool}"]}, STATED, 0.0, "give --classes N"),
+        (
+            {"classes": "/nowhere.txt"},
+            STATED,
+            0.0,
+            "classes: /nowhere.txt: no such file; expected one",
+        ),
     ],
 )
 def test_refusals(tmp_path: Path, changes: dict[str, Any], given: dict[str, object], budget: float, line: str) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from components.score.found import KEPT_CLASSES
 from components.shared.runfile import RunFile
 from components.shared.splits import WINDOW_BYTES
+from components.shared.stores.store import READ_CHUNK_BYTES
 from components.verbs.rates import Stated
 
-READ_BYTES = 8 << 20  # of one request for a tar or a Parquet file
-KEPT_CLASSES = 10  # of each image at least
 ROW_BYTES = 10.3  # of the scores, for each image and class: measured on 10^9 rows
 SAMPLE_BYTES = 40.0  # of the table of samples, for each image
 SELECTION_BYTES = 60.0  # of a row of the selection
@@ -41,7 +41,7 @@ class Images:
     @property
     def reads(self) -> int:
         """Return the requests that it takes to read it all: loose files one by one, the rest in large ranges."""
-        return max(self.objects, ceil(self.size_bytes / READ_BYTES))
+        return max(self.objects, ceil(self.size_bytes / READ_CHUNK_BYTES))
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class _Run:
         """Read the winners' bands."""
         hours = self._rows * MERGE_S_PER_ROW / HOUR_S
         read_bytes = 3 * self.selected.images * (ROW_BYTES + SAMPLE_BYTES)
-        reads = ceil(read_bytes / READ_BYTES) + 3 * min(self._inputs.unlabeled.shards, 1000)
+        reads = ceil(read_bytes / READ_CHUNK_BYTES) + 3 * min(self._inputs.unlabeled.shards, 1000)
         kept = self.selected.images * SELECTION_BYTES
         return Stage("merge", hours, 0.0, hours, reads, 3, read_bytes, kept, "the CPU")
 

@@ -18,8 +18,9 @@ def plan(path: Path, given: dict[str, object], rates_file: Path | None, classes:
     """Print the hours, cost, storage and requests of every stage of a run, and what bounds it, before spending.
 
     Lists the inputs, and reads and decodes a few hundred images on this machine. A model's speed is measured where this
-    machine has a GPU, or else taken from a published table; what is stated goes before both. Exit code 2 where the run
-    would take more than --budget, or more device-hours than its budget_hours.
+    machine has a GPU, or else taken from a published table; what the table lacks is measured on the CPU, and what is
+    stated goes before all. Exit code 2 where the run would take more than --budget, or more device-hours than its
+    budget_hours.
     """
     settings = runfile.load(path).located()
     architectures.refuse_unlike_samples(settings)
@@ -109,7 +110,7 @@ def row(stage: Stage, stated: Stated) -> str:
         short(stage.writes),
         f"{stage.cost(stated):,.2f}",
     )
-    return f"{stage.name:10}" + "".join(f"{cell:>10}" for cell in cells) + f"  {stage.bound_by}"
+    return (f"{stage.name:10}" + "".join(f"{cell:>10}" for cell in cells) + f"  {stage.bound_by}").rstrip()
 
 
 def told(result: Estimate, stated: Stated, found: dict[str, Rate]) -> list[str]:

@@ -3,11 +3,11 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 
+from components.shared import checkpoints, storage
 from components.shared import shards as sharding
-from components.shared import storage
 from components.shared.clips import CLIPS
 from components.shared.decode import Undecodable
 from components.shared.errors import Refused
@@ -20,6 +20,7 @@ from components.verbs.rates import Rate
 PROBED_IMAGES = 320
 PROBED_VIDEOS = 32  # a video takes as long as a hundred images
 PROBED_SHARDS = 8
+PROBED_OF_A_SHARD = PROBED_IMAGES // PROBED_SHARDS + 1
 MEASURE_S = 2.0
 BATCH = 16
 
@@ -52,7 +53,7 @@ def inputs_of(settings: RunFile, classes: int) -> Inputs:
 def classes_of(settings: RunFile) -> int:
     """Count the classes by the list that the run file names, or by the class folders."""
     if settings.classes:
-        return len([line for line in storage.read(settings.classes).splitlines() if line.strip()])
+        return len(checkpoints.class_names(settings.classes, "classes"))
     names = {folder for uri in settings.labeled for folder in storage.folders(uri) if not folder.startswith(".")}
     if len(names) < 2:
         raise Refused("classes: neither a list nor class folders tell how many there are; give --classes N")
@@ -60,27 +61,54 @@ def classes_of(settings: RunFile) -> int:
 
 
 def sized(shards: list[Shard], columns: Columns) -> Images:
-    """Return how many images there are: loose files by count, containers by how densely a few of them are filled."""
-    loose = sum(len(shard.files) for shard in shards)
-    containers = [shard for shard in shards if shard.kind != "files"]
-    seen = stored = 0
-    for shard in chosen(containers):
-        samples = list(islice(sharding.read(shard, columns), PROBED_IMAGES // PROBED_SHARDS + 1))
-        whole = len(samples) <= PROBED_IMAGES // PROBED_SHARDS
-        seen, stored = seen + len(samples), stored + (shard.size_bytes if whole else stored_bytes(samples))
-    images = round(sum(shard.size_bytes for shard in containers) * seen / max(stored, 1))
-    return Images(loose + images, sum(shard.size_bytes for shard in shards), loose + len(containers), len(shards))
+    """Return how many images there are, and how large and in how many objects they are stored."""
+    of_kind = {kind: [shard for shard in shards if shard.kind == kind] for kind in ("files", "tar", "parquet")}
+    parts = [in_files(of_kind["files"]), in_tars(of_kind["tar"], columns), in_parquet(of_kind["parquet"], columns)]
+    return Images(*(sum(amounts) for amounts in zip(*map(astuple, parts), strict=True)))
+
+
+def in_files(shards: list[Shard]) -> Images:
+    """Count loose files."""
+    count = sum(len(shard.files) for shard in shards)
+    return Images(count, stored(shards), count, len(shards))
+
+
+def in_tars(shards: list[Shard], columns: Columns) -> Images:
+    """Count the images of tars by how densely a few of them are filled."""
+    seen = size_bytes = 0
+    for shard in chosen(shards):
+        samples = first_of(shard, columns)
+        whole = len(samples) < PROBED_OF_A_SHARD
+        seen += len(samples)
+        size_bytes += shard.size_bytes if whole else max(sample.offset + len(sample.image) for sample in samples)
+    return Images(round(stored(shards) * seen / max(size_bytes, 1)), stored(shards), len(shards), len(shards))
+
+
+def in_parquet(shards: list[Shard], columns: Columns) -> Images:
+    """Count the images of Parquet files by the rows of a few. What they link is stored as loose files are."""
+    few = chosen(shards)
+    rows = sum(sharding.estimated_images(shard, columns) for shard in few)
+    images = round(rows * stored(shards) / max(stored(few), 1))
+    samples = [sample for shard in few for sample in first_of(shard, columns)]
+    linked = [len(sample.image) for sample in samples if sample.offset >= 0]
+    links = round(images * len(linked) / max(len(samples), 1))
+    linked_bytes = round(links * sum(linked) / max(len(linked), 1))
+    return Images(images, stored(shards) + linked_bytes, len(shards) + links, len(shards))
+
+
+def stored(shards: list[Shard]) -> int:
+    """Return the bytes of shards, as they are listed."""
+    return sum(shard.size_bytes for shard in shards)
+
+
+def first_of(shard: Shard, columns: Columns) -> list[Sample]:
+    """Read the first samples of a shard."""
+    return list(islice(sharding.read(shard, columns), PROBED_OF_A_SHARD))
 
 
 def chosen(shards: list[Shard]) -> list[Shard]:
     """Return a few shards, by a hash of their names."""
     return sorted(shards, key=lambda shard: hashlib.blake2b(shard.name.encode()).digest())[:PROBED_SHARDS]
-
-
-def stored_bytes(samples: list[Sample]) -> int:
-    """Return the bytes that the first samples of a shard take: of a tar, with all its members so far."""
-    last = samples[-1]
-    return last.offset + len(last.image) if last.offset >= 0 else sum(len(sample.image) for sample in samples)
 
 
 def probe(settings: RunFile) -> Probe:
@@ -112,7 +140,7 @@ def probe(settings: RunFile) -> Probe:
         samples,
         failed,
         Rate(samples / decode_s, f"measured here on {samples} {what}, one core"),
-        Rate(size / read_s, f"measured here on {size / 1e6:,.1f} MB, one connection"),
+        Rate(size / read_s, f"measured here on {samples} {what}, one connection"),
     )
 
 
