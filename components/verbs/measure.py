@@ -25,7 +25,7 @@ def measure(path: Path, source: str, model: str) -> None:
     Its classes must be the labeled set's. The pool is not looked at.
     """
     settings, receipt = runfile.load(path).located(), trained(source, model)
-    show(settings, planned(settings), receipt)
+    measure_on(settings, planned(settings), receipt)
 
 
 def planned(settings: RunFile) -> PlanReceipt:
@@ -33,7 +33,7 @@ def planned(settings: RunFile) -> PlanReceipt:
     return plan_stage(PlanConfig.model_validate(settings.parameters()), with_pool=False)
 
 
-def show(settings: RunFile, plan: PlanReceipt, receipt: TrainReceipt) -> None:
+def measure_on(settings: RunFile, plan: PlanReceipt, receipt: TrainReceipt) -> None:
     """Measure a model on the planned test set, and print and keep what came of it."""
     refuse_other_classes(receipt.checkpoint, receipt.classes, plan.classes)
     columns = Columns(settings.image_column, settings.label_column, plan.videos)

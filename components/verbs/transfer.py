@@ -6,7 +6,7 @@ from components.shared import checkpoints, runfile, storage
 from components.shared.errors import Refused
 from components.shared.runfile import RunFile
 from components.train.train import HeadConfig, TrainConfig, fit_head, train
-from components.verbs.measure import planned, show
+from components.verbs.measure import measure_on, planned
 from components.verbs.trained import trained
 
 SETTINGS = ("full-ft", "fc-only")  # section 5.2, Table 8
@@ -29,9 +29,9 @@ def transfer(path: Path, start: str, setting: str, changes: dict[str, object]) -
     weights, plan = weights_of(start), planned(settings)
     uri = storage.join(plan.folder, "receipt.json")
     if setting == "fc-only":
-        show(settings, plan, fit_head(head_of(settings, uri, weights)))
+        measure_on(settings, plan, fit_head(head_of(settings, uri, weights)))
     else:
-        show(settings, plan, train(config_of(settings, uri, weights, changes)))
+        measure_on(settings, plan, train(config_of(settings, uri, weights, changes)))
 
 
 def refuse_what_a_head_has_not(settings: RunFile, changes: dict[str, object]) -> None:
