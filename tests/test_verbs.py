@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 import pipeline
-from components.shared import runfile
+from components.shared import runfile, storage
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.runfile import RunFile
+from components.shared.stage import guarded
 from components.verbs import containers
 from components.verbs.build import _ran, _revision
 from components.verbs.main import main, parser
@@ -73,6 +74,11 @@ def test_what_no_verb_can_do_is_refused_with_exit_code_2(
         code = left.code
     assert code == 2
     assert line in capsys.readouterr().err
+
+
+def test_what_a_store_misses_is_said_to_be_missing(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(lambda: print(storage.read(f"{bucket}/units.json"))) == 1
+    assert capsys.readouterr().err.startswith(f"failed: {bucket}/units.json: no such file; what was finished is kept")
 
 
 def test_what_docker_says_went_wrong_is_told_before_its_advice() -> None:

@@ -220,6 +220,7 @@ def guarded(run: Callable[[], None]) -> int:
         fail(f"{'refused' if isinstance(error, Refused) else 'failed'}: {error}", error.exit_code)
         return error.exit_code
     except OSError as error:
-        fail(f"failed: {error}; what was finished is kept, run it again to go on", SemiscaleError.exit_code)
+        missing = ": no such file" if isinstance(error, FileNotFoundError) and not error.errno else ""  # a store's own
+        fail(f"failed: {error}{missing}; what was finished is kept, run it again to go on", SemiscaleError.exit_code)
         return SemiscaleError.exit_code
     return 0
