@@ -283,6 +283,20 @@ def test_what_a_dead_pod_left_does_not_hold_a_run_up_for_long(tmp_path: Path, mo
     assert begun(content).name == "trial"
 
 
+def test_a_pool_within_another_is_used_once_or_refused(tmp_path: Path) -> None:
+    """One tar is one shard, however often it is listed; a loose image would be in two."""
+    uris = [str(pictures.write_pool(tmp_path / "pool", 2, 5)), str(pictures.write_pool(tmp_path / "pool" / "b", 1, 5))]
+    units = ledger.draw_up(uris, str(tmp_path / "work"), Columns())
+    names = sorted(shard.name for unit in units for shard in unit.shards)
+    assert names == ["b/pool-000.tar", "pool-000.tar", "pool-001.tar"]
+    (tmp_path / "pool" / "b" / "0.png").write_bytes(pictures.picture(0, 1))
+    assert ledger.draw_up([uris[0], uris[0]], str(tmp_path / "work"), Columns())
+    with pytest.raises(
+        Refused, match=r"^unlabeled: .*/pool/b/0\.png lies below two of the URIs; leave one of them out$"
+    ):
+        ledger.draw_up(uris, str(tmp_path / "work"), Columns())
+
+
 def test_pools_of_equal_names_are_used_together(tmp_path: Path) -> None:
     for pool in ("a", "b"):
         pictures.write_pool(tmp_path / pool, 2, 5)

@@ -412,6 +412,25 @@ class TestParquet:
         with pytest.raises(Refused, match=r"a.parquet: not a Parquet file: "):
             read(str(tmp_path))
 
+    def test_a_footer_that_forgets_rows_is_damaged(self, tmp_path: Path) -> None:
+        """Each of the numbers that may be a row group's rows is made smaller, in Thrift's zigzag as 9 became 5."""
+        whole = parquet({"image": [image(number) for number in range(40)]}, row_group_size=9)
+        path, outcomes = tmp_path / "a.parquet", set()
+        for place in range(len(whole) - 2 - int.from_bytes(whole[-8:-4], "little"), len(whole) - 8):
+            if whole[place] == 2 * 9:
+                path.write_bytes(whole[:place] + bytes([2 * 5]) + whole[place + 1 :])
+                try:
+                    outcomes.add(str(len(read(str(path)))))
+                except SemiscaleError as error:
+                    outcomes.add(str(error).partition(": ")[2].partition(": ")[0])
+        assert outcomes == {"40", "not a Parquet file"}
+
+    def test_names_of_columns_that_are_not_utf8(self, tmp_path: Path) -> None:
+        whole = parquet({"image": [b"x"], "other": [1]}, store_schema=False)
+        (tmp_path / "a.parquet").write_bytes(whole.replace(b"other", b"\xff\xffher"))
+        with pytest.raises(Refused, match=r"not a Parquet file: 'utf-8' codec"):
+            read(str(tmp_path))
+
     def test_damaged_pages(self, tmp_path: Path) -> None:
         data = bytearray(parquet({"image": [image(number) for number in range(50)]}, compression="zstd"))
         data[4:600] = bytes(596)

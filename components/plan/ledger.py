@@ -7,6 +7,7 @@ formed, is kept as long as its shards are unchanged: a pool that grows adds unit
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
@@ -36,6 +37,7 @@ def draw_up(uris: list[str], workdir: str, columns: Columns) -> list[Unit]:
     folder = storage.join(workdir, "stages", "plan", "units")
     earlier = _kept_units(folder)
     shards = {shard.digest(): shard for shard in _cut(sharding.find(uris, columns.videos), set(chain(*earlier)))}
+    refuse_twice(shards.values())
     kept = [unit for unit in earlier if all(member in shards for member in unit)]
     assigned: set[str] = set()
     units: list[list[str]] = []
@@ -56,6 +58,16 @@ def refuse_none(unlabeled: list[str]) -> None:
     """Raise Refused where a run has nothing to select from; `transfer` and `measure` do without."""
     if not unlabeled:
         raise Refused("unlabeled: empty; expected the URIs of the images to select from")
+
+
+def refuse_twice(shards: Iterable[Shard]) -> None:
+    """Raise Refused where a loose file is in two shards, because one URI lies below another: it would be selected twice.
+    A tar or a Parquet file that is listed twice is one shard."""
+    seen: set[str] = set()
+    for file in chain.from_iterable(shard.files for shard in shards):
+        if file.uri in seen:
+            raise Refused(f"unlabeled: {file.uri} lies below two of the URIs; leave one of them out")
+        seen.add(file.uri)
 
 
 def _kept_units(folder: str) -> list[list[str]]:

@@ -141,13 +141,17 @@ def find(uris: Iterable[str], videos: bool = False) -> list[Shard]:
 
     What is hidden, a name or a folder that starts with a dot, is left out: it is what macOS and Jupyter leave behind.
     No two shards have one name: where URIs hold equal ones, the later is prefixed with its URI's last folder or number.
+    A tar or Parquet file that lies below two of the URIs is one shard, by its first name.
     """
     found: dict[str, Shard] = {}
+    containers: dict[str, Shard] = {}
     listed = []
     for number, uri in enumerate(uris, 1):
         for shard in _find_one(uri, loose_suffixes(videos)):
-            listed.append(_told_apart(shard, uri, number, found))
+            listed.append(containers.get(shard.uri) or _told_apart(shard, uri, number, found))
             found[listed[-1].name] = listed[-1]
+            if not shard.files:
+                containers[shard.uri] = listed[-1]
     return listed
 
 
@@ -489,11 +493,13 @@ def _open_parquet(file: BinaryIO, shard: Shard) -> pq.ParquetFile:
     small ones are fetched whole, because page by page each of their columns would cost a request of its own."""
     try:
         table = pq.ParquetFile(file)
-        groups = map(table.metadata.row_group, range(table.num_row_groups))
+        groups = list(map(table.metadata.row_group, range(table.num_row_groups)))
+        if sum(group.num_rows for group in groups) != table.metadata.num_rows:
+            raise pa.ArrowInvalid("its row groups have not the rows that its footer says")
         if max((group.total_byte_size for group in groups), default=0) <= MAX_GROUP_BYTES:
             return table
         return pq.ParquetFile(file, metadata=table.metadata, pre_buffer=False, buffer_size=READ_CHUNK_BYTES)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Refused(f"{shard.uri}: not a Parquet file: {_first_line(error)}") from None
 
 
