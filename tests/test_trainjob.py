@@ -259,6 +259,21 @@ def test_the_first_rank_that_stops_says_why_in_the_pods_status(tmp_path: Path, m
     assert (str(told), told.exit_code) == ("budget_hours: spent", 3)
 
 
+def test_a_ready_made_teacher_is_checked_by_one_device(cluster: Cluster, config: TrainConfig, tmp_path: Path) -> None:
+    """Every rank of four nodes would read and check it, all of a node on its first GPU."""
+    (tmp_path / "teacher.pth").touch()
+    ready_made = config.model_copy(update={"checkpoint": str(tmp_path / "teacher.pth")})
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(train, ready_made)
+        name = cluster.created()
+        trainer = cluster.jobs[name]["spec"]["trainer"]
+        leave_receipt(ready_made)
+        cluster.end(name, "Complete")
+        running.result(120)
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (1, 1)
+    assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == 1
+
+
 def test_a_failure_without_pods_says_what_kubeflow_says(cluster: Cluster, start: Any) -> None:
     running = start()
     cluster.end(cluster.created(), "Failed", "no such runtime")

@@ -119,6 +119,11 @@ class Launch(_Section):
     queue: str = ""
     priority: str = ""
 
+    def of_one_device(self) -> "Launch":
+        """Return what asks for one node and one of its GPUs."""
+        machine = self.machine.model_copy(update={"nodes": 1, "gpus": min(self.machine.gpus, 1)})
+        return self.model_copy(update={"machine": machine})
+
     def labels(self) -> dict[str, str]:
         """Return the labels by which Kueue admits a job."""
         return queue_labels(self.queue, self.priority)

@@ -35,7 +35,8 @@ def train(config: TrainConfig) -> TrainReceipt:
             return run(config, folder, me, stopping)
 
     if launch := trainjob.asked():
-        trainjob.train_on_nodes(config, launch)  # and then the work is found finished
+        # And then the work is found finished. A ready-made teacher is checked by one device.
+        trainjob.train_on_nodes(config, launch.of_one_device() if config.checkpoint else launch)
     return once(config, TrainReceipt, work, writes=me.first)
 
 
