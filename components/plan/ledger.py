@@ -61,8 +61,10 @@ def refuse_none(unlabeled: list[str]) -> None:
 
 
 def refuse_twice(shards: Iterable[Shard]) -> None:
-    """Raise Refused where a loose file is in two shards, because one URI lies below another: it would be selected twice.
-    A tar or a Parquet file that is listed twice is one shard."""
+    """Raise Refused where a loose file is in two shards, one URI lying below another: it would be selected twice.
+
+    A tar or a Parquet file that is listed twice is one shard.
+    """
     seen: set[str] = set()
     for file in chain.from_iterable(shard.files for shard in shards):
         if file.uri in seen:
