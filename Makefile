@@ -85,5 +85,5 @@ lock: setup ## pin the requirements anew
 	  $(BIN)/uv pip compile $(LOCK) requirements/$$image.in -o requirements/$$image.txt \
 	    $$(case $$image in bench|cuda|cpu) echo "-c requirements/dev.txt";; esac); done
 
-clean: ## remove the environment and what the demo made
+clean: ## remove the environment and runs/: what the demo made, and every other run there
 	rm -rf .venv runs

@@ -2,14 +2,17 @@
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 import pipeline
+from components import shared
 from components.shared.runfile import Parameters
 from components.shared.stage import StageConfig
 from components.verbs.compile import COMPILED
@@ -131,6 +134,12 @@ def test_the_counts_run_where_there_is_no_torch() -> None:
     """The scan's stands beside what scores, and runs in the smaller image."""
     script = "import components.score.unscored, components.pack.unpacked, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_the_map_of_the_shared_modules_has_each_of_them() -> None:
+    named = re.findall(r"[a-z_]+", shared.__doc__ or "")
+    modules = [path.stem for path in Path(shared.__path__[0]).iterdir() if not path.name.startswith("__")]
+    assert [name for name in modules if name not in named] == []
 
 
 @pytest.mark.parametrize("stage", STAGES)
