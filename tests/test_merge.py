@@ -171,6 +171,18 @@ def test_a_damaged_score_file_is_refused_by_name_and_made_anew(tmp_path: Path, h
     assert Path(stages.merge(workdir=str(tmp_path / "again")).selection).read_bytes() == undisturbed
 
 
+def test_the_ledger_has_a_line_a_shard(tmp_path: Path) -> None:
+    members = {f"{n}.png": b"text" if n % 3 else pictures.picture(0, n) for n in range(7)}
+    pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", members)
+    receipt = Stages(tmp_path, max_failed_fraction=1).selection
+    whole = {"listed": 40, "scored": 40, "failed": 0, "removed": 0}
+    assert pq.read_table(receipt.shards).to_pylist() == [
+        {"shard": "bad.tar", "listed": 7, "scored": 3, "failed": 4, "removed": 0},
+        *({"shard": f"pool-{shard:03}.tar", **whole} for shard in range(3)),
+    ]
+    assert receipt.ledger.model_dump() == {"listed": 127, "scored": 123, "failed": 4, "removed": 0}
+
+
 def test_a_pool_without_a_readable_image_is_said_so(tmp_path: Path) -> None:
     pool = pictures.write_tar(tmp_path / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
     stages = Stages(tmp_path, unlabeled=[str(pool)], max_failed_fraction=1)

@@ -43,6 +43,17 @@ def test_removed_images_are_replaced_by_the_next_ranked(tmp_path: Path) -> None:
         expected = [key for one, _, key in longer if one == label and key not in unwanted][:12]
         assert [key for one, _, key in rows(receipt) if one == label] == expected
     assert receipt.ledger.model_dump() == {"listed": 120, "scored": 117, "failed": 0, "removed": 3}
+    lost = [int(key) // 40 for key in unwanted]  # images a shard: 40
+    assert pq.read_table(receipt.shards).to_pylist() == [
+        {
+            "shard": f"pool-{shard:03}.tar",
+            "listed": 40,
+            "scored": 40 - lost.count(shard),
+            "failed": 0,
+            "removed": lost.count(shard),
+        }
+        for shard in range(3)
+    ]
 
 
 ODD_KEYS = ["plain", " spaced ", "line\u2028separated", "folder/é"]

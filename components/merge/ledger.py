@@ -5,10 +5,15 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from components.merge.select import READERS
 from components.shared import storage
 from components.shared.errors import SemiscaleError, TooManyFailures
 from components.shared.receipts import Ledger, PlanReceipt, ScoreReceipt, UnitReceipt
+from components.shared.scores import U64
 from components.shared.shards import Unit
 
 
@@ -70,12 +75,24 @@ def balance(receipts: list[UnitReceipt], max_failed_fraction: float) -> Counter[
     return failed
 
 
-def balanced(receipts: list[UnitReceipt], removed: int) -> Ledger:
-    """Add up the ledger: what was scored and then removed counts as removed."""
+def lines(receipts: list[UnitReceipt], removed: list[U64]) -> pa.Table:
+    """Return the ledger of the pool, one line a shard in order of their names: listed = scored + failed + removed.
+
+    `removed` are the codes of the samples of each unit that were scored and may not be selected: they count as removed.
+    """
     shards = [shard for receipt in receipts for shard in receipt.shards]
-    return Ledger(
-        listed=sum(shard.listed for shard in shards),
-        scored=sum(shard.scored for shard in shards) - removed,
-        failed=sum(sum(shard.failed.values()) for shard in shards),
-        removed=removed,
-    )
+    of_units = zip(removed, receipts, strict=True)
+    gone = [np.bincount((codes >> np.uint64(32)).astype(int), minlength=len(one.shards)) for codes, one in of_units]
+    columns = {
+        "shard": [shard.shard for shard in shards],
+        "listed": [shard.listed for shard in shards],
+        "scored": np.array([shard.scored for shard in shards]) - np.concatenate(gone),
+        "failed": [sum(shard.failed.values()) for shard in shards],
+        "removed": np.concatenate(gone),
+    }
+    return pa.table(columns).sort_by("shard")
+
+
+def balanced(lines: pa.Table) -> Ledger:
+    """Add up the ledger."""
+    return Ledger(**{name: pc.sum(lines[name]).as_py() for name in Ledger.model_fields})

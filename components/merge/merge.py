@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from components.merge.ledger import balance, balanced, unit_receipts
+from components.merge.ledger import balance, balanced, lines, unit_receipts
 from components.merge.locate import located, removal_of, removed
 from components.merge.renewal import settled
 from components.merge.select import READERS, Candidates, at_random, select
@@ -115,9 +115,11 @@ def _work(config: MergeConfig, folder: str) -> dict[str, object]:
         winners = chosen(config, units, len(plan.classes))
     with progress.timed("locate"):
         found = located(winners, receipts, units, len(plan.classes))
-    uri = storage.join(folder, "selection.parquet")
+    uri, shards = (storage.join(folder, f"{name}.parquet") for name in ("selection", "ledger"))
+    ledger = lines(receipts, [one.codes for one in removals])
     with progress.timed("write"):
         write_table(found.table, uri)
+        write_table(ledger, shards)
     images = image_numbers(winners)
     per_class = class_selections(winners, images, plan.classes, config.images_per_class)
     for short in [one for one in per_class if not one.full]:
@@ -131,7 +133,8 @@ def _work(config: MergeConfig, folder: str) -> dict[str, object]:
         "images_per_class": config.images_per_class,
         "classes_per_image": min(config.classes_per_image, len(plan.classes)),
         "per_class": per_class,
-        "ledger": balanced(receipts, sum(len(one.codes) for one in removals)),
+        "ledger": balanced(ledger),
+        "shards": shards,
         "failed": dict(failed),
         "removal": removal_of(keys, removals),
         "bytes_read": sum(unit.bytes_read for unit in units)

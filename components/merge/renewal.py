@@ -42,7 +42,7 @@ def settled(fresh: SelectionReceipt, workdir: str, family: str, retrain_above: f
     if not kept:
         storage.write(uri, fresh.model_dump_json(indent=1).encode())
         return fresh.model_copy(update={"renewal": renewal})
-    news = ("ledger", "failed", "removal", "bytes_read", "seconds")
+    news = ("ledger", "shards", "failed", "removal", "bytes_read", "seconds")
     return earlier.model_copy(update={**{name: getattr(fresh, name) for name in news}, "renewal": renewal})
 
 

@@ -300,6 +300,7 @@ class SelectionReceipt(Receipt):
 
     `changed_by_last_tenth` is the share of D̂ that would be other images had the scan stopped before the last tenth of
     the shards, by name: about 0.1 where the pool is the same throughout, more where its end is unlike the rest.
+    `ledger` adds up `shards`, a Parquet file with one line a shard: shard, listed, scored, failed, removed.
     `removal` says what the removal list came to, where there is one.
     `renewal` says how it came to be trained on, where the run had another D̂ before.
     """
@@ -313,6 +314,7 @@ class SelectionReceipt(Receipt):
     classes_per_image: int
     per_class: list[ClassSelection]
     ledger: Ledger
+    shards: str = ""
     failed: dict[str, int]
     bytes_read: int
     removal: Removal | None = None
