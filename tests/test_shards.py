@@ -322,11 +322,20 @@ class TestParquet:
         (sample,) = read_parquet(tmp_path, {"image": [link]})
         assert sample.problem in ("not a URI of gs://, s3:// or file://", "missing file")
 
-    @pytest.mark.usefixtures("s3_bucket")
-    @pytest.mark.parametrize("bucket", ["two words", "b" * 300, "b\u00fccket", "arn:aws:s3:::b"])
-    def test_what_cannot_be_a_bucket_is_counted(self, tmp_path: Path, bucket: str) -> None:
-        (sample,) = read_parquet(tmp_path, {"image": [f"s3://{bucket}/a.jpg"]})
+    @pytest.mark.parametrize("scheme", ["gs", "s3"])
+    @pytest.mark.parametrize(
+        "name",
+        ["two words/a.jpg", "b" * 300 + "/a.jpg", "b\u00fccket/a.jpg", "bucket", "bucket/", "bucket/" + "\u00e9" * 513],
+    )
+    def test_what_no_object_is_called_is_counted(self, tmp_path: Path, scheme: str, name: str) -> None:
+        (sample,) = read_parquet(tmp_path, {"image": [f"{scheme}://{name}"]})
         assert sample.problem == "not a URI of gs://, s3:// or file://"
+
+    def test_a_long_link_is_followed(self, remote: str, tmp_path: Path) -> None:
+        uri = storage.join(remote, "é" * 508 + ".jpg")
+        storage.write(uri, image(0))
+        (sample,) = read_parquet(tmp_path, {"image": [uri]})
+        assert sample.image == image(0)
 
     def test_the_pair_of_hugging_face(self, tmp_path: Path) -> None:
         (tmp_path / "b.jpg").write_bytes(image(1))

@@ -508,6 +508,11 @@ class TestUris:
             with pytest.raises(Refused, match="no bucket; expected"):
                 list(storage.entries(uri))
 
+    @pytest.mark.usefixtures("s3_bucket")
+    def test_what_the_client_takes_for_no_bucket_is_refused_in_one_line(self) -> None:
+        with pytest.raises(Refused, match=r"^s3://two words/a: [^\n]*Invalid bucket name \"two words\"[^\n]*$"):
+            storage.stat("s3://two words/a")
+
 
 def test_a_store_that_does_not_answer(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Only of S3: google-cloud-storage retries for two minutes.

@@ -45,6 +45,7 @@ _PROBED_SAMPLES = 16  # of a tar, to learn how large they are
 # The header of a file as almost all tars have it (POSIX ustar): an ASCII name that ends in its field, size and checksum
 # in octal, kind 0, no prefix that goes before the name.
 _PLAIN_HEADER = re.compile(rb"(?=[ -~]{1,99}\0).{124}([0-7]{11})[\0 ].{12}([0-7]{6})[\0 ]{2}0.{188}\0.{166}", re.DOTALL)
+_REMOTE = re.compile("(gs|s3)://[A-Za-z0-9._-]{3,222}/.")
 _ARE_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 _ARE_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _TAR_TAIL_BYTES = 1 << 16  # looked at behind a tar's last member: tar pads with zeros to 10 KiB
@@ -568,10 +569,18 @@ def _linked_sample(index: int, key: str, link: str, label: str | None, shard: Sh
     absolute = "://" in link or link.startswith("/")
     uri = link if absolute else storage.join(shard.uri.rpartition("/")[0], link)
     try:
+        _refuse_no_name(uri)
         data, problem = _content(uri, None if video else MAX_IMAGE_BYTES)
     except (Refused, ValueError):
         data, problem = b"", "not a URI of gs://, s3:// or file://"
     return Sample(index, key, data, uri, 0, label, problem)
+
+
+def _refuse_no_name(uri: str) -> None:
+    """Raise Refused for what no object can be called: a store answers an error to it that does not tell it from others,
+    https://cloud.google.com/storage/docs/objects#naming, .../buckets#naming; S3's rules are narrower."""
+    if storage.is_remote(uri) and not (_REMOTE.match(uri) and len(uri.split("/", 3)[3].encode()) <= 1024):
+        raise Refused(f"{uri}: no name of an object")
 
 
 def _read_files(shard: Shard, ahead: bool) -> Iterator[Sample]:
