@@ -31,7 +31,7 @@ def serving(scheme: str) -> Iterator[str]:
             yield address
         finally:
             process.stdin.close()
-            process.wait(timeout=10)
+            process.wait(timeout=60)
 
 
 def gcs_server() -> HTTPServer:

@@ -21,7 +21,7 @@ from tests import pictures
 
 def waits_for_no_more_threads() -> None:
     """Return when the threads that read ahead have ended."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while any(thread.name == "ahead" for thread in threading.enumerate()):
         assert time.monotonic() < until
         time.sleep(0.01)

@@ -284,9 +284,8 @@ def put(board: Board, task: str, **fields: Any) -> None:
 
 def waited(board: Board, ready: Any) -> Task:
     """Look until the only task of a run is as asked."""
-    for _ in range(200):
-        found = board.tasks()
-        if found and ready(found[0]):
-            return found[0]
+    until = time.monotonic() + 60
+    while not (found := board.tasks()) or not ready(found[0]):
+        assert time.monotonic() < until, f"never so: {found}"
         time.sleep(0.05)
-    raise AssertionError(f"never so: {found}")
+    return found[0]

@@ -301,7 +301,7 @@ class TestWrite:
             assert racer.stdin
             racer.stdin.write("go\n")
             racer.stdin.flush()
-        left, right = [racer.communicate(timeout=30)[0].split() for racer in racers]
+        left, right = [racer.communicate(timeout=300)[0].split() for racer in racers]
         for number in range(rounds):
             assert {left[number], right[number]} == {"True", "False"}
             assert storage.read(f"{bucket}/{number}") == (b"left" if left[number] == "True" else b"right")
@@ -328,7 +328,7 @@ class TestWrite:
         )
         command = [sys.executable, "-c", program, f"{bucket}/count", str(steps)]
         racers = [subprocess.Popen(command) for _ in range(2)]
-        assert [racer.wait(timeout=60) for racer in racers] == [0, 0]
+        assert [racer.wait(timeout=300) for racer in racers] == [0, 0]
         assert int(storage.read(f"{bucket}/count")) == 2 * steps
 
     def test_a_reader_sees_all_or_nothing(self, bucket: str) -> None:

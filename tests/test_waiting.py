@@ -92,4 +92,4 @@ def test_on_a_cpu_every_wait_counts() -> None:
     for number in range(3):
         assert waiting.next(batches) == number
         waiting.stepped()
-    assert 0.15 <= waiting.settled_s() < 1
+    assert 0.15 <= waiting.settled_s() < 60, "seconds"
