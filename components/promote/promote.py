@@ -57,17 +57,7 @@ def promote(config: PromoteConfig) -> PromotionReceipt:
         comparison = compared(config, champion, student)
         promoted, why = judged(config, champion, student, comparison)
         verdicts.append((promoted, why, comparison))
-        reign = Reign(
-            model=student.digest,
-            checkpoint=student.checkpoint,
-            training=evaluation.models["student"].training,
-            run=plan.name,
-            test=plan.test.digest,
-            top1=evaluation.models["student"].top1,
-            since=datetime.now(UTC).isoformat(timespec="seconds"),
-            why=why,
-        )
-        return succeeded(champion, reign) if promoted else None
+        return succeeded(champion, reign_of(plan, evaluation, student, why)) if promoted else None
 
     switch(uri, change)
     promoted, why, comparison = verdicts[-1]
@@ -95,6 +85,20 @@ def compared(config: PromoteConfig, champion: Champion | None, student: TrainRec
     columns = Columns(config.image_column, config.label_column, plan.videos)
     exam = Exam(config.workdir, plan.test, columns, Progress("promote", 2 * plan.test.samples))
     return measures.compare("student", exam.predictions(student).right(), name, exam.predictions(other).right())
+
+
+def reign_of(plan: PlanReceipt, evaluation: EvaluationReceipt, student: TrainReceipt, why: str) -> Reign:
+    """Return what the champions' object says of the student from now on."""
+    return Reign(
+        model=student.digest,
+        checkpoint=student.checkpoint,
+        training=evaluation.models["student"].training,
+        run=plan.name,
+        test=plan.test.digest,
+        top1=evaluation.models["student"].top1,
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        why=why,
+    )
 
 
 def judged(
