@@ -1,7 +1,7 @@
 """The training stage with a small window, whose ranks write down the keys of every step: for tests of real processes.
 
-WINDOW_BYTES, KEYS, a folder, and KILLED_AT, the step that a rank dies in, come from the environment; the rest are the
-stage's own options.
+WINDOW_BYTES, KEYS, a folder, KILLED_AT, the step that a rank dies in, and TOLD_IN, the validation that the last rank is
+told to stop in, come from the environment; the rest are the stage's own options.
 """
 
 import json
@@ -12,11 +12,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from components.shared.stopping import Stopping
 from components.train import data
 from components.train.feed import DeviceBatch
 from components.train.loop import Training
 
-STEP = Training._step
+STEP, VALIDATED, STOP = Training._step, Training._validated, Stopping.stop
 
 
 def logged(self: Training, batch: DeviceBatch, rate: float, step: int) -> Tensor:
@@ -28,7 +29,24 @@ def logged(self: Training, batch: DeviceBatch, rate: float, step: int) -> Tensor
     return STEP(self, batch, rate, step)
 
 
+def told(self: Training) -> bool:
+    """Be told to stop, where rank 0 validates and this one waits."""
+    last = self._ranks.rank == self._ranks.count - 1
+    if last and len(self.curve) * 10 == int(os.environ["TOLD_IN"]) * min(self._steps, 100):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return VALIDATED(self)
+
+
+def stopped(self: Stopping) -> None:
+    """Note how many checkpoints there are in the folder beside KEYS when a rank stops."""
+    keys = Path(os.environ["KEYS"])
+    (keys / f"stopped-{os.environ['RANK']}").write_text(str(len(list(keys.parent.rglob("checkpoints/*.json")))))
+    STOP(self)
+
+
 if __name__ == "__main__":
     vars(data)["WINDOW_BYTES"] = int(os.environ["WINDOW_BYTES"])
     Training._step = logged  # type: ignore[method-assign]
+    Training._validated = told  # type: ignore[method-assign]
+    Stopping.stop = stopped  # type: ignore[method-assign]
     runpy.run_module("components.train", run_name="__main__")

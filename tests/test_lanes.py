@@ -122,13 +122,14 @@ def photographs(folder: Path, shards: int, per_shard: int) -> list[str]:
 
 
 def run(
-    config: TrainConfig, window_bytes: int, folder: Path, *launcher: str, killed_at: int = 0
+    config: TrainConfig, window_bytes: int, folder: Path, *launcher: str, killed_at: int = 0, told_in: int = 0
 ) -> "subprocess.CompletedProcess[bytes]":
     """Train by real processes that log their keys."""
     folder.mkdir()
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
     command = [sys.executable, *(launcher or ["-m"]), "tests.logged_training", *options]
-    given = {"WINDOW_BYTES": str(window_bytes), "KEYS": str(folder), "KILLED_AT": str(killed_at)}
+    numbers = {"WINDOW_BYTES": window_bytes, "KILLED_AT": killed_at, "TOLD_IN": told_in}
+    given = {"KEYS": str(folder), **{name: str(number) for name, number in numbers.items()}}
     # Seconds; on a machine with much else to do, minutes.
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **given}, timeout=600

@@ -1,4 +1,4 @@
-"""The ranks of a training whose launcher is killed: they stop too, in good order."""
+"""The ranks of a training that is told to stop by one of them, or whose launcher is killed: all stop in good order."""
 
 import json
 import os
@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from components.shared import storage
+from components.train.train import train
 from tests.stages import Stages
+from tests.test_lanes import run
 from tests.test_train_restart import config_of, start, vouchers, wait_for_a_checkpoint
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--")
@@ -34,6 +36,27 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
 def ended(process: int) -> bool:
     """Say whether a process is over: gone, or waiting for somebody to ask how it went."""
     return stat(process)[0] in "XZ"
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_told_to_stop_ends_the_validation_of_another(tmp_path: Path) -> None:
+    """Rank 0 validates, and SIGTERM comes to rank 1 alone, as where its node is drained: it is not made to wait."""
+    stages = Stages(tmp_path)
+    config = config_of(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=10)
+    done = run(config, 1 << 30, tmp_path / "keys", *LAUNCHER, told_in=3)
+    said = done.stdout.decode()
+    assert said.count("failed: told to stop; what was finished is kept") == 2, said
+    assert "exitcode  : 143" in said, said
+    assert [path.read_text() for path in (tmp_path / "keys").glob("stopped-*")] == ["1", "1"], "not before it is saved"
+    (uri,) = vouchers(config)
+    moment = json.loads(storage.read(uri))["moment"]
+    assert moment["step"] == 12, "the third of ten validations, of 40 steps"
+    last = moment["curve"][-1]
+    assert (last["images_processed"], last["validation_top1"]) == (60, None), "which was not made"
+    receipt = train(config)
+    assert [point.images_processed for point in receipt.curve] == list(range(5, 201, 5))
+    validated = [point.images_processed for point in receipt.curve if point.validation_top1 is not None]
+    assert validated == list(range(20, 201, 20))
 
 
 @pytest.mark.slow

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
+from torch.nn import functional as F
 
+from components.shared import models
 from components.shared import shards as sharding
 from components.shared.decode import decode
 from components.shared.errors import Refused, SemiscaleError
@@ -18,8 +22,10 @@ from components.shared.receipts import Preprocessing
 from components.shared.shards import Columns
 from components.shared.splits import LabeledShard
 from components.train import data as training_data
-from components.train import loop
+from components.train import loop, objective
+from components.train.config import TrainConfig
 from components.train.data import TrainingData
+from components.train.feed import DeviceBatch
 from components.train.ranks import Ranks
 from tests import pictures
 from tests.stages import Stages
@@ -164,6 +170,38 @@ def test_a_share_is_cut_into_nearly_equal_parts(images: int, at_most: int, sizes
     parts = loop.in_parts(images, at_most)
     assert [part.stop - part.start for part in parts] == sizes
     assert [place for part in parts for place in range(images)[part]] == list(range(images))
+
+
+@pytest.mark.parametrize("at_once", [12, 5, 1])
+def test_a_step_is_that_of_the_whole_batch_in_however_many_parts(at_once: int) -> None:
+    """Of a network that looks at each image alone: SGD by hand, on the gradient of the mean loss."""
+    config = TrainConfig(
+        workdir="", recipe="teacher", architecture="", plan="", batch_size=12, device_batch_size=at_once,
+        weight_decay=0.01, resolution=8, augmentation="shift",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    pixels_BHWC = torch.randint(0, 256, (12, 8, 8, 3), dtype=torch.uint8)
+    batch = DeviceBatch(pixels_BHWC, torch.arange(12) % 5, [])
+    loss = F.cross_entropy(model(models.normalised(pixels_BHWC.numpy(), TINY, torch.device("cpu"))), batch.labels_B)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    expected = [one - 0.3 * (slope + 0.01 * one) for one, slope in zip(model.parameters(), gradients, strict=True)]
+    training = loop.Training(config, model, None, 1200, ALONE)
+    training._optimizer = training._sgd()
+    training._network = training._distributed(0)
+    assert training._step(batch, 0.3, 1).item() == pytest.approx(loss.item())
+    for found, one in zip(model.parameters(), expected, strict=True):
+        assert torch.allclose(found, one, atol=1e-6)
+
+
+def test_a_device_without_enough_memory_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr(objective, "loss", too_large)
+    line = r"^train: CUDA out of memory. Tried to allocate 2.00 GiB. Lower device_batch_size, which is 24: [^\n]*$"
+    with pytest.raises(SemiscaleError, match=line):
+        Stages(tmp_path).train("teacher", device_batch_size=24)
 
 
 def test_a_batch_one_larger_than_a_part_is_trained_on(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ at any.
 """
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.shared import models, storage
+from components.shared import models, predict, storage
 from components.shared.receipts import TrainReceipt
+from components.shared.stopping import Stopped
 from components.train import loop
 from components.train.checkpoints import Checkpoints
 from components.train.config import TrainConfig
@@ -23,7 +26,7 @@ TIMES = ("seconds", "images_per_s", "waiting_for_data")  # of a process, not of 
 # Whose call the training does not live to see the end of, or does not outlive, and which one it is.
 MOMENTS = {
     "a step": (loop.Training, "_one", 13, "before"),
-    "the validation": (loop.Training, "_top1", 4, "after"),
+    "the validation": (loop.Training, "_validated", 4, "after"),
     "a checkpoint, its tensors half written": (storage, "upload", 3, "before"),
     "a checkpoint, its tensors written and nobody to vouch for them": (storage, "upload", 3, "after"),
     "a checkpoint that is whole, an older one not yet deleted": (storage, "delete", 2, "before"),
@@ -71,6 +74,37 @@ def watched(receipt: TrainReceipt) -> list[dict[str, Any]]:
     """Return the JSON lines of a training, without the times of its processes."""
     lines = storage.read(storage.join(receipt.folder, "metrics.jsonl")).splitlines()
     return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
+
+
+@pytest.mark.parametrize("validation", [4, 10])
+def test_sigterm_ends_a_validation(
+    stages: Stages, undisturbed: TrainReceipt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: int
+) -> None:
+    """It comes with the second of the twelve batches of one image; so it does to who goes on. The tenth is the last."""
+    forwarded: list[int] = []
+    normalised = models.normalised
+
+    def told_at_the_second(*given: Any) -> Any:
+        forwarded.append(0)
+        if len(forwarded) % 12 == 2 and len(forwarded) > 12 * (validation - 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return normalised(*given)
+
+    config = config_of(stages, tmp_path, 10)
+    monkeypatch.setattr(predict, "BATCH", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "normalised", told_at_the_second)
+        for _ in range(2):
+            with pytest.raises(Stopped):
+                train(config)
+            assert len(forwarded) == 12 * (validation - 1) + 2, "no image more is forwarded"
+            del forwarded[12 * (validation - 1) :]
+    moment, _ = Checkpoints(config.folder()).newest() or pytest.fail("no checkpoint")
+    assert moment.step == validation * STEPS // 10, "the step that was to be validated"
+    receipt = train(config)
+    assert storage.read(receipt.checkpoint) == storage.read(undisturbed.checkpoint)
+    assert receipt.curve == undisturbed.curve
+    assert watched(receipt) == watched(undisturbed)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

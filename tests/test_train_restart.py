@@ -202,6 +202,18 @@ def test_ranks_train_as_one_process_does(
     assert together.images_processed == 20 * size
 
 
+@pytest.mark.slow
+def test_ranks_mix_their_images_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixup and CutMix of the modern recipe are drawn for a part of the global batch, not for a rank."""
+    stages = Stages(tmp_path)
+    shared = {"recipe": "modern", "batch_size": 12, "device_batch_size": 6, "images_processed": 120}
+    alone = train(config_of(stages, str(tmp_path / "alone"), checkpoint_minutes=10, **shared))
+    monkeypatch.setattr(ranks, "devices", lambda: 2)
+    together = train(config_of(stages, str(tmp_path / "together"), checkpoint_minutes=10, **shared))
+    losses = [[point.loss for point in receipt.curve] for receipt in (alone, together)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_another_number_of_ranks_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stages = Stages(tmp_path)
     config = config_of(stages, str(tmp_path / "work"))

@@ -142,6 +142,7 @@ def test_the_nodes_get_the_hardware_and_the_stages_own_options(config: TrainConf
     assert {"name": "SEMISCALE_METRICS_PORT", "value": template["metadata"]["annotations"]["prometheus.io/port"]} in (
         trainer["env"]
     )
+    assert {"name": "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "value": "110"} in trainer["env"]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     options = dict(one.removeprefix("--").split("=", 1) for one in trainer["args"])
     assert set(options) == {name.replace("_", "-") for name in TrainConfig.model_fields}

@@ -43,6 +43,11 @@ class PreparedSplit:
         size_bytes = math.prod(views.shape(preprocessing)) * len(self.labels_B)
         self._held = list(self._decoded()) if size_bytes <= HELD_BYTES else None
 
+    @property
+    def count(self) -> int:
+        """How many batches there are."""
+        return math.ceil(len(self.labels_B) / self._together)
+
     def batches(self) -> Generator[Batch]:
         """Yield all images, images_BHWC of BATCH images at most; of videos fewer, the views of each.
 

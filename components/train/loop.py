@@ -19,7 +19,7 @@ from components.shared.progress import say
 from components.shared.receipts import PackReceipt, PlanReceipt, Point, Preprocessing, load
 from components.shared.shards import Columns
 from components.shared.splits import LabeledShard, read_packed, read_split
-from components.shared.stopping import Stopping
+from components.shared.stopping import Stopped, Stopping
 from components.train import objective, speed
 from components.train.average import Average
 from components.train.checkpoints import Checkpoints, Moment
@@ -44,13 +44,22 @@ KEYS_TOLD = 10  # of a batch whose loss is no number; all are in a file
 
 
 def run(config: TrainConfig, folder: str, ranks: Ranks, stopping: Stopping) -> dict[str, object]:
-    """Train, save the checkpoint in `folder`, and return the fields of the receipt, on every rank the same."""
+    """Train, save the checkpoint in `folder`, and return the fields of the receipt, on every rank the same.
+
+    Raises SemiscaleError where the device's memory does not do.
+    """
     models.set_up()
     device = models.device()
     if device.type == "cuda":
         torch.cuda.set_device(ranks.local_rank)
     with ranks.joined(device.type == "cuda"):
-        fields = _trained(config, folder, ranks, stopping)
+        try:
+            fields = _trained(config, folder, ranks, stopping)
+        except torch.OutOfMemoryError as error:
+            raise SemiscaleError(
+                f"train: {str(error).splitlines()[0]} Lower device_batch_size, which is {config.device_batch_size}: "
+                "gradients still add up to batch_size"
+            ) from None
         return dict(ranks.firsts(fields))
 
 
@@ -150,6 +159,7 @@ class Training:
         self._recent: deque[_Told] = deque(maxlen=max(CHECK_EVERY.values()))
         self._manner = Manner()
         self._waiting = waiting_of(self._device)
+        self._open = False  # whether the curve's last point lacks its validation, which was stopped
         self.curve: list[Point] = []
         self.seconds = 0.0
 
@@ -168,7 +178,7 @@ class Training:
 
         Raises Stopped on SIGTERM, after a checkpoint, and SemiscaleError where the loss stops being a number.
         """
-        self._folder, self._checkpoints = folder, Checkpoints(folder)
+        self._folder, self._checkpoints, self._stopping = folder, Checkpoints(folder), stopping
         size = self._config.batch_size
         say("train", f"{self._name}: {self._steps:,} steps of {size:,} images, on {data.samples:,} samples")
         self._optimizer = self._sgd()
@@ -180,18 +190,24 @@ class Training:
         self._saved = time.monotonic()
         self._model.train()
         with stopping.held():
+            if self._open:
+                self._close(done)
+            if self._open:
+                stopping.stop()
             for step in range(done + 1, self._steps + 1):
                 told_to_stop = self._ranks.any(stopping.asked)
                 self._one(step, batches)
-                if told_to_stop():
+                if told_to_stop() or self._open:
                     self._save(step)
+                    self._ranks.firsts(step)  # to the end: where one rank is gone, torchrun kills the others soon
                     stopping.stop()
                 if self._ranks.first and time.monotonic() - self._saved >= 60 * self._config.checkpoint_minutes:
                     self._save(step)
             if done < self._steps:
                 self._save(self._steps)
         self.seconds = time.monotonic() - self._started
-        if self._ranks.first:
+        if self._watch:
+            self._watch.flush()
             say("train", f"{self._name}: validation top-1 {self.curve[-1].validation_top1:.4f}")
 
     def _one(self, step: int, batches: Iterator[DeviceBatch]) -> None:
@@ -220,10 +236,11 @@ class Training:
         torch.manual_seed((self._config.seed * self._steps + step) * self._ranks.count + self._ranks.rank)
         self._optimizer.zero_grad(set_to_none=True)
         parts = in_parts(len(batch.labels_B), self._config.device_batch_size)
+        first = self._ranks.share(self._config.batch_size).start
         total = torch.zeros((), device=self._device)
         for part in parts:
             with self._alone() if part != parts[-1] else nullcontext():
-                loss = self._loss(batch.images_BHWC[part], batch.labels_B[part], [step, part.start])
+                loss = self._loss(batch.images_BHWC[part], batch.labels_B[part], [step, first + part.start])
                 share = (part.stop - part.start) * self._ranks.count / self._config.batch_size
                 (loss * share).backward()
             total += loss.detach() * share
@@ -237,8 +254,11 @@ class Training:
         return total
 
     def _loss(self, images_BHWC: Tensor, labels_B: Tensor, place: list[int]) -> Tensor:
+        """Return the loss of a part by its place, step and position in the global batch: whichever rank has it, it is
+        mixed alike.
+        """
         images_BCHW = self._normalise(images_BHWC)
-        seed = [self._config.seed, 3, *place, self._ranks.rank]
+        seed = [self._config.seed, 3, *place]
         if self._device.type == "cpu":
             return objective.loss(self._network, images_BCHW, labels_B, self._recipe, seed)
         with torch.autocast("cuda", torch.bfloat16):
@@ -287,17 +307,41 @@ class Training:
         return cast(Manner, self._ranks.firsts(found))
 
     def _record(self, step: int, rate: float, loss: float) -> None:
-        validated = self._top1() if self._ranks.first and _due(step, self._steps, VALIDATIONS) else None
         images = step * self._config.batch_size
-        self.curve.append(Point(images_processed=images, learning_rate=rate, loss=loss, validation_top1=validated))
-        if self._watch:
-            values = {"loss": loss, "learning_rate": rate}
-            self._watch.record(values if validated is None else {**values, "validation_top1": validated})
+        self.curve.append(Point(images_processed=images, learning_rate=rate, loss=loss))
+        self._close(step)
 
-    def _top1(self) -> float:
-        assert self._validation
-        found = hits(logits(self.result, self._validation, self._device), self._validation.labels_B, 1)
-        return float(found.float().mean())
+    def _close(self, step: int) -> None:
+        """Validate the model of the curve's last point, where that is due, and tell of the point.
+
+        The point stays open, and is not told, where the validation was stopped: then it is in a checkpoint of this very
+        step, and who goes on closes it first.
+        """
+        self._open = _due(step, self._steps, VALIDATIONS) and not self._validated()
+        if self._watch and not self._open:
+            told = self.curve[-1].model_dump(exclude={"images_processed"}, exclude_none=True)
+            self._watch.record(told)
+
+    def _validated(self) -> bool:
+        """Complete the curve's last point, by rank 0; say no where a rank was told to stop meanwhile, which ends it.
+
+        It may take longer than a pod is given to stop, so that all ranks ask after every batch.
+        """
+        batches = self._ranks.firsts(self._validation.count if self._validation else 0)
+        told_to_stop = (self._ranks.any(self._stopping.asked)() for _ in range(batches))
+        if not self._validation:
+            return not any(told_to_stop)
+
+        def look(_: int) -> None:
+            if next(told_to_stop):
+                self._stopping.stop()
+
+        try:
+            found = hits(logits(self.result, self._validation, self._device, look), self._validation.labels_B, 1)
+        except Stopped:
+            return False
+        self.curve[-1] = self.curve[-1].model_copy(update={"validation_top1": float(found.float().mean())})
+        return True
 
     def _refuse_no_number(self) -> None:
         """Raise SemiscaleError where a loss was not finite, and say of which images."""
@@ -357,6 +401,7 @@ class Training:
                 buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
         self.curve, self.seconds = list(moment.curve), moment.seconds
+        self._open = _due(step, self._steps, VALIDATIONS) and self.curve[-1].validation_top1 is None
         now = self._ranks.count
         change = "" if moment.ranks == now else f" by {moment.ranks} ranks, now with {now}"
         say("train", f"{self._name}: going on after {moment.images_processed:,} images{change}")

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PATIENCE = timedelta(hours=1)  # for the others: rank 0 validates and writes checkpoints alone
+# How long torchrun leaves its ranks to stop before it kills them; 30 s where nothing is said, and a checkpoint of the
+# paper's largest network is 6.6 GB. Less than the grace period of a node (manifests/components/trainjobs).
+STOPPING_S = 110
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -115,7 +119,7 @@ class Ranks:
         return value / self.count
 
     def firsts(self, value: Any) -> Any:
-        """Return what rank 0 has."""
+        """Return what rank 0 has; waits for it."""
         if self.count == 1:
             return value
         from torch import distributed
@@ -176,6 +180,7 @@ def start(config: TrainConfig, count: int) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
+        shutdown_timeout=STOPPING_S,
     )
     metrics.leave()  # to the first rank, which knows how far they are
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]

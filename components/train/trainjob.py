@@ -20,6 +20,7 @@ from components.shared.progress import TERMINATION, failure, heard, say
 from components.shared.stage import in_the_workdir
 from components.shared.stopping import Stopped, stopping_on_sigterm
 from components.train.config import TrainConfig
+from components.train.ranks import SHUTDOWN_TIMEOUT, STOPPING_S
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 MANAGER = "semiscale.trainer/train"  # who asks for the nodes, in the TrainJob
@@ -80,6 +81,7 @@ def train_job(config: TrainConfig, launch: Launch) -> dict[str, Any]:
         "resourcesPerNode": {"requests": amount, "limits": amount},
         "env": [
             {"name": PORT, "value": METRICS_PORT},  # the first rank's process offers them, for all
+            {"name": SHUTDOWN_TIMEOUT, "value": str(STOPPING_S)},
             {"name": TERMINATION, "value": TERMINATION_LOG},  # torchrun ends with 1, whatever the ranks ended with
         ],
     }
