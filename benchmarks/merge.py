@@ -74,8 +74,8 @@ class Pool:
 
     @property
     def banded(self) -> Path:
-        """Our files; band 0 follows from K."""
-        return self.folder / f"banded-{scores.FORMAT}-{self.images_per_class}"
+        """Our files; their bands follow from K."""
+        return self.folder / f"banded-{scores.FORMAT}-{self.head}"
 
     @property
     def plain(self) -> Path:

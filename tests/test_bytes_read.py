@@ -1,8 +1,8 @@
 """What the merge reads of a large pool: at most three times the bytes of what it selects, however large the pool grows.
 
 A thousand classes and the paper's K / units: 128 where K is the paper's share of a pool of units of eight million
-images, 12.8 where the pool has grown tenfold at the same K. Units hold the best of their rows alone, so that they are
-quickly drawn: what cannot be read need not be there.
+images, 12.8 where the pool has grown tenfold at the same K; 16 and 8 for ten million rows and a hundred million. Units
+hold the best of their rows alone, so that they are quickly drawn: what cannot be read need not be there.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from components.shared import places, scores, storage
 from components.shared.receipts import Clocks, ShardCount, UnitReceipt
 from components.shared.scores import Rows, UnitScores
 
-CLASSES, KEPT, IMAGES_PER_CLASS = 1000, 2, 128
+CLASSES, KEPT = 1000, 2
 SHARDS = 8  # of a unit
 
 
@@ -66,10 +66,12 @@ def write_unit(folder: Path, unit: int, head: int, samples: pa.Table) -> UnitRec
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("grown", [1, 10])
-def test_it_reads_three_times_the_winners_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: int) -> None:
-    head = scores.head_size(IMAGES_PER_CLASS, grown)
-    images = 2 * head * CLASSES // KEPT // SHARDS * SHARDS
+@pytest.mark.parametrize(("images_per_class", "grown"), [(128, 1), (128, 10), (16, 1), (16, 2)])
+def test_it_reads_three_times_the_winners_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_class: int, grown: int
+) -> None:
+    head = scores.head_size(images_per_class, grown)
+    images = 2 * (head + 20) * CLASSES // KEPT // SHARDS * SHARDS
     codes = np.concatenate([scores.sample_codes(shard, np.arange(images // SHARDS)) for shard in range(SHARDS)])
     samples = samples_of(codes)
     receipts = [write_unit(tmp_path, unit, head, samples) for unit in range(grown)]
@@ -83,9 +85,9 @@ def test_it_reads_three_times_the_winners_at_most(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(storage, "read", counted)
     units = [UnitScores(receipt.scores) for receipt in receipts]
-    winners = select(units, CLASSES, IMAGES_PER_CLASS, KEPT)
+    winners = select(units, CLASSES, images_per_class, KEPT)
     found = located(winners, receipts, units, CLASSES)
-    assert len(winners) == CLASSES * IMAGES_PER_CLASS
+    assert len(winners) == CLASSES * images_per_class
     assert sum(asked.values()) == sum(unit.bytes_read for unit in units) + found.bytes_read, "what is told is true"
     own = scores.encode(all_in_front(winners.rows), CLASSES, {})
     assert asked["scores"] <= 3 * len(own)

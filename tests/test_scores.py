@@ -129,7 +129,10 @@ def test_bands_double_after_a_narrow_one() -> None:
     assert scores.bands(np.arange(9), 1).tolist() == [0, 1, 2, 2, 3, 3, 3, 3, 4]
 
 
-@pytest.mark.parametrize(("images_per_class", "units", "head"), [(16_000, 1000, 33), (1600, 1000, 8), (1, 1000, 2)])
+@pytest.mark.parametrize(
+    ("images_per_class", "units", "head"),
+    [(16_000, 1000, 33), (1600, 1000, 8), (1, 1000, 2), (160, 2, 107), (16, 2, 17), (16, 1, 17)],
+)
 def test_head_size(images_per_class: int, units: int, head: int) -> None:
     assert scores.head_size(images_per_class, units) == head
 

@@ -140,11 +140,13 @@ def ranks(labels: NDArray[np.uint16], classes: int) -> tuple[NDArray[np.int64], 
 def head_size(images_per_class: int, units: float) -> int:
     """Return how many ranks of a class band 0 holds.
 
-    A class's top K fall on S units chosen by hash: K/S in each, give or take 4 standard deviations, and one more row
-    to see that the next cannot win. That makes band 0 enough for all but one class of a unit in ten thousand.
+    A class's top K fall on S units chosen by hash: K/S in each, give or take 4 standard deviations, at most all, and
+    one more row to see that the next cannot win. That makes band 0 enough for all but one class of a unit in ten
+    thousand.
     """
     expected = images_per_class / units
-    return math.ceil(expected + 4 * math.sqrt(expected) + 1)
+    deviation = math.sqrt(expected * (1 - 1 / units))  # binomial: one unit has all for certain
+    return min(math.ceil(expected + 4 * deviation), images_per_class) + 1
 
 
 def bands(rank: NDArray[np.int64], head: int) -> NDArray[np.uint8]:
