@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tests.test_metrics import free_port
+from tests.servers import free_port
 
 PROGRAMS = ("kube-apiserver", "kubectl", "etcd")
 START_S = 120

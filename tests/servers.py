@@ -6,6 +6,7 @@ its standard input closes, so that no server outlives the tests, however they en
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -32,6 +33,12 @@ def serving(scheme: str) -> Iterator[str]:
         finally:
             process.stdin.close()
             process.wait(timeout=60)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def gcs_server() -> HTTPServer:

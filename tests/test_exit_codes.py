@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from components.shared.tasks import Board, announce
-from tests.test_progress import put
+from tests.boards import put
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 300  # on a machine that is busy with other things

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from components.shared import metrics, storage
 from components.shared.progress import Progress
 from tests.flaky import relayed
+from tests.servers import free_port
 from tests.stages import Stages
 
 DASHBOARD = Path(__file__).resolve().parents[1] / "manifests" / "grafana" / "dashboard.json"
@@ -30,12 +31,6 @@ def no_progress() -> Iterator[None]:
     Progress.latest = None
     yield
     Progress.latest = None
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def scraped(port: int) -> Samples:

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from components.plan.plan import plan
-from components.shared import storage, tasks
+from components.shared import tasks
 from components.shared.errors import BudgetSpent, Refused, SemiscaleError
 from components.shared.progress import Progress, fail, say
 from components.shared.stage import reporting
 from components.shared.stopping import Stopped
 from components.shared.tasks import Board, Task, reported
+from tests.boards import put
 from tests.stages import Stages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -274,12 +275,6 @@ def test_a_killed_process_leaves_its_task_running_and_a_stopped_one_says_so(tmp_
             waited(board, lambda task: task.state == "running")
             process.send_signal(number)
         assert board.tasks()[0].state == state
-
-
-def put(board: Board, task: str, **fields: Any) -> None:
-    """Write a task's object, as its pod would have."""
-    content = Task(task=task, stage=task.partition("-")[0], pod="a", **{"state": "finished", **fields})
-    storage.write(board.uri(task), content.model_dump_json().encode())
 
 
 def waited(board: Board, ready: Any) -> Task:

@@ -15,7 +15,8 @@ from components.shared import metrics
 from components.shared.hardware import METRICS_PORT
 from components.shared.progress import Progress
 from tests.api_server import program
-from tests.test_metrics import DASHBOARD, LIMIT_S, free_port
+from tests.servers import free_port
+from tests.test_metrics import DASHBOARD, LIMIT_S
 
 pytestmark = pytest.mark.slow
 

@@ -26,8 +26,9 @@ from components.train import trainjob
 from components.train.config import TrainConfig
 from components.train.train import train
 from tests.cluster import JOBS, RIGHTS, Cluster, serving_cluster
+from tests.servers import free_port
 from tests.stages import Stages
-from tests.test_metrics import free_port, scraped
+from tests.test_metrics import scraped
 from tests.test_train_restart import config_of, vouchers
 
 SCHEMA = Path(__file__).parent / "schemas" / "trainer.kubeflow.org_v1alpha1_TrainJob.json"

@@ -18,15 +18,9 @@ from components.shared.tasks import Board, Task, announce
 from components.verbs.main import main
 from components.verbs.watch import over, page, watch
 from tests import pictures
-from tests.test_progress import put
+from tests.boards import put, task
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def task(name: str, **fields: Any) -> Task:
-    """Return a task."""
-    given = {"state": "running", "started": 1000.0, "updated": 1100.0, **fields}
-    return Task(task=name, stage=name.partition("-")[0], pod="a", **given)
 
 
 def test_a_look_at_a_run() -> None:

@@ -13,7 +13,7 @@ from components.shared.tasks import _ending
 from components.shared.wording import LONGEST, brief, has_credentials, masked, one_line
 from components.verbs.measure import line
 from components.verbs.watch import page
-from tests.test_watch import task
+from tests.boards import task
 
 HOSTILE = "cat\x1b[2J\x1b]0;owned\x07\r\nrefused: all is lost\u202e\x9b1m\u2028\ud800"
 
