@@ -12,7 +12,6 @@ asks for more (memfd_create(2), Linux).
 import math
 import mmap
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -63,7 +62,7 @@ class Line:
 class _Failed(NamedTuple):
     """What ended the work of the other process."""
 
-    error: BaseException
+    error: Exception
 
 
 class Beside:
@@ -86,7 +85,8 @@ class Beside:
     def receive(self) -> Any:
         """Return the next that the work has sent; waits for it.
 
-        Raises what ended the work, and SemiscaleError where the process was lost.
+        Raises what ended the work, a SemiscaleError or an OSError, and RuntimeError with the traceback of anything
+        else; SemiscaleError where the process was lost.
         """
         try:
             item = self.connection.recv()
@@ -118,15 +118,11 @@ def _listen(line: Line, take: Callable[[Any], None]) -> None:
     os._exit(0)
 
 
-def _portable(error: BaseException) -> BaseException:
-    """Return an error that can be sent, with the place that it came from: not all of a library's can be pickled."""
-    if not isinstance(error, SemiscaleError):
-        error.add_note("".join(format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - of this line
-    except Exception:  # noqa: BLE001 - whatever the error's own class makes of it
-        return RuntimeError("".join(format_exception(error)))
-    return error
+def _portable(error: Exception) -> Exception:
+    """Return what can be sent of an error: a library's own kind of it often cannot."""
+    if isinstance(error, SemiscaleError):
+        return error
+    return OSError(str(error)) if isinstance(error, OSError) else RuntimeError("".join(format_exception(error)))
 
 
 def main() -> None:
