@@ -1,7 +1,8 @@
 """The training stage with a small window, whose ranks write down the keys of every step: for tests of real processes.
 
-WINDOW_BYTES, KEYS, a folder, KILLED_AT, the step that a rank dies in, and TOLD_IN, the validation that the last rank is
-told to stop in, come from the environment; the rest are the stage's own options.
+WINDOW_BYTES, KEYS, a folder, KILLED_AT, the step that a rank dies in, BROKEN_AT, the step in which what the last rank's
+network sees is no numbers, and TOLD_IN, the validation that it is told to stop in, come from the environment; the rest
+are the stage's own options.
 """
 
 import json
@@ -26,6 +27,9 @@ def logged(self: Training, batch: DeviceBatch, rate: float, step: int) -> Tensor
         os.kill(os.getpid(), signal.SIGKILL)
     with (Path(os.environ["KEYS"]) / f"{self._ranks.rank}.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "keys": batch.keys}) + "\n")
+    if step == int(os.environ["BROKEN_AT"]) and self._ranks.rank == self._ranks.count - 1:
+        normalise = self._normalise
+        self._normalise = lambda pixels: normalise(pixels) * float("nan")  # type: ignore[assignment]
     return STEP(self, batch, rate, step)
 
 

@@ -122,14 +122,14 @@ def photographs(folder: Path, shards: int, per_shard: int) -> list[str]:
 
 
 def run(
-    config: TrainConfig, window_bytes: int, folder: Path, *launcher: str, killed_at: int = 0, told_in: int = 0
+    config: TrainConfig, window_bytes: int, folder: Path, *launcher: str, **moments: int
 ) -> "subprocess.CompletedProcess[bytes]":
-    """Train by real processes that log their keys."""
+    """Train by real processes that log their keys; `killed_at`, `broken_at` and `told_in` say what befalls them."""
     folder.mkdir()
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
     command = [sys.executable, *(launcher or ["-m"]), "tests.logged_training", *options]
-    numbers = {"WINDOW_BYTES": window_bytes, "KILLED_AT": killed_at, "TOLD_IN": told_in}
-    given = {"KEYS": str(folder), **{name: str(number) for name, number in numbers.items()}}
+    numbers = {"window_bytes": window_bytes, "killed_at": 0, "broken_at": 0, "told_in": 0, **moments}
+    given = {"KEYS": str(folder), **{name.upper(): str(number) for name, number in numbers.items()}}
     # Seconds; on a machine with much else to do, minutes.
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **given}, timeout=600

@@ -60,6 +60,22 @@ def test_a_rank_that_is_told_to_stop_ends_the_validation_of_another(tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_the_rank_whose_loss_broke_first_says_so(tmp_path: Path) -> None:
+    """Its gradient breaks the weights of all: the next loss of rank 0 is no number either, of images that are fine."""
+    stages = Stages(tmp_path)
+    config = config_of(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=10)
+    done = run(config, 1 << 30, tmp_path / "keys", *LAUNCHER, broken_at=7)
+    said = done.stdout.decode()
+    lines = [json.loads((tmp_path / "keys" / f"{rank}.jsonl").read_text().splitlines()[6]) for rank in (0, 1)]
+    assert [line["step"] for line in lines] == [7, 7]
+    assert "the loss is nan after 35 images (step 7, learning rate 0.00390625); lower the rate, or look at" in said
+    assert f"at the batch: {', '.join(lines[1]['keys'])}\n" in said
+    assert "step 7: another rank's loss is no number, as it says itself\n" in said
+    assert said.count("failed: train:") == 2
+    assert "Connection closed" not in said
+
+
+@pytest.mark.slow
 def test_ranks_do_not_outlive_a_launcher_that_was_killed(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     config = config_of(stages, str(tmp_path / "work"), images_processed=500_000)  # hours

@@ -218,7 +218,7 @@ class Training:
         loss = self._step(batch, rate, step)
         self._waiting.stepped()
         if step % CHECK_EVERY[self._device.type] == 0 or _due(step, self._steps, CURVE_POINTS):
-            self._refuse_no_number()
+            self._refuse_no_number(self._ranks.least(self._first_bad()))
         if self._watch:
             self._watch.step(size, rate, loss.item, self._waiting.settled_s())
         if _due(step, self._steps, CURVE_POINTS):
@@ -343,11 +343,21 @@ class Training:
         self.curve[-1] = self.curve[-1].model_copy(update={"validation_top1": float(found.float().mean())})
         return True
 
-    def _refuse_no_number(self) -> None:
-        """Raise SemiscaleError where a loss was not finite, and say of which images."""
-        bad = int(self._bad_step.item())
-        if not bad:
+    def _first_bad(self) -> int:
+        """Return the first step in which this rank's loss was no number; one that never comes, where there is none."""
+        return int(self._bad_step.item()) or self._steps + 1
+
+    def _refuse_no_number(self, bad: int) -> None:
+        """Raise SemiscaleError where there is a step whose loss was not finite, and say of which images.
+
+        Of several ranks the first one's is told: the others' break a step later, of weights that are no numbers.
+        """
+        if bad > self._steps:
             return
+        if self._first_bad() != bad:
+            raise SemiscaleError(
+                f"train: {self._name}: step {bad:,}: another rank's loss is no number, as it says itself"
+            )
         told = next(told for told in self._recent if told.step == bad)
         uri = storage.join(self._folder, f"not-finite-{bad:09}-{self._ranks.rank}.json")
         storage.write(uri, json.dumps(told._asdict(), indent=1).encode())
@@ -362,7 +372,7 @@ class Training:
         """Write a checkpoint, from rank 0: all ranks have the same."""
         if not self._ranks.first:
             return
-        self._refuse_no_number()
+        self._refuse_no_number(self._first_bad())
         tensors = self._tensors()
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise SemiscaleError(f"train: {self._name}: weights are not finite after step {step:,}; lower the rate")

@@ -118,6 +118,17 @@ class Ranks:
         distributed.all_reduce(value)
         return value / self.count
 
+    def least(self, number: int) -> int:
+        """Return the smallest number that a rank has."""
+        if self.count == 1:
+            return number
+        import torch
+        from torch import distributed
+
+        numbers = torch.tensor([number])
+        distributed.all_reduce(numbers, distributed.ReduceOp.MIN)
+        return int(numbers.item())
+
     def firsts(self, value: Any) -> Any:
         """Return what rank 0 has; waits for it."""
         if self.count == 1:
