@@ -2,6 +2,7 @@
 
 pictures, videos     small samples that a tiny network can learn, and a run file for them
 stages               the stages one after the other, as functions, each done when it is first asked for
+trainings            a training as a process, and what it left
 selections           a plan and a selection without the stages before them
 boards               tasks of a run, as pods tell of them
 servers, flaky       object stores, each a process; proxies before them that are late, hang, or break off

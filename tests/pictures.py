@@ -22,6 +22,24 @@ def picture(label: int, seed: int, size: int = 8) -> bytes:
     return buffer.getvalue()
 
 
+def jpeg(number: int) -> bytes:
+    """A small photograph, in one of three colours."""
+    pixels = np.random.default_rng(number).integers(0, 120, (40, 52, 3), np.uint8)
+    pixels[..., number % 3] += 110
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def photographs(folder: Path, shards: int, per_shard: int) -> list[str]:
+    """Labeled tars of JPEGs whose keys are numbers."""
+    for start in range(0, shards * per_shard, per_shard):
+        numbers = range(start, start + per_shard)
+        members = {f"{n:05}.{end}": data for n in numbers for end, data in (("jpg", jpeg(n)), ("cls", b"%d" % (n % 3)))}
+        write_tar(folder / f"{start:05}.tar", members)
+    return [str(folder)]
+
+
 def write_folders(root: Path, per_class: int, seed: int = 0) -> Path:
     """Write `<class>/<number>.png`."""
     for label, name in enumerate(CLASSES):

@@ -1,24 +1,17 @@
 """A set larger than memory: its order by definition, every sample once by one of several ranks, who reads what."""
 
-import io
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from components.shared import shards as sharding
 from components.shared import storage
 from components.shared.receipts import Preprocessing
 from components.shared.shards import Columns
-from components.shared.splits import LabeledShard
 from components.train import data as training_data
 from components.train.config import TrainConfig
 from components.train.data import TrainingData
@@ -27,25 +20,12 @@ from components.train.ranks import Ranks
 from components.train.train import train
 from tests import pictures
 from tests.stages import Stages
-from tests.test_train_restart import assert_equal, config_of, vouchers
+from tests.trainings import assert_equal, config_of, numbered, run_logged, vouchers
 
 PIXELS = Preprocessing(resolution=8, augmentation="shift")
 HELD_BYTES = 3 * 10 * 10  # of a padded image
 WINDOW_BYTES = 9_000  # of the tests with photographs: six of them
 SEED = 3
-
-
-def numbered(folder: Path, sizes: list[int]) -> list[LabeledShard]:
-    """Tars of so many images, each with its place in the whole set as its label."""
-    ends = np.cumsum(sizes)
-    for shard, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-        members = {f"{number:05}.png": pictures.picture(number % 3, number) for number in range(end - size, end)}
-        pictures.write_tar(folder / f"{shard:03}.tar", members)
-    found = sharding.find([str(folder)])
-    return [
-        LabeledShard(shard, np.arange(end - size, end, dtype=np.int32))
-        for shard, size, end in zip(found, sizes, ends, strict=True)
-    ]
 
 
 def by_definition(sizes: list[int], batch_size: int, steps: int, window: int) -> list[int]:
@@ -103,39 +83,6 @@ def test_each_of_n_ranks_reads_its_nth(tmp_path: Path, monkeypatch: pytest.Monke
         assert 0.9 * share < read_bytes() - before < share + lanes * max(sizes)
 
 
-def jpeg(number: int) -> bytes:
-    """A small photograph, in one of three colours."""
-    pixels = np.random.default_rng(number).integers(0, 120, (40, 52, 3), np.uint8)
-    pixels[..., number % 3] += 110
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def photographs(folder: Path, shards: int, per_shard: int) -> list[str]:
-    """Labeled tars of JPEGs whose keys are numbers."""
-    for start in range(0, shards * per_shard, per_shard):
-        numbers = range(start, start + per_shard)
-        members = {f"{n:05}.{end}": data for n in numbers for end, data in (("jpg", jpeg(n)), ("cls", b"%d" % (n % 3)))}
-        pictures.write_tar(folder / f"{start:05}.tar", members)
-    return [str(folder)]
-
-
-def run(
-    config: TrainConfig, window_bytes: int, folder: Path, *launcher: str, **moments: int
-) -> "subprocess.CompletedProcess[bytes]":
-    """Train by real processes that log their keys; `killed_at`, `broken_at` and `told_in` say what befalls them."""
-    folder.mkdir()
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
-    command = [sys.executable, *(launcher or ["-m"]), "tests.logged_training", *options]
-    numbers = {"window_bytes": window_bytes, "killed_at": 0, "broken_at": 0, "told_in": 0, **moments}
-    given = {"KEYS": str(folder), **{name.upper(): str(number) for name, number in numbers.items()}}
-    # Seconds; on a machine with much else to do, minutes.
-    return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **given}, timeout=600
-    )
-
-
 def cropped(stages: Stages, workdir: Path, **changes: Any) -> TrainConfig:
     """A training on photographs that are cut at random."""
     return config_of(stages, str(workdir), augmentation="crop-flip", resolution=16, **changes)
@@ -144,10 +91,10 @@ def cropped(stages: Stages, workdir: Path, **changes: Any) -> TrainConfig:
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_every_sample_of_an_epoch_is_seen_once_by_one_rank(tmp_path: Path, count: int) -> None:
     """48 samples by 7: epochs begin inside batches; by 2 and 3 ranks, with and without a lane that two share."""
-    stages = Stages(tmp_path, labeled=photographs(tmp_path / "photographs", 8, 6))
+    stages = Stages(tmp_path, labeled=pictures.photographs(tmp_path / "photographs", 8, 6))
     config = cropped(stages, tmp_path / "work", batch_size=7, images_processed=3 * 48, checkpoint_minutes=10)
     torchrun = f"-m torch.distributed.run --standalone --nproc-per-node={count} -m --".split()
-    done = run(config, WINDOW_BYTES, tmp_path / "keys", *torchrun)
+    done = run_logged(config, WINDOW_BYTES, tmp_path / "keys", *torchrun)
     assert done.returncode == 0, done.stdout.decode()
     logs = [(tmp_path / "keys" / f"{rank}.jsonl").read_text().splitlines() for rank in range(count)]
     assert {len(log) for log in logs} == {21}
@@ -163,11 +110,11 @@ def test_a_training_on_photographs_goes_on_to_the_bit(
 ) -> None:
     """Killed in the middle of an epoch: JPEGs that several threads decode and cut at random, in memory and in lanes."""
     monkeypatch.setattr(training_data, "WINDOW_BYTES", window_bytes)
-    stages = Stages(tmp_path, labeled=photographs(tmp_path / "photographs", 8, 6))
+    stages = Stages(tmp_path, labeled=pictures.photographs(tmp_path / "photographs", 8, 6))
     long = {"batch_size": 7, "images_processed": 7 * 30}
     undisturbed = train(cropped(stages, tmp_path / "undisturbed", checkpoint_minutes=10, **long))
     config = cropped(stages, tmp_path / "disturbed", checkpoint_minutes=0, **long)
-    killed = run(config, window_bytes, tmp_path / "keys", killed_at=17)
+    killed = run_logged(config, window_bytes, tmp_path / "keys", killed_at=17)
     assert killed.returncode == -signal.SIGKILL, killed.stdout.decode()
     moment = json.loads(storage.read(vouchers(config)[-1]))["moment"]
     assert moment["images_processed"] == 16 * 7 == 2 * 48 + 16, "in the third epoch"

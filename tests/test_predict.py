@@ -15,9 +15,9 @@ from components.shared.preprocess import Batch
 from components.shared.receipts import Preprocessing
 from components.shared.shards import Columns
 from components.shared.splits import read_split
+from tests.pictures import photographs
 from tests.stages import Stages
 from tests.test_ahead import waits_for_no_more_threads
-from tests.test_lanes import photographs
 
 SETTINGS = Preprocessing(resolution=16, augmentation="crop-flip")
 CPU = torch.device("cpu")

@@ -12,8 +12,7 @@ import pytest
 from components.shared import storage
 from components.train.train import train
 from tests.stages import Stages
-from tests.test_lanes import run
-from tests.test_train_restart import config_of, start, vouchers, wait_for_a_checkpoint
+from tests.trainings import config_of, run_logged, start, vouchers, wait_for_a_checkpoint
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--")
 DEADLINE_S = 300
@@ -43,7 +42,7 @@ def test_a_rank_that_is_told_to_stop_ends_the_validation_of_another(tmp_path: Pa
     """Rank 0 validates, and SIGTERM comes to rank 1 alone, as where its node is drained: it is not made to wait."""
     stages = Stages(tmp_path)
     config = config_of(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=10)
-    done = run(config, 1 << 30, tmp_path / "keys", *LAUNCHER, told_in=3)
+    done = run_logged(config, 1 << 30, tmp_path / "keys", *LAUNCHER, told_in=3)
     said = done.stdout.decode()
     assert said.count("failed: told to stop; what was finished is kept") == 2, said
     assert "exitcode  : 143" in said, said
@@ -64,7 +63,7 @@ def test_the_rank_whose_loss_broke_first_says_so(tmp_path: Path) -> None:
     """Its gradient breaks the weights of all: the next loss of rank 0 is no number either, of images that are fine."""
     stages = Stages(tmp_path)
     config = config_of(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=10)
-    done = run(config, 1 << 30, tmp_path / "keys", *LAUNCHER, broken_at=7)
+    done = run_logged(config, 1 << 30, tmp_path / "keys", *LAUNCHER, broken_at=7)
     said = done.stdout.decode()
     lines = [json.loads((tmp_path / "keys" / f"{rank}.jsonl").read_text().splitlines()[6]) for rank in (0, 1)]
     assert [line["step"] for line in lines] == [7, 7]

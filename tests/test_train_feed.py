@@ -19,8 +19,9 @@ from components.train.data import TrainingBatch, TrainingData
 from components.train.feed import made_beside
 from components.train.ranks import Ranks
 from tests import pictures, videos
+from tests.pictures import jpeg, photographs
 from tests.test_feeds import started_by
-from tests.test_lanes import jpeg, numbered, photographs
+from tests.trainings import numbered
 
 CROPPED = Preprocessing(resolution=32, augmentation="crop-flip")
 CLIPS = Preprocessing(resolution=16, augmentation="crop-flip", frames=4)

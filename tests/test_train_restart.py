@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,58 +13,13 @@ import pytest
 
 from components.shared import storage
 from components.shared.errors import Refused
-from components.shared.receipts import TrainReceipt
 from components.shared.stopping import Stopped
 from components.train import ranks
 from components.train.checkpoints import Checkpoints
 from components.train.config import TrainConfig
 from components.train.train import train
 from tests.stages import Stages
-
-LONG = {"batch_size": 5, "images_processed": 1500, "learning_rate": 0.2}  # 12 samples: epochs begin inside batches
-
-
-def config_of(stages: Stages, workdir: str, **changes: Any) -> TrainConfig:
-    """A training in a workdir of its own, on the planned set; it leaves a checkpoint several times a second."""
-    settings = {
-        "workdir": workdir,
-        "recipe": "teacher",
-        "architecture": "resnet8_small",
-        "plan": stages.uri(stages.plan),
-        "weight_decay": 0.0001,
-        "resolution": 8,
-        "augmentation": "shift-flip",
-        "checkpoint_minutes": 0.001,
-        **LONG,
-        **changes,
-    }
-    return TrainConfig.model_validate(settings)
-
-
-def start(config: TrainConfig, *launcher: str) -> subprocess.Popen[bytes]:
-    """Start a training as a process of its own, by a launcher or without."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
-    command = [sys.executable, *(launcher or ["-m"]), "components.train", *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ))
-
-
-def vouchers(config: TrainConfig) -> list[str]:
-    """The checkpoints of a training, the newest last."""
-    found = storage.entries(storage.join(config.folder(), "checkpoints"))
-    return sorted(entry.uri for entry in found if entry.uri.endswith(".json"))
-
-
-def wait_for_a_checkpoint(config: TrainConfig, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a training has written another checkpoint."""
-    before = vouchers(config)[-1:]
-    while vouchers(config)[-1:] == before and process.poll() is None:
-        time.sleep(0.02)
-
-
-def assert_equal(one: TrainReceipt, two: TrainReceipt) -> None:
-    """Weights and learning curves are equal to the bit."""
-    assert storage.read(one.checkpoint) == storage.read(two.checkpoint)
-    assert one.curve == two.curve
+from tests.trainings import LONG, assert_equal, config_of, start, vouchers, wait_for_a_checkpoint
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from tests.cluster import JOBS, RIGHTS, Cluster, serving_cluster
 from tests.servers import free_port
 from tests.stages import Stages
 from tests.test_metrics import scraped
-from tests.test_train_restart import config_of, vouchers
+from tests.trainings import config_of, vouchers
 
 SCHEMA = Path(__file__).parent / "schemas" / "trainer.kubeflow.org_v1alpha1_TrainJob.json"
 MACHINE = {"nodes": 4, "gpus": 8, "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}}
