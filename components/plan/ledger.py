@@ -37,7 +37,8 @@ def draw_up(uris: list[str], workdir: str, columns: Columns) -> list[Unit]:
     folder = storage.join(workdir, "stages", "plan", "units")
     earlier = _kept_units(folder)
     shards = {shard.digest(): shard for shard in _cut(sharding.find(uris, columns.videos), set(chain(*earlier)))}
-    refuse_twice(shards.values())
+    if len(uris) > 1:
+        refuse_twice(shards.values())
     kept = [unit for unit in earlier if all(member in shards for member in unit)]
     assigned: set[str] = set()
     units: list[list[str]] = []
