@@ -125,6 +125,19 @@ def test_a_claim_has_one_holder_until_it_expires(tmp_path: Path, monkeypatch: py
     assert yours._claim("hung") is not None
 
 
+def test_a_dead_pods_clock_that_was_fast_holds_nothing_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "LEASE_S", 0.2)
+    uri = Claims(str(tmp_path))._claim("u")
+    assert uri is not None
+    storage.write(uri, json.dumps({"holder": "dead", "until": time.time() + 86_400}).encode())
+    mine = Claims(str(tmp_path))
+    assert mine.held() == {"u"}
+    assert mine._claim("u") is None
+    time.sleep(0.25)
+    assert mine.held() == set()
+    assert mine._claim("u") is not None
+
+
 def test_a_claim_is_renewed_while_its_holders_work_advances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "LEASE_S", 1.0)  # a busy machine may stop every thread for half of it
     monkeypatch.setattr(claims, "RENEW_EVERY_S", 0.05)

@@ -74,19 +74,20 @@ class Claims:
         return {uri.split("/")[-2] for uri, (_, until) in self._seen.items() if until > now}
 
     def _holds_until(self, entry: storage.Entry, now: float) -> float:
+        """Return until when a claim holds: no longer than a lease from now, whatever its holder's clock said."""
         version, until = self._seen.get(entry.uri, ("", 0.0))
         if not version:
-            return self._read(entry.uri)[1]
+            return min(self._read(entry.uri)[1], now + LEASE_S)
         return until if version == entry.version else now + LEASE_S
 
     def _claim(self, work: str) -> str | None:
         """Create the next claim after those that are void; whoever creates it first has it."""
         folder = storage.join(self._folder, "claims", work)
-        numbers = [int(entry.uri.rpartition("/")[2]) for entry in storage.entries(folder)]
-        latest = max(numbers, default=-1)
-        if latest >= 0 and self._read(storage.join(folder, f"{latest:06}"))[1] > time.time():
+        *_, latest = [None, *storage.entries(folder)]
+        if latest and self._holds_until(latest, time.time()) > time.time():
             return None
-        uri = storage.join(folder, f"{latest + 1:06}")
+        number = int(latest.uri.rpartition("/")[2]) + 1 if latest else 0
+        uri = storage.join(folder, f"{number:06}")
         claim = self._content(time.time() + LEASE_S)
         # Where the answer to a write is lost, the client writes again and is told that there is a claim: this one.
         mine = storage.write(uri, claim, if_absent=True) or self._read(uri)[0] == self._holder
