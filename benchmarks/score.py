@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from benchmarks.turns import by_turns, wait_for_go
 from components.plan import ledger
 from components.score import forward
-from components.score.feeds import CORES_EACH
+from components.score.feed_processes import CORES_EACH
 from components.score.forward import Best
 from components.score.score import ScoreConfig, score
 from components.shared import models

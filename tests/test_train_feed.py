@@ -20,7 +20,7 @@ from components.train.feed import made_beside
 from components.train.ranks import Ranks
 from tests import pictures, videos
 from tests.pictures import jpeg, photographs
-from tests.test_feeds import started_by
+from tests.test_feed_processes import started_by
 from tests.trainings import numbered
 
 CROPPED = Preprocessing(resolution=32, augmentation="crop-flip")

@@ -1,5 +1,5 @@
 """Images ahead of the model: one thread reads shard after shard, many decode into preallocated batches, the model never
-waits for an allocation. Beside a GPU this runs in processes of its own (feeds.py).
+waits for an allocation. Beside a GPU this runs in processes of its own (feed_processes.py).
 
 A batch is filled across the shards' ends, so that small shards cost the model no more than large ones. Every image has
 its place in its batch, decoded or not, so that nothing depends on which thread was first.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from components.score import forward
 from components.score.config import ScoreConfig
 from components.score.feed import Feed, Prepared, Span, slots
-from components.score.feeds import Feeds
+from components.score.feed_processes import FeedProcesses
 from components.score.forward import Best
 from components.score.gpu_decode import GpuDecoder
 from components.score.parts import Part
@@ -91,11 +91,11 @@ class Scan:
 
 def _feed(
     device: torch.device, preprocessing: Preprocessing, columns: Columns, *, decodes_on_gpu: bool
-) -> Feed | Feeds:
+) -> Feed | FeedProcesses:
     """Return what decodes: for a GPU other processes, unless it decodes itself; a CPU's work holds up no thread."""
     batch_size, in_use = forward.batches(device, preprocessing)
     if device.type == "cuda" and not decodes_on_gpu:
-        return Feeds(preprocessing, columns, batch_size, in_use)
+        return FeedProcesses(preprocessing, columns, batch_size, in_use)
     count, shape = slots(preprocessing, batch_size, in_use, cores())
     on_gpu = GpuDecoder(preprocessing, device) if decodes_on_gpu else None
     return Feed(preprocessing, columns, np.zeros((count, *shape), np.uint8), in_use, cores(), on_gpu)

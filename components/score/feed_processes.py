@@ -33,7 +33,7 @@ class _Process:
     shards: deque[Shard] = field(default_factory=deque)
 
 
-class Feeds:
+class FeedProcesses:
     """Decodes for one scan, as Feed does, in a process for every CORES_EACH cores.
 
     Memory of each: the slots of a feed, 0.23 GB of images at 224 pixels, and 0.5 GB for libraries and encoded images.

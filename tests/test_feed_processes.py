@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from benchmarks.turns import family
-from components.score import feeds, score
+from components.score import feed_processes, score
 from components.score.feed import Feed, Prepared, Seen
-from components.score.feeds import Feeds
+from components.score.feed_processes import FeedProcesses
 from components.shared import shards as sharding
 from components.shared.errors import SemiscaleError
 from components.shared.receipts import Preprocessing
@@ -30,10 +30,10 @@ BATCH = 7
 # A pod on this machine's CPU that decodes in two processes, as one with a GPU does.
 POD = """
 import runpy
-from components.score import feeds, forward, scan
+from components.score import feed_processes, forward, scan
 
-feeds.cores, feeds.CORES_EACH = lambda: 2, 1
-scan._feed = lambda device, preprocessing, columns, decodes_on_gpu: feeds.Feeds(
+feed_processes.cores, feed_processes.CORES_EACH = lambda: 2, 1
+scan._feed = lambda device, preprocessing, columns, decodes_on_gpu: feed_processes.FeedProcesses(
     preprocessing, columns, *forward.batches(device, preprocessing)
 )
 runpy.run_module("components.score", run_name="__main__")
@@ -42,8 +42,8 @@ runpy.run_module("components.score", run_name="__main__")
 
 @pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeds, "cores", lambda: 2)
-    monkeypatch.setattr(feeds, "CORES_EACH", 1)
+    monkeypatch.setattr(feed_processes, "cores", lambda: 2)
+    monkeypatch.setattr(feed_processes, "CORES_EACH", 1)
 
 
 def pool_of(root: Path) -> list[Shard]:
@@ -53,7 +53,9 @@ def pool_of(root: Path) -> list[Shard]:
     return sharding.find([str(root / "pool")])
 
 
-def found_in(batches: Iterator[Prepared], give_back: "Feed | Feeds") -> dict[tuple[str, str], tuple[Seen, bytes]]:
+def found_in(
+    batches: Iterator[Prepared], give_back: "Feed | FeedProcesses"
+) -> dict[tuple[str, str], tuple[Seen, bytes]]:
     """What each sample of each shard was, without its seconds, and its pixels; every shard must end once, whole."""
     found: dict[tuple[str, str], tuple[Seen, bytes]] = {}
     listed: dict[str, int] = {}
@@ -76,7 +78,7 @@ def feed_of_this_process() -> Feed:
 
 def test_processes_decode_what_this_one_does_again_and_again(tmp_path: Path, two_processes: None) -> None:
     pool = pool_of(tmp_path)
-    here, there = feed_of_this_process(), Feeds(TINY, Columns(), BATCH, 2)
+    here, there = feed_of_this_process(), FeedProcesses(TINY, Columns(), BATCH, 2)
     expected = found_in(here.batches(pool), here)
     assert len(expected) == 103
     assert {one.problem for one, _ in expected.values()} == {"", "not an image", "empty file"}
@@ -92,7 +94,7 @@ def test_what_ends_a_feed_is_raised_after_what_it_had(tmp_path: Path, two_proces
         yield from pool[:3]
         raise OSError("the store does not answer")
 
-    there = Feeds(TINY, Columns(), BATCH, 2)
+    there = FeedProcesses(TINY, Columns(), BATCH, 2)
     ended: list[str] = []
 
     def take_all() -> None:
@@ -110,7 +112,7 @@ def test_what_ends_a_feed_is_raised_after_what_it_had(tmp_path: Path, two_proces
 
 def test_a_process_that_is_lost_is_named(tmp_path: Path, two_processes: None) -> None:
     pool = pool_of(tmp_path)
-    there = Feeds(TINY, Columns(), BATCH, 2)
+    there = FeedProcesses(TINY, Columns(), BATCH, 2)
     batches = there.batches(iter(pool))
     next(batches)  # and keep it
     victims = started_by(os.getpid())
@@ -123,7 +125,7 @@ def test_a_process_that_is_lost_is_named(tmp_path: Path, two_processes: None) ->
 
 
 def test_who_stops_taking_batches_leaves_no_process(tmp_path: Path, two_processes: None) -> None:
-    there = Feeds(TINY, Columns(), BATCH, 2)
+    there = FeedProcesses(TINY, Columns(), BATCH, 2)
     batches = there.batches(iter(pool_of(tmp_path)))
     next(batches)
     processes = started_by(os.getpid())
@@ -178,7 +180,7 @@ def alive(process: int) -> bool:
 def test_an_error_that_cannot_be_sent_is_sent_in_words() -> None:
     program = """
 from components.shared.beside import Beside
-from tests.test_feeds import fail
+from tests.test_feed_processes import fail
 
 beside = Beside("fails", fail)
 try:
