@@ -29,10 +29,17 @@ RUN --mount=type=secret,id=index \
       --build-constraints /requirements/cuda.txt /requirements/cuda.txt
 
 FROM ${BASE}
+# torch.compile's Triton compiles its link to the driver, a small C program, on the node. A base without a compiler gets
+# Debian's; one that has it needs no Debian mirror here.
+RUN command -v gcc > /dev/null || { apt-get update -qq \
+ && apt-get install -qq --no-install-recommends gcc libc6-dev libpython3-dev \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/*; }
 RUN useradd --uid 1000 --create-home semiscale
 ENV PATH=/opt/venv/bin:${PATH} PYTHONPATH=/app PYTHONUNBUFFERED=1
 # The driver comes from the node. Which GPUs a container may see is the cluster's to say, so that stays unset here.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# What is compiled there goes where any user may write, also where the root file system is read-only.
+ENV TORCHINDUCTOR_CACHE_DIR=/tmp/inductor TRITON_CACHE_DIR=/tmp/triton
 COPY --from=builder /opt/venv /opt/venv
 WORKDIR /app
 COPY pipeline.py pyproject.toml ./

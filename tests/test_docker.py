@@ -32,7 +32,8 @@ from tests import pictures
 pytestmark = pytest.mark.docker
 
 ROOT = Path(__file__).parent.parent
-BASE = "semiscale-test/base:bookworm"
+BASES = {"cpu": "semiscale-test/base:bookworm", "cuda": "semiscale-test/base:bookworm-gcc"}
+COMPILER = ",gcc,libc6-dev,libpython3-dev"  # else the build fetches it, from a mirror that may be out of reach
 # As strict as a cluster may be: no network, nothing to write to but /tmp.
 LOCKED = ("--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp")
 COUNTS = {"count_unscored": "score.unscored", "count_unpacked": "pack.unpacked"}
@@ -78,19 +79,25 @@ def ran(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
-def base(docker: Docker) -> str:
-    """The tag of a plain Debian with Python, made where it is not there yet."""
-    if BASE in docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split():
-        return BASE
+def bases(docker: Docker) -> dict[str, str]:
+    """The tags of a plain Debian with Python, and of one with a compiler, made where they are not there yet."""
+    there = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split()
+    for base in BASES.values():
+        if base not in there:
+            make(docker, base, COMPILER if base.endswith("gcc") else "")
+    return BASES
+
+
+def make(docker: Docker, base: str, more: str) -> None:
+    """Make a base image, with more packages."""
     if not shutil.which("debootstrap") or os.getuid() != 0:
-        pytest.skip(f"no image {BASE}, and making it takes debootstrap and root")
+        pytest.skip(f"no image {base}, and making it takes debootstrap and root")
     with tempfile.TemporaryDirectory() as folder:
-        packages = "--include=python3,python3-venv,ca-certificates"
+        packages = f"--include=python3,python3-venv,ca-certificates{more}"
         checked("debootstrap", "--variant=minbase", packages, "bookworm", f"{folder}/root")
         caches = ("--exclude=./var/cache/apt/*", "--exclude=./var/lib/apt/lists/*")
         checked("tar", "-C", f"{folder}/root", *caches, "-cf", f"{folder}/root.tar", ".")
-        docker("import", f"{folder}/root.tar", BASE)
-    return BASE
+        docker("import", f"{folder}/root.tar", base)
 
 
 @pytest.fixture(scope="session")
@@ -114,20 +121,21 @@ def image(request: pytest.FixtureRequest, build: Callable[[str], str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def options(base: str, secrets: dict[str, Path]) -> list[str]:
-    """What a build needs to know of this machine."""
-    return [f"--build-arg=BASE={base}", *(f"--secret=id={name},src={path}" for name, path in secrets.items())]
+def options(bases: dict[str, str], secrets: dict[str, Path]) -> Callable[[str], list[str]]:
+    """What the build of a kind needs to know of this machine."""
+    hidden = [f"--secret=id={name},src={path}" for name, path in secrets.items()]
+    return lambda kind: [f"--build-arg=BASE={bases[kind]}", *hidden]
 
 
 @pytest.fixture(scope="session")
-def build(client: str, options: list[str]) -> Callable[[str], str]:
+def build(client: str, options: Callable[[str], list[str]]) -> Callable[[str], str]:
     """Build docker/<kind>.Dockerfile under a tag of the tests' own and return the tag."""
 
     def built(kind: str) -> str:
         tag = tag_of(KINDS[kind])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(building, "DOCKER", client)
-            building.build(kind, tag, "r1", options)
+            building.build(kind, tag, "r1", options(kind))
         return tag
 
     return built
@@ -182,18 +190,35 @@ def test_an_image_holds_what_its_components_import(docker: Docker, image: str) -
     docker("run", *LOCKED, image, "python3", "-c", f"import kfp.dsl.executor_main, pipeline, {', '.join(modules)}")
 
 
-def test_an_image_is_not_root_and_says_what_it_is(docker: Docker, image: str, base: str) -> None:
+def test_an_image_is_not_root_and_says_what_it_is(docker: Docker, image: str, bases: dict[str, str]) -> None:
     (found,) = json.loads(docker("image", "inspect", image))
     assert found["Config"]["User"] == "1000:1000"
     labels = {name.rpartition(".")[2]: value for name, value in found["Config"]["Labels"].items()}
     assert labels["version"] == image.rpartition(":")[2]
-    assert (labels["revision"], labels["name"]) == ("r1", base)
+    assert (labels["revision"], labels["name"]) == ("r1", bases["cuda" if image == tag_of(images.CUDA) else "cpu"])
 
 
 def test_an_image_is_as_large_as_the_readme_says(docker: Docker, image: str) -> None:
     cpu_mb, cuda_gb = re.findall(r"take (\d+) MB \(no torch\) and ([\d.]+) GB", (ROOT / "README.md").read_text())[0]
     said = {tag_of(images.CPU): float(cpu_mb) * 1e6, tag_of(images.CUDA): float(cuda_gb) * 1e9}
     assert int(docker("image", "inspect", "--format", "{{.Size}}", image)) == pytest.approx(said[image], rel=0.05)
+
+
+def test_what_torch_compile_needs_of_a_node_is_compiled_in_the_image(
+    docker: Docker, build: Callable[[str], str]
+) -> None:
+    """As Triton compiles its link to the driver, but for the driver: the compiler, Python's headers, and where to.
+
+    A pod's empty directory may hold programs; Docker's file system in memory by itself may not.
+    """
+    source = """
+#include <Python.h>
+static struct PyModuleDef found = {PyModuleDef_HEAD_INIT, "probe", NULL, -1, NULL};
+PyMODINIT_FUNC PyInit_probe(void) { return PyModule_Create(&found); }
+"""
+    program = f"from triton.runtime.build import compile_module_from_src as c; print(c({source!r}, 'probe').__file__)"
+    printed = docker("run", *LOCKED[:-1], "/tmp:exec", build("cuda"), "python3", "-c", program)
+    assert printed.startswith("/tmp/triton/")
 
 
 def test_its_health_check_imports_the_program(docker: Docker, image: str) -> None:
@@ -205,13 +230,18 @@ def test_its_health_check_imports_the_program(docker: Docker, image: str) -> Non
 
 
 def test_pushed_images_are_what_a_compiled_pipeline_names(
-    docker: Docker, client: str, options: list[str], registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    docker: Docker,
+    client: str,
+    options: Callable[[str], list[str]],
+    registry: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The smaller image alone: the larger one goes the same way, for minutes."""
     monkeypatch.setattr(building, "DOCKER", client)
     monkeypatch.setattr(building, "KINDS", {"cpu": tag_of(images.CPU)})
     monkeypatch.setattr(images, "PUSHED", tmp_path / "images.json")
-    build_images(f"{registry}/lab", options)
+    build_images(f"{registry}/lab", options("cpu"))
     pushed = images.pushed()
     name = pushed[tag_of(images.CPU)]
     assert re.fullmatch(rf"{registry}/lab/python-cpu@sha256:[0-9a-f]{{64}}", name)
