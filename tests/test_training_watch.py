@@ -60,10 +60,13 @@ def train(watch: Watch, clock: Clock, steps: int, first: int = 0) -> None:
 
 def test_a_line_every_few_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    train(Watch(str(tmp_path), 1000, clock=clock), clock, 6)
+    train(Watch(str(tmp_path), "teacher", 1000, clock=clock), clock, 6)
     assert capsys.readouterr().out.splitlines() == [
-        "train · 300 of 1,000 images · 30% · 50/s · 0:14 left · loss 6.000 · learning rate 0.1 · 25% waiting for data",
-        "train · 600 of 1,000 images · 60% · 50/s · 0:08 left · loss 3.000 · learning rate 0.1 · 25% waiting for data",
+        f"train · {done} · 50/s · {left} left · teacher · loss {loss} · learning rate 0.1 · 25% waiting for data"
+        for done, left, loss in (
+            ("300 of 1,000 images · 30%", "0:14", "6.000"),
+            ("600 of 1,000 images · 60%", "0:08", "3.000"),
+        )
     ]
     assert lines(tmp_path)[0] == {
         "images_processed": 300, "seconds": 6.0, "loss": 6.0, "learning_rate": 0.1,
@@ -75,9 +78,9 @@ def test_a_line_every_few_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_who_goes_on_continues_the_record_at_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The process before told of 900 images, and left a checkpoint at 600."""
     clock = Clock()
-    train(Watch(str(tmp_path), 1500, clock=clock), clock, 9)
+    train(Watch(str(tmp_path), "teacher", 1500, clock=clock), clock, 9)
     capsys.readouterr()
-    watch = Watch(str(tmp_path), 1500, 600, clock)
+    watch = Watch(str(tmp_path), "teacher", 1500, 600, clock)
     train(watch, clock, 3, first=16)
     assert "900 of 1,500 images · 60% · 50/s · 0:12 left" in capsys.readouterr().out
     assert [(line["images_processed"], line["loss"]) for line in lines(tmp_path)] == [(300, 6), (600, 3), (900, -10)]
@@ -87,11 +90,11 @@ def test_who_goes_on_continues_the_record_at_the_checkpoint(tmp_path: Path, caps
 def test_a_clock_that_was_set_back_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pod that goes on may run on a machine whose clock is an hour behind."""
     clock = Clock()
-    train(Watch(str(tmp_path), 1500, clock=clock), clock, 9)
+    train(Watch(str(tmp_path), "teacher", 1500, clock=clock), clock, 9)
     an_hour_ago = time.time_ns() - 3600 * 10**9
     monkeypatch.setattr(time, "time_ns", lambda: an_hour_ago)
-    train(Watch(str(tmp_path), 1500, 600, clock), clock, 3, first=16)
-    train(Watch(str(tmp_path), 1500, 900, clock), clock, 3, first=19)
+    train(Watch(str(tmp_path), "teacher", 1500, 600, clock), clock, 3, first=16)
+    train(Watch(str(tmp_path), "teacher", 1500, 900, clock), clock, 3, first=19)
     assert len(list(tmp_path.glob("events.*"))) == 3
     assert events(tmp_path, "loss") == [(300, 6), (600, 3), (900, -10), (1200, -13)]
 
@@ -99,11 +102,11 @@ def test_a_clock_that_was_set_back_hides_nothing(tmp_path: Path, monkeypatch: py
 def test_lines_that_are_torn_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Cut off by a kill, written into by another process, or blank after a machine lost its power."""
     clock = Clock()
-    train(Watch(str(tmp_path), 1500, clock=clock), clock, 6)
+    train(Watch(str(tmp_path), "teacher", 1500, clock=clock), clock, 6)
     path = tmp_path / "metrics.jsonl"
     first, second = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second[:9] + first + second + b"[1]\n" + bytes(5) + b"\n" + second[:-9])
-    Watch(str(tmp_path), 1500, 600, clock).flush()
+    Watch(str(tmp_path), "teacher", 1500, 600, clock).flush()
     assert [line["images_processed"] for line in lines(tmp_path)] == [300, 600]
     assert "metrics.jsonl: 4 of 6 lines are torn, and are left out" in capsys.readouterr().out
 
@@ -111,7 +114,7 @@ def test_lines_that_are_torn_are_left_out_and_told(tmp_path: Path, capsys: pytes
 def test_a_file_on_a_disk_is_appended_to(tmp_path: Path) -> None:
     """TensorBoard keeps an event file open: one that is replaced would never change for it."""
     clock = Clock()
-    watch = Watch(str(tmp_path), 1000, clock=clock)
+    watch = Watch(str(tmp_path), "teacher", 1000, clock=clock)
     train(watch, clock, 3)
     (file,) = tmp_path.glob("events.*")
     before = file.stat().st_ino, file.read_bytes()

@@ -185,7 +185,7 @@ class Training:
         done = self._resumed()
         batches = fed(data, size, self._steps, done, self._device)
         self._network = self._distributed(done)
-        self._watch = Watch(folder, self._steps * size, done * size) if self._ranks.first else None
+        self._watch = Watch(folder, self._config.recipe, self._steps * size, done * size) if self._ranks.first else None
         self._started = self._saved = time.monotonic() - self.seconds
         self._saved = time.monotonic()
         self._model.train()

@@ -40,11 +40,15 @@ class Growing:
 class Watch:
     """Tells how a training goes. Times are of this process; images are of the whole training.
 
+    The line names the recipe: on one machine several trainings may write into one log.
+
     `clock` returns seconds and is a parameter so that a test can drive it.
     """
 
-    def __init__(self, folder: str, total: int, already: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._images, self._already, self._clock = already, already, clock
+    def __init__(
+        self, folder: str, recipe: str, total: int, already: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._recipe, self._images, self._already, self._clock = recipe, already, already, clock
         self._started = self._recorded = self._flushed = clock()
         self._waited_s = 0.0
         self._detail = ""
@@ -77,7 +81,7 @@ class Watch:
         }
         if "loss" in values:
             self._detail = (
-                f"loss {values['loss']:.3f} · learning rate {values['learning_rate']:.3g} · "
+                f"{self._recipe} · loss {values['loss']:.3f} · learning rate {values['learning_rate']:.3g} · "
                 f"{values['waiting_for_data']:.0%} waiting for data"
             )
         line = {"images_processed": self._images, "seconds": round(elapsed_s, 3), **values}
