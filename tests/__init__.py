@@ -10,4 +10,5 @@ kfp_server, cluster  stand-ins, over HTTP, for Kubeflow Pipelines and for what r
 api_server           Kubernetes' own API server, where apiserver/build.sh could build it
 kustomize            what kustomize makes of manifests/, for machines that have none
 logged_training      a training that writes down what it is shown
+processes            whether one has ended, and which work beside it
 """

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.turns import family
 from components.score import feed_processes, score
 from components.score.feed import Feed, Prepared, Seen
 from components.score.feed_processes import FeedProcesses
@@ -21,6 +20,7 @@ from components.shared.errors import SemiscaleError
 from components.shared.receipts import Preprocessing
 from components.shared.shards import Columns, Shard
 from tests import pictures
+from tests.processes import besides, ended
 from tests.stages import Stages
 from tests.test_score_faults import config_of, scores_in, start, wait_for_a_part
 
@@ -115,23 +115,23 @@ def test_a_process_that_is_lost_is_named(tmp_path: Path, two_processes: None) ->
     there = FeedProcesses(TINY, Columns(), BATCH, 2)
     batches = there.batches(iter(pool))
     next(batches)  # and keep it
-    victims = started_by(os.getpid())
+    victims = besides(os.getpid())
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
     with pytest.raises(SemiscaleError, match="the process that reads and decodes images was lost .exit code -9.; if"):
         list(batches)
     assert len(victims) == 2
-    assert not any(alive(victim) for victim in victims)
+    assert all(ended(victim) for victim in victims)
 
 
 def test_who_stops_taking_batches_leaves_no_process(tmp_path: Path, two_processes: None) -> None:
     there = FeedProcesses(TINY, Columns(), BATCH, 2)
     batches = there.batches(iter(pool_of(tmp_path)))
     next(batches)
-    processes = started_by(os.getpid())
+    processes = besides(os.getpid())
     assert len(processes) == 2
     batches.close()
-    assert not any(alive(process) for process in processes)
+    assert all(ended(process) for process in processes)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
@@ -144,7 +144,7 @@ def test_a_pod_that_decodes_in_processes_ends_with_them_and_goes_on_to_the_same_
     score.score(config_of(stages, undisturbed))
     pod = start(config_of(stages, disturbed), POD)
     wait_for_a_part(disturbed, 0, [pod])
-    processes = started_by(pod.pid)
+    processes = besides(pod.pid)
     assert len(processes) == 2
     if ending == signal.SIGTERM:
         for process in processes:
@@ -154,27 +154,13 @@ def test_a_pod_that_decodes_in_processes_ends_with_them_and_goes_on_to_the_same_
     assert pod.returncode == (-ending if ending == signal.SIGKILL else 143), output
     assert "lost" not in output
     until = time.monotonic() + 20
-    while any(alive(process) for process in processes):
+    while not all(ended(process) for process in processes):
         assert time.monotonic() < until
         time.sleep(0.05)
     for claim in disturbed.rglob("claims/*/*"):  # the dead pod's leases are over
         claim.write_text(json.dumps({"holder": "dead", "until": 0}))
     score.score(config_of(stages, disturbed))
     assert scores_in(disturbed) == scores_in(undisturbed)
-
-
-def started_by(process: int) -> list[int]:
-    """The processes that work beside another one."""
-    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in family(process)}
-    return [child for child, command in commands.items() if b"components.shared.beside" in command]
-
-
-def alive(process: int) -> bool:
-    """Whether a process is there, and not only waits to be asked how it ended."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_an_error_that_cannot_be_sent_is_sent_in_words() -> None:

@@ -10,20 +10,14 @@ from pathlib import Path
 import pytest
 
 from components.shared import storage
+from components.train.config import TrainConfig
 from components.train.train import train
+from tests.processes import ended, stat
 from tests.stages import Stages
 from tests.trainings import config_of, run_logged, start, vouchers, wait_for_a_checkpoint
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--")
 DEADLINE_S = 300
-
-
-def stat(process: int) -> list[str]:
-    """Return what the kernel says of a process from its state on; of one that is gone, what it says of the dead."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ["X", "0"]
 
 
 def children(process: subprocess.Popen[bytes]) -> list[int]:
@@ -32,18 +26,16 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
     return [one for one in known if stat(one)[1] == str(process.pid)]
 
 
-def ended(process: int) -> bool:
-    """Say whether a process is over: gone, or waiting for somebody to ask how it went."""
-    return stat(process)[0] in "XZ"
+def logged(root: Path, **moments: int) -> tuple[TrainConfig, str]:
+    """Train for 40 steps by two ranks that log their keys, and to which something happens; return what they said."""
+    config = config_of(Stages(root), str(root / "work"), images_processed=200, checkpoint_minutes=10)
+    return config, run_logged(config, 1 << 30, root / "keys", *LAUNCHER, **moments).stdout.decode()
 
 
 @pytest.mark.slow
 def test_a_rank_that_is_told_to_stop_ends_the_validation_of_another(tmp_path: Path) -> None:
     """Rank 0 validates, and SIGTERM comes to rank 1 alone, as where its node is drained: it is not made to wait."""
-    stages = Stages(tmp_path)
-    config = config_of(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=10)
-    done = run_logged(config, 1 << 30, tmp_path / "keys", *LAUNCHER, told_in=3)
-    said = done.stdout.decode()
+    config, said = logged(tmp_path, told_in=3)
     assert said.count("failed: told to stop; what was finished is kept") == 2, said
     assert "exitcode  : 143" in said, said
     assert [path.read_text() for path in (tmp_path / "keys").glob("stopped-*")] == ["1", "1"], "not before it is saved"
@@ -61,10 +53,7 @@ def test_a_rank_that_is_told_to_stop_ends_the_validation_of_another(tmp_path: Pa
 @pytest.mark.slow
 def test_the_rank_whose_loss_broke_first_says_so(tmp_path: Path) -> None:
     """Its gradient breaks the weights of all: the next loss of rank 0 is no number either, of images that are fine."""
-    stages = Stages(tmp_path)
-    config = config_of(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=10)
-    done = run_logged(config, 1 << 30, tmp_path / "keys", *LAUNCHER, broken_at=7)
-    said = done.stdout.decode()
+    _, said = logged(tmp_path, broken_at=7)
     lines = [json.loads((tmp_path / "keys" / f"{rank}.jsonl").read_text().splitlines()[6]) for rank in (0, 1)]
     assert [line["step"] for line in lines] == [7, 7]
     assert "the loss is nan after 35 images (step 7, learning rate 0.00390625); lower the rate, or look at" in said

@@ -20,7 +20,7 @@ from components.train.feed import made_beside
 from components.train.ranks import Ranks
 from tests import pictures, videos
 from tests.pictures import jpeg, photographs
-from tests.test_feed_processes import started_by
+from tests.processes import besides
 from tests.trainings import numbered
 
 CROPPED = Preprocessing(resolution=32, augmentation="crop-flip")
@@ -74,7 +74,7 @@ def test_a_process_that_is_lost_is_named_and_another_goes_on(tmp_path: Path) -> 
     data = TrainingData(numbered(tmp_path, [20, 20]), Columns(), CROPPED, 5, Ranks())
     batches = made_beside(data, 10, 10**6, 0)
     next(batches)
-    (victim,) = started_by(os.getpid())
+    (victim,) = besides(os.getpid())
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(
         SemiscaleError, match="the process that reads and decodes training images was lost .exit code -9"

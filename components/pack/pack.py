@@ -86,14 +86,15 @@ class _Pod:
         """
         missing = self._pieces.missing(uris)
         start = self._config.pod * len(missing) // self._pods
-        mine_first = [*missing[start:], *missing[:start]]
-        while missing := self._pieces.missing(mine_first):
+        missing = [*missing[start:], *missing[:start]]
+        while missing:
             others = self._claims.held()
             free = [uri for uri in missing if PurePosixPath(uri).stem not in others]
             written = (uri for uri in free if self._claimed(uri, write))
             if not list(islice(written, BEFORE_LISTING)):
                 say("pack", f"with other pods: {len(missing)} of {len(uris)}")
                 time.sleep(POLL_S)
+            missing = self._pieces.missing(missing)
 
     def _claimed(self, uri: str, write: Callable[[str], None]) -> bool:
         with self._claims.claimed(PurePosixPath(uri).stem) as mine:

@@ -7,14 +7,16 @@ formed, is kept as long as its shards are unchanged: a pool that grows adds unit
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from typing import TypeVar
 
 from components.shared import shards as sharding
 from components.shared import storage
 from components.shared.errors import Refused, SemiscaleError
 from components.shared.progress import say
+from components.shared.scores import MOST_IMAGES
 from components.shared.shards import Columns, Shard, Unit
 from components.shared.stage import digest
 
@@ -23,9 +25,10 @@ from components.shared.stage import digest
 # above 12, where what is read is below three times what wins. More would cost a pod too much memory to seal a unit;
 # one that turns out to have many more, because its images are of many sizes, is sealed in pieces.
 IMAGES_PER_UNIT = 8_000_000
-MOST_IMAGES = 12_000_000  # of a shard: what a pod ranks at once (components/score/seal.py)
 PROBED_SHARDS = 8  # opened to learn how large an image is
 READERS = 32  # footers read at once: hides an object store's latency
+
+Found = TypeVar("Found")
 
 
 def draw_up(uris: list[str], workdir: str, columns: Columns) -> list[Unit]:
@@ -84,17 +87,9 @@ def _cut(shards: list[Shard], known: set[str]) -> list[Shard]:
     """
     fresh = [shard for shard in shards if shard.digest() not in known]
     with ThreadPoolExecutor(READERS) as pool:
-        pieces = dict(zip((shard.digest() for shard in fresh), pool.map(_slices, fresh), strict=True))
-    return [piece for shard in shards for piece in pieces.get(shard.digest(), [shard])]
-
-
-def _slices(shard: Shard) -> list[Shard]:
-    try:
-        return sharding.slices(shard)
-    except Refused:
-        raise
-    except (SemiscaleError, OSError):  # a damaged shard is named by the scan
-        return [shard]
+        slices = pool.map(lambda shard: _unless_damaged(sharding.slices, shard), fresh)
+        pieces = dict(zip((shard.digest() for shard in fresh), slices, strict=True))
+    return [piece for shard in shards for piece in pieces.get(shard.digest()) or [shard]]
 
 
 def _grouped(shards: list[Shard], columns: Columns) -> list[list[str]]:
@@ -113,7 +108,7 @@ def _grouped(shards: list[Shard], columns: Columns) -> list[list[str]]:
 
 def _warn_of(shard: Shard, columns: Columns) -> None:
     """Say that a shard is too large to be ranked in bounded memory, if it looks so itself; it cannot be cut."""
-    images = _images(shard, columns) or 0
+    images = _unless_damaged(sharding.estimated_images, shard, columns) or 0
     if images > MOST_IMAGES:
         say(
             "plan",
@@ -129,17 +124,18 @@ def images_per_byte(shards: list[Shard], columns: Columns) -> float:
     """
     images = size_bytes = 0.0
     for shard in shards[:: max(len(shards) // PROBED_SHARDS, 1)]:
-        found = _images(shard, columns)
+        found = _unless_damaged(sharding.estimated_images, shard, columns)
         if found is not None:
             images += found
             size_bytes += shard.size_bytes
     return images / size_bytes if size_bytes else 0.0
 
 
-def _images(shard: Shard, columns: Columns) -> float | None:
+def _unless_damaged(look: Callable[..., Found], shard: Shard, *columns: Columns) -> Found | None:
+    """Look into a shard. A damaged one tells nothing here; the scan will name it. Raises Refused."""
     try:
-        return sharding.estimated_images(shard, columns)
+        return look(shard, *columns)
     except Refused:
         raise
-    except (SemiscaleError, OSError):  # a damaged shard tells nothing here; the scan will name it
+    except (SemiscaleError, OSError):
         return None

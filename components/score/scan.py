@@ -58,8 +58,8 @@ class Scan:
         self._on = forward.on(device, model, preprocessing, kept, folder)
 
     def parts(self, shards: Iterable[Shard]) -> Generator[tuple[Shard, Part]]:
-        """Score shards. Memory: a shard's rows and keys, 300 bytes an image at ten classes each, and twice as
-        many at its end.
+        """Score shards, each as it is read to its end. Memory: rows and keys of a shard, of one for every process that
+        reads, 300 bytes an image at ten classes each, and twice as many at a shard's end.
 
         The batches are of one size, the last one too, so that an image's scores do not depend on how many came with it.
         """

@@ -12,12 +12,10 @@ from components.score.parts import Part
 from components.shared import scores, storage
 from components.shared.ahead import in_order
 from components.shared.receipts import UnitReceipt
+from components.shared.scores import MOST_IMAGES
 from components.shared.shards import Shard, Unit
 from components.shared.stage import digest
 
-# Images that are ranked at once. A unit is planned to have two thirds of that, as far as the beginnings of a few of the
-# pool's shards tell; where images are of many sizes, they tell little.
-MOST_IMAGES = 12_000_000
 READERS = 32  # parts read at once: hides an object store's latency
 MAX_FAILURES_LISTED = 100  # of a unit; all are counted
 

@@ -71,7 +71,6 @@ class Beside:
     def __init__(self, what: str, work: Callable[..., None], *arguments: Any) -> None:
         self._what = what
         here, there = Pipe()
-        self._line = Line(here)
         files = [there.fileno(), *(argument.file for argument in arguments if isinstance(argument, Slots))]
         command = [sys.executable, "-m", "components.shared.beside", str(there.fileno())]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as the work has, and no more for each
@@ -79,7 +78,7 @@ class Beside:
             command, stdin=subprocess.DEVNULL, pass_fds=files, env=environment
         )
         there.close()
-        self.connection, self.send = self._line.connection, self._line.send
+        self.connection, self.send = here, Line(here).send
         self.send((work, arguments))
 
     def receive(self) -> Any:

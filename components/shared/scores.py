@@ -32,6 +32,9 @@ U64 = NDArray[np.uint64]
 NOTHING: U64 = np.empty(0, np.uint64)
 FORMAT = 2
 MAX_CLASSES, MAX_KEPT = 1 << 16, 1 << 8  # what the columns `class` and `position` can number
+# Images that a pod ranks at once. A unit is planned to have two thirds of that, as far as the beginnings of a few of
+# the pool's shards tell; where images are of many sizes, they tell little.
+MOST_IMAGES = 12_000_000
 _FOOTER = "semiscale.scores"
 _SCHEMA = pa.schema(
     [

@@ -34,8 +34,9 @@ def fed(data: TrainingData, batch_size: int, steps: int, after: int, device: tor
 
     Raises SemiscaleError where an image cannot be read any more, or, with a GPU, the process that reads was lost.
     """
-    prepared = made_beside(data, batch_size, steps, after) if device.type == "cuda" else None
-    return on_device(prepared or data.batches(batch_size, steps, after), device)
+    if device.type == "cuda":
+        return on_device(made_beside(data, batch_size, steps, after), device)
+    return on_device(data.batches(batch_size, steps, after), device)
 
 
 def made_beside(data: TrainingData, batch_size: int, steps: int, after: int) -> Iterator[TrainingBatch]:

@@ -69,12 +69,8 @@ def train_job(config: TrainConfig, launch: Launch) -> dict[str, Any]:
     amount = {"cpu": machine.cpu, "memory": machine.memory} | ({machine.gpu: machine.gpus} if machine.gpus else {})
     trainer = {
         "image": launch.image,
-        "command": [
-            "torchrun",
-            "-m",
-            "--",
-            "components.train",
-        ],  # without the dashes it takes --start for one of its own
+        # Without the dashes torchrun takes --start for an option of its own.
+        "command": ["torchrun", "-m", "--", "components.train"],
         "args": [f"--{name.replace('_', '-')}={value}" for name, value in given],
         "numNodes": machine.nodes,
         "numProcPerNode": max(machine.gpus, 1),
