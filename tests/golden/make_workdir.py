@@ -1,0 +1,150 @@
+"""Make the finished workdir that the golden tests start from.
+
+The fixture was made at revision f0b0de0, the last one before the renaming, with
+
+    python -m tests.golden.make_workdir
+
+Do not make it again with a later version: it stands for the workdirs that users have. A later version gets a fixture
+of its own. It takes half a minute.
+
+Everything lies in the bucket s3://semiscale-golden of an S3 server, because the versions of S3 objects are digests of
+their bytes. On a disk they are times, and shards would have other digests wherever the workdir is unpacked. The run is
+done in two rounds, as scheduled retraining does it: the pool grows by one shard in between. Then the champion has a
+predecessor.
+
+`data/later/` holds one more shard, which no round has seen.
+
+Left out of the archive are tensors that no test reads: each network has 310 kB of them, which do not compress.
+"""
+
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests import pictures
+from tests.golden import program
+from tests.golden.bucket import FIXTURE, GOLDEN, HERE, NAME, PREDICTIONS, Bucket, pack_objects, path_of
+from tests.golden.whole_run import WholeRun, content_of
+from tests.servers import serving
+
+REVISION = "f0b0de0"
+RUN_FILE = HERE / "run.yaml"
+SECOND_SHARD, THIRD_SHARD = "pool-003.tar", "pool-004.tar"
+BROKEN = "00007.png"  # of the first shard
+REMOVED = ("00002", "no-such-key")
+
+
+def make_data() -> dict[str, bytes]:
+    """Return the images: three classes, twenty images in each of five tars and in one Parquet file, twelve files."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        pictures.write_folders(root / "labeled", 4)
+        pictures.write_parquet(root / "validation.parquet", 4, seed=100)
+        pictures.write_labeled_tar(root / "test" / "test.tar", 6, seed=200)
+        pictures.write_pool(root / "pool", 5, 20)
+        members = {f"{number:05}.png": pictures.picture(number % 4 - 1, 1000 + number) for number in range(20)}
+        members[BROKEN] = members[BROKEN][:60]
+        pictures.write_tar(root / "pool" / "pool-000.tar", members)
+        found = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    images = [pictures.picture(number % 4 - 1, 3000 + number) for number in range(20)]
+    table = io.BytesIO()
+    pq.write_table(pa.table({"image": images, "key": [f"row-{number:03}" for number in range(20)]}), table)
+    found["pool/pool.parquet"] = table.getvalue()
+    for number in range(12):
+        found[f"loose/{number // 6}/{number:03}.png"] = pictures.picture(number % 4 - 1, 4000 + number)
+    found["classes.txt"] = "\n".join(pictures.CLASSES).encode()
+    found["remove.txt"] = "\n".join(REMOVED).encode()
+    for name in (SECOND_SHARD, THIRD_SHARD):
+        found[f"later/{name}"] = found.pop(f"pool/{name}")
+    return {f"data/{name}": data for name, data in found.items()}
+
+
+def add_shard(bucket: Bucket, name: str) -> None:
+    """Add a shard to the pool."""
+    bucket.write(f"data/pool/{name}", bucket.read(f"data/later/{name}"))
+
+
+def run_both_rounds(bucket: Bucket, folder: Path) -> list[WholeRun]:
+    """Run the two rounds on the data in the bucket."""
+    run = program.parameters(RUN_FILE)
+    first = WholeRun(run, folder / "first").all()
+    add_shard(bucket, SECOND_SHARD)
+    return [first, WholeRun(run, folder / "second").all()]
+
+
+def tensors_kept(rounds: list[WholeRun]) -> set[str]:
+    """Return the trainings whose tensors a test reads: teacher, last pre-training and champion, by digest."""
+    last = rounds[-1].receipts
+    best = content_of(last.evaluation)["models"]["student"]["receipt"]
+    return {content_of(last.teacher)["digest"], content_of(last.pretrained)["digest"], best}
+
+
+def is_left_out(key: str, kept: set[str], teacher: str) -> bool:
+    """Tell whether an object is too large for the archive. Of the states of trainings, the teacher's alone is kept."""
+    training = re.match(r"work/stages/train/([0-9a-f]{16})/(.+)\.safetensors$", key)
+    if not training:
+        return False
+    return training[1] != teacher if training[2].startswith("checkpoints/") else training[1] not in kept
+
+
+def possible_predictions(rounds: list[WholeRun]) -> list[str]:
+    """Return the keys that the predictions of all trained models have, or would have had they been chosen."""
+    keys = set[str]()
+    for one in rounds:
+        test = content_of(one.receipts.plan)["test"]["digest"]
+        receipts = [one.receipts.teacher, one.receipts.pretrained, *one.receipts.students, *one.receipts.baselines]
+        keys.update(
+            f"{PREDICTIONS}{program.digest_of(content_of(uri)['digest'], test, one.run['image_column'])}.parquet"
+            for uri in receipts
+        )
+    return sorted(keys)
+
+
+def main() -> None:
+    """Make the fixture and what is known of it."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with serving("s3") as address, tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        settings = {"AWS_ENDPOINT_URL": address, "NO_PROXY": "127.0.0.1", **credentials}
+        with mock.patch.dict(os.environ, settings):
+            program.make_small_shard_groups(patch)
+            bucket = Bucket()
+            bucket.empty()
+            bucket.fill(make_data())
+            rounds = run_both_rounds(bucket, Path(folder))
+            if not content_of(rounds[-1].receipts.promotion)["promoted"]:
+                sys.exit("the second round's student was not promoted: the champion would have no predecessor")
+            write_fixture(bucket, rounds)
+
+
+def write_fixture(bucket: Bucket, rounds: list[WholeRun]) -> None:
+    """Write the archive, and the list of its objects."""
+    kept, teacher = tensors_kept(rounds), content_of(rounds[-1].receipts.teacher)["digest"]
+    objects = {key: bucket.read(key) for key in bucket.etags()}
+    left_out = sorted(key for key in objects if is_left_out(key, kept, teacher))
+    predictions = possible_predictions(rounds)
+    work = [path_of(key) for key in objects if key.startswith("work/") and not key.startswith(PREDICTIONS)]
+    assert {key for key in objects if key.startswith(PREDICTIONS)} <= set(predictions)
+    content = {
+        "bucket": NAME,
+        "revision": REVISION,
+        "left_out": [path_of(key) for key in left_out],
+        "paths": sorted(work),
+        "possible_predictions": predictions,
+    }
+    FIXTURE.write_bytes(pack_objects({key: data for key, data in objects.items() if key not in left_out}))
+    GOLDEN.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"{len(objects)} objects, {len(left_out)} left out; {FIXTURE.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
