@@ -32,7 +32,7 @@ class Bucket:
         self._client = boto3.client("s3")
 
     def empty(self) -> None:
-        """Create the bucket, or delete all that is in it."""
+        """Create the bucket if it is missing, and delete all its objects."""
         self._client.create_bucket(Bucket=NAME)
         if listed := [{"Key": key} for key in self.etags()]:
             self._client.delete_objects(Bucket=NAME, Delete={"Objects": listed, "Quiet": True})
@@ -40,7 +40,7 @@ class Bucket:
     def etags(self, prefix: str = "") -> dict[str, str]:
         """Return the ETag of every object, by key."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=NAME, Prefix=prefix)
-        return {one["Key"]: one["ETag"].strip('"') for page in pages for one in page.get("Contents", [])}
+        return {item["Key"]: item["ETag"].strip('"') for page in pages for item in page.get("Contents", [])}
 
     def read(self, key: str) -> bytes:
         """Read an object."""
@@ -73,7 +73,7 @@ def pack_objects(objects: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     seen: dict[str, str] = {}
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for key, data in sorted(objects.items(), key=lambda one: (one[0].rpartition(".")[2], one[0])):
+        for key, data in sorted(objects.items(), key=lambda item: (item[0].rpartition(".")[2], item[0])):
             member = tarfile.TarInfo(key)
             content = hashlib.sha256(data).hexdigest()
             if data and content in seen:
@@ -89,17 +89,17 @@ def pack_objects(objects: Mapping[str, bytes]) -> bytes:
 
 def unpack_objects(path: Path = FIXTURE) -> dict[str, bytes]:
     """Read the objects of a compressed tar."""
-    found: dict[str, bytes] = {}
+    objects: dict[str, bytes] = {}
     with tarfile.open(path, "r:xz") as tar:
         for member in tar:
             file = tar.extractfile(member)
             assert file
-            found[member.name] = file.read()
-    return found
+            objects[member.name] = file.read()
+    return objects
 
 
 def golden() -> dict[str, Any]:
-    """Read what is known of the fixture: its paths, and which of its objects were left out for their size."""
+    """Read the list of the archive: its paths, and the objects that were left out for their size."""
     content: dict[str, Any] = json.loads(GOLDEN.read_text())
     return content
 

@@ -1,4 +1,4 @@
-"""What kind of object lies at which path of a workdir. Every path of a workdir has exactly one kind."""
+"""The kinds of objects in a workdir, by their paths. Every path has exactly one kind."""
 
 import io
 import re
@@ -56,9 +56,9 @@ OTHER_KINDS = {
 def kind_of(path: str) -> str:
     """Return the kind of the object at a path below the workdir."""
     kinds = {**JSON_KINDS, **PLAIN_JSON_KINDS, **PARQUET_KINDS, **OTHER_KINDS}
-    found = [kind for kind, pattern in kinds.items() if re.fullmatch(pattern, path)]
-    assert len(found) == 1, f"{path}: of the kinds {found}; expected one"
-    return found[0]
+    matches = [kind for kind, pattern in kinds.items() if re.fullmatch(pattern, path)]
+    assert len(matches) == 1, f"{path}: kinds {matches}; expected one"
+    return matches[0]
 
 
 def parquet_schema(data: bytes) -> dict[str, Any]:

@@ -1,20 +1,19 @@
 """Make the finished workdir that the golden tests start from.
 
-The fixture was made at revision f0b0de0, the last one before the renaming, with
+The archive was made at revision f0b0de0, the last one before the restructuring, with
 
     python -m tests.golden.make_workdir
 
-Do not make it again with a later version: it stands for the workdirs that users have. A later version gets a fixture
+Do not make it again with a later version: it stands for the workdirs that users have. A later version gets an archive
 of its own. It takes half a minute.
 
 Everything lies in the bucket s3://semiscale-golden of an S3 server, because the versions of S3 objects are digests of
-their bytes. On a disk they are times, and shards would have other digests wherever the workdir is unpacked. The run is
-done in two rounds, as scheduled retraining does it: the pool grows by one shard in between. Then the champion has a
-predecessor.
+their bytes. On a disk they are times, and shards would have other digests wherever the workdir is unpacked. The run
+has two rounds, as in scheduled retraining: the pool grows by one shard in between. Then the champion has a predecessor.
 
-`data/later/` holds one more shard, which no round has seen.
+`data/later/` holds one more shard. It is new to both rounds.
 
-Left out of the archive are tensors that no test reads: each network has 310 kB of them, which do not compress.
+Tensors that no test reads are left out of the archive. Each network has 310 kB of them, and they do not compress.
 """
 
 import io
@@ -44,7 +43,7 @@ REMOVED = ("00002", "no-such-key")
 
 
 def make_data() -> dict[str, bytes]:
-    """Return the images: three classes, twenty images in each of five tars and in one Parquet file, twelve files."""
+    """Return labeled sets of three classes, five tars and a Parquet file of twenty images each, and twelve files."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         pictures.write_folders(root / "labeled", 4)
@@ -54,18 +53,18 @@ def make_data() -> dict[str, bytes]:
         members = {f"{number:05}.png": pictures.picture(number % 4 - 1, 1000 + number) for number in range(20)}
         members[BROKEN] = members[BROKEN][:60]
         pictures.write_tar(root / "pool" / "pool-000.tar", members)
-        found = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        data = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
     images = [pictures.picture(number % 4 - 1, 3000 + number) for number in range(20)]
     table = io.BytesIO()
     pq.write_table(pa.table({"image": images, "key": [f"row-{number:03}" for number in range(20)]}), table)
-    found["pool/pool.parquet"] = table.getvalue()
+    data["pool/pool.parquet"] = table.getvalue()
     for number in range(12):
-        found[f"loose/{number // 6}/{number:03}.png"] = pictures.picture(number % 4 - 1, 4000 + number)
-    found["classes.txt"] = "\n".join(pictures.CLASSES).encode()
-    found["remove.txt"] = "\n".join(REMOVED).encode()
+        data[f"loose/{number // 6}/{number:03}.png"] = pictures.picture(number % 4 - 1, 4000 + number)
+    data["classes.txt"] = "\n".join(pictures.CLASSES).encode()
+    data["remove.txt"] = "\n".join(REMOVED).encode()
     for name in (SECOND_SHARD, THIRD_SHARD):
-        found[f"later/{name}"] = found.pop(f"pool/{name}")
-    return {f"data/{name}": data for name, data in found.items()}
+        data[f"later/{name}"] = data.pop(f"pool/{name}")
+    return {f"data/{name}": content for name, content in data.items()}
 
 
 def add_shard(bucket: Bucket, name: str) -> None:
@@ -81,36 +80,36 @@ def run_both_rounds(bucket: Bucket, folder: Path) -> list[WholeRun]:
     return [first, WholeRun(run, folder / "second").all()]
 
 
-def tensors_kept(rounds: list[WholeRun]) -> set[str]:
+def archived_trainings(rounds: list[WholeRun]) -> set[str]:
     """Return the trainings whose tensors a test reads: teacher, last pre-training and champion, by digest."""
     last = rounds[-1].receipts
     best = content_of(last.evaluation)["models"]["student"]["receipt"]
     return {content_of(last.teacher)["digest"], content_of(last.pretrained)["digest"], best}
 
 
-def is_left_out(key: str, kept: set[str], teacher: str) -> bool:
-    """Tell whether an object is too large for the archive. Of the states of trainings, the teacher's alone is kept."""
+def is_left_out(key: str, archived: set[str], teacher: str) -> bool:
+    """Tell whether an object is left out of the archive. Of the training checkpoints only the teacher's is in it."""
     training = re.match(r"work/stages/train/([0-9a-f]{16})/(.+)\.safetensors$", key)
     if not training:
         return False
-    return training[1] != teacher if training[2].startswith("checkpoints/") else training[1] not in kept
+    return training[1] != teacher if training[2].startswith("checkpoints/") else training[1] not in archived
 
 
 def possible_predictions(rounds: list[WholeRun]) -> list[str]:
     """Return the keys that the predictions of all trained models have, or would have had they been chosen."""
     keys = set[str]()
-    for one in rounds:
-        test = content_of(one.receipts.plan)["test"]["digest"]
-        receipts = [one.receipts.teacher, one.receipts.pretrained, *one.receipts.students, *one.receipts.baselines]
+    for whole in rounds:
+        receipts, test = whole.receipts, content_of(whole.receipts.plan)["test"]["digest"]
+        trainings = [receipts.teacher, receipts.pretrained, *receipts.students, *receipts.baselines]
         keys.update(
-            f"{PREDICTIONS}{program.digest_of(content_of(uri)['digest'], test, one.run['image_column'])}.parquet"
-            for uri in receipts
+            f"{PREDICTIONS}{program.digest_of(content_of(uri)['digest'], test, whole.run['image_column'])}.parquet"
+            for uri in trainings
         )
     return sorted(keys)
 
 
 def main() -> None:
-    """Make the fixture and what is known of it."""
+    """Make the archive and its list."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with serving("s3") as address, tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -128,9 +127,9 @@ def main() -> None:
 
 def write_fixture(bucket: Bucket, rounds: list[WholeRun]) -> None:
     """Write the archive, and the list of its objects."""
-    kept, teacher = tensors_kept(rounds), content_of(rounds[-1].receipts.teacher)["digest"]
+    archived, teacher = archived_trainings(rounds), content_of(rounds[-1].receipts.teacher)["digest"]
     objects = {key: bucket.read(key) for key in bucket.etags()}
-    left_out = sorted(key for key in objects if is_left_out(key, kept, teacher))
+    left_out = sorted(key for key in objects if is_left_out(key, archived, teacher))
     predictions = possible_predictions(rounds)
     work = [path_of(key) for key in objects if key.startswith("work/") and not key.startswith(PREDICTIONS)]
     assert {key for key in objects if key.startswith(PREDICTIONS)} <= set(predictions)

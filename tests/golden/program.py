@@ -54,7 +54,7 @@ from components.verbs.main import main, parser
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [ROOT / "pipeline.py", ROOT / "components"]
-NO_PIPELINE: Any = None  # of all verbs, only those that compile need the graph
+NO_PIPELINE: Any = None  # the verbs that the tests run do not need the graph
 FINISHED_BEFORE = re.compile(r"^(\w+) · finished before: (\S+)$", re.MULTILINE)
 
 Document = dict[str, Any]
@@ -143,8 +143,8 @@ def round_trip(kind: str, data: bytes) -> Any:
 
 def fields_of(kind: str) -> list[str]:
     """Return the names of the fields of a JSON object; none for a list or a plain dictionary."""
-    found = DOCUMENTS[kind]
-    return list(found.model_fields) if isinstance(found, type) and issubclass(found, BaseModel) else []
+    model = DOCUMENTS[kind]
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
 def verb(*arguments: str) -> int:
@@ -154,10 +154,12 @@ def verb(*arguments: str) -> int:
 
 def verbs() -> dict[str, list[str]]:
     """Return every verb with its options and positional arguments."""
-    groups = [one for one in parser(NO_PIPELINE)._actions if isinstance(one.choices, dict)]
+    groups = [group for group in parser(NO_PIPELINE)._actions if isinstance(group.choices, dict)]
     return {
-        name: sorted((*action.option_strings[:1], action.dest)[0] for action in one._actions if action.dest != "help")
-        for name, one in groups[0].choices.items()  # type: ignore[union-attr]
+        name: sorted(
+            (*action.option_strings[:1], action.dest)[0] for action in verb_parser._actions if action.dest != "help"
+        )
+        for name, verb_parser in groups[0].choices.items()  # type: ignore[union-attr]
     }
 
 

@@ -112,18 +112,18 @@ def configs(run: Fields, receipts: Receipts) -> dict[str, tuple[str, Fields]]:
     }
 
 
-def found_digests(bucket: Bucket, name: str, archived: dict[str, bytes]) -> dict[str, str]:
+def digests_of(bucket: Bucket, name: str, archived: dict[str, bytes]) -> dict[str, str]:
     """Return the digests of all configs of a run."""
     run = parameters_of(name)
     receipts = write_receipts(bucket, run, archived)
-    found = {label: program.digest(*config) for label, config in configs(run, receipts).items()}
-    return {**found, "family of selections": program.selection_family(passing.merge(run, receipts))}
+    digests = {label: program.digest(*config) for label, config in configs(run, receipts).items()}
+    return {**digests, "family of selections": program.selection_family(passing.merge(run, receipts))}
 
 
 def test_config_digests_are_unchanged(golden_bucket: Bucket, archived: dict[str, bytes]) -> None:
     golden_bucket.fill(FILES)
-    expected.check("digests", {name: found_digests(golden_bucket, name, archived) for name in RUNS})
+    expected.check_equal("digests", {name: digests_of(golden_bucket, name, archived) for name in RUNS})
 
 
-def test_run_file_keys_and_defaults_are_unchanged() -> None:
-    expected.check("run_file_keys", program.default_parameters())
+def test_run_file_keys_keep_their_names_and_defaults() -> None:
+    expected.check_nothing_lost("run_file_keys", program.default_parameters())

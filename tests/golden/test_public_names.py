@@ -1,23 +1,23 @@
-"""What other systems know the program by keeps its names: metrics, environment variables, verbs and exit codes."""
+"""Names that other systems rely on are unchanged: metrics, environment variables, verbs and exit codes."""
 
 import re
 
 from tests.golden import expected, program
 
 
-def test_metrics_are_unchanged() -> None:
-    expected.check("metrics", program.offered_metrics())
+def test_metrics_keep_their_names_types_and_labels() -> None:
+    expected.check_nothing_lost("metrics", program.offered_metrics())
 
 
-def test_environment_variables_are_unchanged() -> None:
+def test_environment_variables_keep_their_names() -> None:
     files = [path for source in program.SOURCES for path in [source, *source.rglob("*.py")] if path.is_file()]
     names = {name for path in files for name in re.findall(r"\bSEMISCALE_[A-Z_]+\b", path.read_text())}
-    expected.check("environment", sorted(names))
+    expected.check_nothing_lost("environment", sorted(names))
 
 
-def test_verbs_and_their_options_are_unchanged() -> None:
-    expected.check("verbs", program.verbs())
+def test_verbs_keep_their_names_and_options() -> None:
+    expected.check_nothing_lost("verbs", program.verbs())
 
 
 def test_exit_codes_are_unchanged() -> None:
-    expected.check("exit_codes", {"ends": program.exit_codes(), "in --help": program.documented_exit_codes()})
+    expected.check_equal("exit_codes", {"ends": program.exit_codes(), "in --help": program.documented_exit_codes()})
