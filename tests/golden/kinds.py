@@ -19,6 +19,7 @@ JSON_KINDS = {
     "evaluation receipt": rf"stages/evaluate/{HEX}/receipt\.json|[^/]+/receipts/evaluation\.json",
     "promotion receipt": r"[^/]+/receipts/promotion\.json",
     "champion": r"champions/[^/]+\.json",
+    "measurement": rf"[^/]+/measured/{HEX}\.json",
     "task": r"progress/[^/]+/[^/]+\.json",
     "model description": rf"stages/train/{HEX}/model\.json",
     "execution decision": r"stages/score/[^/]+/decision\.json",

@@ -32,6 +32,7 @@ from components.shared.errors import BudgetSpent, Refused, SemiscaleError, TooMa
 from components.shared.progress import Progress
 from components.shared.receipts import (
     EvaluationReceipt,
+    Measurement,
     PackReceipt,
     PlanReceipt,
     PromotionReceipt,
@@ -82,6 +83,7 @@ DOCUMENTS: dict[str, Any] = {
     "evaluation receipt": EvaluationReceipt,
     "promotion receipt": PromotionReceipt,
     "champion": Champion,
+    "measurement": Measurement,
     "task": tasks.Task,
     "model description": Description,
     "execution decision": Decision,
