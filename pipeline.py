@@ -12,9 +12,9 @@ from typing import List
 from kfp import dsl
 
 from components.evaluate.component import evaluate
-from components.hardware import on_cpus, on_scan_gpus, on_training_gpus
 from components.merge.component import merge
 from components.pack.component import count_unpacked, pack
+from components.placement import place_on_cpu, place_on_inference_gpu, place_on_training_gpu
 from components.plan.component import plan
 from components.promote.component import promote
 from components.report.component import report
@@ -160,7 +160,7 @@ def semiscale(
         promotion=promotion,
         champion=champion,
     ).set_display_name("Plan: list and check the inputs")
-    on_cpus(planned)
+    place_on_cpu(planned)
     # What all stages after the plan are told, and what all trainings are.
     place = {"workdir": workdir, "plan": planned.outputs["receipt"], "image_column": image_column}
     training = {
@@ -176,7 +176,7 @@ def semiscale(
     }
 
     # (1) Train a teacher on the labeled set D.
-    teacher = on_training_gpus(
+    teacher = place_on_training_gpu(
         train(
             recipe="teacher",
             architecture=teacher_architecture,
@@ -195,12 +195,12 @@ def semiscale(
     # mop up would gain nothing: whatever collects the loop's receipts fails with the loop. How many pods there are is
     # counted here: the plan does not know the teacher yet, nor what it has scored.
     scan = {"teacher": teacher.outputs["receipt"], "decoder": decoder, **place}
-    unscored = on_cpus(count_unscored(**scan)).set_display_name("2 Count what is left to score")
+    unscored = place_on_cpu(count_unscored(**scan)).set_display_name("2 Count what is left to score")
     with dsl.ParallelFor(unscored.outputs["Output"], name="2 Score U, on every pod") as pod:
-        scored = on_scan_gpus(
+        scored = place_on_inference_gpu(
             score(pod=pod, count=unscored.outputs["receipt"], images_per_class=images_per_class, **scan)
         ).set_display_name("2 Score U")
-    selected = on_cpus(
+    selected = place_on_cpu(
         merge(
             workdir=workdir,
             plan=planned.outputs["receipt"],
@@ -213,15 +213,15 @@ def semiscale(
         )
     ).set_display_name("2 Merge: top K per class")
     packing = {"selection": selected.outputs["receipt"], "packed_tar_bytes": packed_tar_bytes, "seed": seed, **place}
-    unpacked = on_cpus(count_unpacked(**packing)).set_display_name("2 Count what is left to pack")
+    unpacked = place_on_cpu(count_unpacked(**packing)).set_display_name("2 Count what is left to pack")
     packing = {"count": unpacked.outputs["receipt"], **packing}
     with dsl.ParallelFor(unpacked.outputs["Output"], name="2 Pack D̂, on every pod") as pod:
-        pods = on_cpus(pack(pod=pod, **packing)).set_display_name("2 Pack D̂")
+        pods = place_on_cpu(pack(pod=pod, **packing)).set_display_name("2 Pack D̂")
     # One more, which finds all tars there, hands them on as one.
-    packed = on_cpus(pack(pod=0, **packing)).after(pods).set_display_name("2 D̂, packed")
+    packed = place_on_cpu(pack(pod=0, **packing)).after(pods).set_display_name("2 D̂, packed")
 
     # (3) Train the student on D̂, long.
-    pretrained = on_training_gpus(
+    pretrained = place_on_training_gpu(
         train(
             recipe="pretrain",
             architecture=student_architecture,
@@ -235,7 +235,7 @@ def semiscale(
 
     # (4) Fine-tune it on D, true labels only.
     with dsl.ParallelFor(finetune_learning_rates, name="4 Fine-tune at every learning rate") as learning_rate:
-        student = on_training_gpus(
+        student = place_on_training_gpu(
             train(
                 recipe="finetune",
                 architecture=student_architecture,
@@ -248,7 +248,7 @@ def semiscale(
 
     # What the student is compared with: the same network, on D alone, for as many images.
     with dsl.ParallelFor(baseline_learning_rates, name="Train the baseline at every learning rate") as learning_rate:
-        baseline = on_training_gpus(
+        baseline = place_on_training_gpu(
             train(
                 recipe=baseline_recipe,
                 architecture=student_architecture,
@@ -261,7 +261,7 @@ def semiscale(
         ).set_display_name("Train the baseline on D")
 
     # kfp rewrites a Collected where it is used, so that each use needs its own.
-    evaluated = on_scan_gpus(
+    evaluated = place_on_inference_gpu(
         evaluate(
             teacher=teacher.outputs["receipt"],
             baselines=dsl.Collected(baseline.outputs["receipt"]),
@@ -271,7 +271,7 @@ def semiscale(
             **place,
         )
     ).set_display_name("Evaluate on the test set")
-    promoted = on_scan_gpus(
+    promoted = place_on_inference_gpu(
         promote(
             evaluation=evaluated.outputs["receipt"],
             promotion=promotion,
@@ -280,7 +280,7 @@ def semiscale(
             **place,
         )
     ).set_display_name("Promote the student if it is not worse")
-    on_cpus(
+    place_on_cpu(
         report(
             teacher=teacher.outputs["receipt"],
             baselines=dsl.Collected(baseline.outputs["receipt"]),
@@ -297,6 +297,6 @@ def semiscale(
 
 
 if __name__ == "__main__":
-    from components.verbs.main import main
+    from semiscale.cli.main import main
 
     sys.exit(main(semiscale, sys.argv[1:]))

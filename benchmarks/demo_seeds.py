@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from benchmarks.gains import compare
-from components.shared import runfile
-from components.shared.runfile import RunFile
-from components.verbs.demo import IMAGES, RUN_FILE, write_images
+from semiscale.cli.demo import IMAGES, RUN_FILE, write_images
+from semiscale.config import run_config
+from semiscale.config.run_config import RunConfig
 
 FOLDER = Path("runs/seeds")
 SEEDS = (1, 2, 3, 4, 5)
@@ -26,14 +26,14 @@ def main() -> None:
     compare(settings_of, SEEDS, at_a_time=2)
 
 
-def settings_of(seed: int) -> RunFile:
+def settings_of(seed: int) -> RunConfig:
     """Return the demo's run file with this seed's images."""
     images = FOLDER / f"images-{seed}"
     if not images.exists():
         write_images(images, seed)
     text = RUN_FILE.read_text().replace(str(IMAGES), str(images))
     content: dict[str, Any] = {**yaml.safe_load(text), "name": f"seed-{seed}", "seed": seed, "workdir": str(FOLDER)}
-    return runfile.check(content, where=f"seed {seed}").located()
+    return run_config.validate_run_config(content, where=f"seed {seed}").with_absolute_uris()
 
 
 if __name__ == "__main__":

@@ -13,13 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.evaluate.evaluate import EvaluateConfig, evaluate
-from components.merge.merge import MergeConfig, merge
-from components.pack.pack import PackConfig, pack
-from components.shared.receipts import Receipt, SelectionReceipt, load
-from components.shared.runfile import RunFile
-from components.train.train import TrainConfig, train
-from components.verbs.run import execute, log_path, results
+from semiscale.cli.run_local import log_path, results, run_compiled
+from semiscale.config.run_config import RunConfig
+from semiscale.receipts.base import Receipt
+from semiscale.receipts.merge import SelectionReceipt
+from semiscale.stages.evaluate.config import EvaluateConfig
+from semiscale.stages.evaluate.stage import evaluate
+from semiscale.stages.merge.stage import MergeConfig, merge
+from semiscale.stages.pack.config import PackConfig
+from semiscale.stages.pack.stage import pack
+from semiscale.stages.train.config import TrainConfig
+from semiscale.stages.train.stage import train
+from semiscale.storage.documents import load_document
 
 GAINS = {
     "student - baseline": ("student", "baseline"),
@@ -29,7 +34,7 @@ GAINS = {
 }
 
 
-def compare(settings_of: Callable[[int], RunFile], seeds: Sequence[int], at_a_time: int) -> None:
+def compare(settings_of: Callable[[int], RunConfig], seeds: Sequence[int], at_a_time: int) -> None:
     """Run all seeds and print every test top-1, then means, and gains with their standard errors in points.
 
     Finished work is found, not repeated: more seeds may be added to a study.
@@ -53,13 +58,13 @@ def summary(points: list[float]) -> str:
     return f"{statistics.mean(points):+6.2f} ± {error:.2f} points ({min(points):+.2f} to {max(points):+.2f})"
 
 
-def one_seed(settings_of: Callable[[int], RunFile], seed: int) -> dict[str, float]:
+def one_seed(settings_of: Callable[[int], RunConfig], seed: int) -> dict[str, float]:
     """Run one seed's pipeline and control; returns test top-1 of each model."""
     settings = settings_of(seed)
     log = log_path(settings)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.with_name("stages.log").open("w") as file, contextlib.redirect_stdout(file):
-        execute(settings, log)
+        run_compiled(settings, log)
         control = Control(settings).top1()
     numbers = results(settings)
     models = ("teacher", "baseline", "pretrained", "student")
@@ -69,14 +74,14 @@ def one_seed(settings_of: Callable[[int], RunFile], seed: int) -> dict[str, floa
 class Control:
     """The control of one finished run: its receipts, and the stages from merge on with another selection."""
 
-    def __init__(self, settings: RunFile) -> None:
+    def __init__(self, settings: RunConfig) -> None:
         self._settings = settings
         self._receipts = Path(settings.workdir) / settings.name / "receipts"
 
     def top1(self) -> float:
         """Select at random, pack, pre-train, fine-tune and measure, as the run did with its own selection."""
         settings, workdir, plan = self._settings, self._settings.workdir, self._uri("plan")
-        ranked = load(self._uri("selection"), SelectionReceipt)
+        ranked = load_document(self._uri("selection"), SelectionReceipt)
         selection = merge(
             MergeConfig(
                 workdir=workdir,

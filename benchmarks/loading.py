@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from components.shared.receipts import Preprocessing
-from components.shared.shards import Columns, find
-from components.shared.splits import LabeledShard
-from components.train import data
-from components.train.ranks import Ranks
+from semiscale.data.labeled import LabeledShard
+from semiscale.data.listing import list_shards
+from semiscale.data.preprocessing import Preprocessing
+from semiscale.data.shard import SampleFields
+from semiscale.stages.train import dataset
+from semiscale.stages.train.distributed import DistributedContext
 
 IMAGE_BYTES = 110_000
 BATCH = 256
@@ -38,7 +39,7 @@ def write(folder: Path) -> list[LabeledShard]:
                     member = tarfile.TarInfo(f"{key:09}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-    found = find([str(folder)])
+    found = list_shards([str(folder)])
     return [LabeledShard(shard, np.ones(samples, np.int32)) for shard, samples in zip(found, sizes, strict=True)]
 
 
@@ -47,10 +48,10 @@ def read_bytes() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def measure(shards: list[LabeledShard], ranks: Ranks) -> str:
+def measure(shards: list[LabeledShard], ranks: DistributedContext) -> str:
     """Read an epoch of one rank."""
     preprocessing = Preprocessing(resolution=224, augmentation="crop-flip")
-    loaded = data.TrainingData(shards, Columns(), preprocessing, 0, ranks)
+    loaded = dataset.TrainDataset(shards, SampleFields(), preprocessing, 0, ranks)
     steps = loaded.samples // BATCH
     before, started, used = read_bytes(), time.perf_counter(), time.process_time()
     seen = sum(len(pictures) for pictures in islice(loaded._from_lanes(BATCH, steps, 0), steps))
@@ -64,10 +65,10 @@ def main() -> None:
     """Measure, and print a line for each rank."""
     with tempfile.TemporaryDirectory() as folder:
         shards = write(Path(folder))
-        vars(data)["WINDOW_BYTES"] = sum(shard.shard.size_bytes for shard in shards) // 16
+        vars(dataset)["WINDOW_BYTES"] = sum(shard.shard.size_bytes for shard in shards) // 16
         for count in (1, 2, 4):
             for rank in range(count):
-                print(f"rank {rank} of {count}: {measure(shards, Ranks(rank, count))}")
+                print(f"rank {rank} of {count}: {measure(shards, DistributedContext(rank, count))}")
 
 
 if __name__ == "__main__":

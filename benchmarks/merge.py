@@ -32,10 +32,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from components.merge.select import select
-from components.plan.ledger import IMAGES_PER_UNIT
-from components.shared import scores, storage
-from components.shared.scores import Rows, UnitScores
+from semiscale import storage
+from semiscale.scores import score_file
+from semiscale.scores.score_file import ScoreFileReader, ScoreRows
+from semiscale.stages.merge.top_k import select_top_k
+from semiscale.stages.plan.shard_groups import TARGET_IMAGES_PER_GROUP
 
 FOLDER = Path("runs/bench")
 CLASSES, KEPT = 1000, 10
@@ -66,7 +67,7 @@ class Pool:
 
     @property
     def head(self) -> int:
-        return scores.head_size(self.images_per_class, self.units)
+        return score_file.first_band_size(self.images_per_class, self.units)
 
     @property
     def folder(self) -> Path:
@@ -75,7 +76,7 @@ class Pool:
     @property
     def banded(self) -> Path:
         """Our files; their bands follow from K."""
-        return self.folder / f"banded-{scores.FORMAT}-{self.head}"
+        return self.folder / f"banded-{score_file.FORMAT}-{self.head}"
 
     @property
     def plain(self) -> Path:
@@ -89,7 +90,7 @@ class Pool:
         return {"teacher": "synthetic", "unit": str(unit), "shards": self.shard_names(unit)}
 
 
-def unit_rows(pool: Pool, unit: int) -> Rows:
+def unit_rows(pool: Pool, unit: int) -> ScoreRows:
     """Draw the rows of one unit, DRAWN_IMAGES at a time."""
     images = min(pool.images_per_unit, pool.images - unit * pool.images_per_unit)
     starts = range(0, images, DRAWN_IMAGES)
@@ -111,19 +112,19 @@ def drawn_choices(seed: tuple[int, ...], images: int) -> tuple[NDArray[np.uint16
     return label_BP.astype(np.uint16), score_BP.astype(np.float32)
 
 
-def flattened(pool: Pool, unit: int, label_BP: NDArray[np.uint16], score_BP: NDArray[np.float32]) -> Rows:
+def flattened(pool: Pool, unit: int, label_BP: NDArray[np.uint16], score_BP: NDArray[np.float32]) -> ScoreRows:
     """Return the rows of images in order, each with its position, its sample and its tie."""
     codes = sample_codes(np.arange(len(label_BP)))
-    return Rows(
+    return ScoreRows(
         label_BP.ravel(),
         score_BP.ravel(),
         np.repeat(codes, KEPT),
         np.tile(np.arange(KEPT, dtype=np.uint8), len(codes)),
-        np.repeat(scores.ties(codes, pool.shard_names(unit)), KEPT),
+        np.repeat(score_file.tie_breakers(codes, pool.shard_names(unit)), KEPT),
     )
 
 
-def sample_codes(images: NDArray[np.int64]) -> scores.U64:
+def sample_codes(images: NDArray[np.int64]) -> score_file.U64:
     """Return the codes of images counted within their unit."""
     shard, index = np.divmod(images.astype(np.uint64), np.uint64(IMAGES_PER_SHARD))
     return np.asarray(shard << np.uint64(32) | index)
@@ -135,15 +136,18 @@ def write_unit(pool: Pool, unit: int) -> None:
     if banded.exists() and plain.exists():
         return
     rows = unit_rows(pool, unit)
-    storage.write(str(banded), scores.encode(scores.banded(rows, pool.head), CLASSES, pool.metadata(unit)))
+    storage.write_bytes(
+        str(banded),
+        score_file.write_score_file(score_file.sort_into_bands(rows, pool.head), CLASSES, pool.metadata(unit)),
+    )
     ids = unit * pool.images_per_unit + np.arange(len(rows) // KEPT, dtype=np.uint64)
     buffer = io.BytesIO()
     table = pa.table({"id": np.repeat(ids, KEPT), "class": rows.label, "score": rows.score})
     pq.write_table(table, buffer, compression="zstd")
-    storage.write(str(plain), buffer.getvalue())
+    storage.write_bytes(str(plain), buffer.getvalue())
 
 
-def best_rows(pool: Pool, unit: int) -> tuple[Rows, NDArray[np.int64]]:
+def best_rows(pool: Pool, unit: int) -> tuple[ScoreRows, NDArray[np.int64]]:
     """Draw the best ranks of one unit directly, from the law of order statistics; returns how many rows there were too.
 
     Two populations a class: first choices in the domain, and all others.
@@ -159,8 +163,8 @@ def best_rows(pool: Pool, unit: int) -> tuple[Rows, NDArray[np.int64]]:
     codes = sample_codes(rng.integers(0, images, CLASSES * kept))
     label = np.repeat(np.arange(CLASSES, dtype=np.uint16), kept)
     position = (rng.geometric(0.7, len(label)) - 1).clip(max=KEPT - 1).astype(np.uint8)
-    tie = scores.ties(codes, pool.shard_names(unit))
-    return Rows(label, score.astype(np.float32).ravel(), codes, position, tie), inside + others
+    tie = score_file.tie_breakers(codes, pool.shard_names(unit))
+    return ScoreRows(label, score.astype(np.float32).ravel(), codes, position, tie), inside + others
 
 
 def best_exponentials(rng: np.random.Generator, counts: NDArray[np.int64], kept: int) -> NDArray[np.float64]:
@@ -177,7 +181,7 @@ def best_exponentials(rng: np.random.Generator, counts: NDArray[np.int64], kept:
 
 def written_ranks(head: int) -> int:
     """Return how many ranks of a class the first FULL_BANDS bands hold."""
-    return int(np.searchsorted(scores.bands(np.arange(100 * head), head), FULL_BANDS))
+    return int(np.searchsorted(score_file.band_of_rank(np.arange(100 * head), head), FULL_BANDS))
 
 
 def write_best(pool: Pool, unit: int) -> None:
@@ -185,9 +189,11 @@ def write_best(pool: Pool, unit: int) -> None:
     path = pool.banded / f"{unit:05}.parquet"
     if not path.exists():
         rows, counts = best_rows(pool, unit)
-        depths = np.tile(scores.bands(counts - 1, pool.head) + 1, (KEPT, 1))
+        depths = np.tile(score_file.band_of_rank(counts - 1, pool.head) + 1, (KEPT, 1))
         metadata = {**pool.metadata(unit), "depths": depths.tolist()}
-        storage.write(str(path), scores.encode(scores.banded(rows, pool.head), CLASSES, metadata))
+        storage.write_bytes(
+            str(path), score_file.write_score_file(score_file.sort_into_bands(rows, pool.head), CLASSES, metadata)
+        )
 
 
 def written(pool: Pool, write: Callable[[Pool, int], None]) -> None:
@@ -200,8 +206,8 @@ def written(pool: Pool, write: Callable[[Pool, int], None]) -> None:
 
 def ours(folder: str, images_per_class: int, output: str) -> None:
     """The contestant: open the units, select, write the winners; prints what was read."""
-    units = [UnitScores(str(path)) for path in sorted(Path(folder).glob("*.parquet"))]
-    found = select(units, CLASSES, images_per_class, KEPT)
+    units = [ScoreFileReader(str(path)) for path in sorted(Path(folder).glob("*.parquet"))]
+    found = select_top_k(units, CLASSES, images_per_class, KEPT)
     columns = {"class": found.rows.label, "score": found.rows.score, "unit": found.unit, "sample": found.rows.sample}
     table = pa.table({**columns, "position": found.rows.position})
     pq.write_table(table, output, compression="zstd", use_dictionary=["class", "unit", "position"])
@@ -325,8 +331,8 @@ def footprint(mine: Run) -> dict[str, Any]:
     """Return our peak memory, the bytes we read, and the winners' own size, stored as a score file of ours."""
     found = pq.read_table(mine.winners)
     label, score, sample, position = (found[name].to_numpy() for name in ("class", "score", "sample", "position"))
-    rows = Rows(label, score, sample, position, tie=np.zeros(len(found), np.uint64))
-    winners = len(scores.encode(scores.banded(rows, len(rows)), CLASSES, {}))
+    rows = ScoreRows(label, score, sample, position, tie=np.zeros(len(found), np.uint64))
+    winners = len(score_file.write_score_file(score_file.sort_into_bands(rows, len(rows)), CLASSES, {}))
     print(
         f"winners: {len(rows):,}, {winners / 1e6:.1f} MB as one score file; read {mine.bytes_read / winners:.2f} x that"
     )
@@ -429,7 +435,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=10**8)
     parser.add_argument("--images-per-class", type=int, help="K; by default the paper's share of the rows")
-    parser.add_argument("--images-per-unit", type=int, default=IMAGES_PER_UNIT)
+    parser.add_argument("--images-per-unit", type=int, default=TARGET_IMAGES_PER_GROUP)
     parser.add_argument("--full", action="store_true", help=f"{FULL_IMAGES:,} images, ours alone")
     arguments = parser.parse_args()
     images = FULL_IMAGES if arguments.full else arguments.rows // KEPT

@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from components.pack import layout, ranges
-from components.pack.pack import tar_of
-from components.pack.ranges import Place
-from components.pack.rows import Rows
-from components.shared import storage
+from semiscale import storage
+from semiscale.stages.pack import range_reads, tar_layout
+from semiscale.stages.pack.range_reads import ByteLocation
+from semiscale.stages.pack.selection_columns import SelectionColumns
+from semiscale.stages.pack.stage import build_tar
 
 IMAGE_BYTES = 110_000  # the mean of 400 photographs
 POOL_IMAGES, PACKED = 4000, 1000
@@ -43,7 +43,7 @@ def random_images(count: int) -> list[bytes]:
     return [b"\xff\xd8\xff" + rng.bytes(IMAGE_BYTES - 3) for _ in range(count)]
 
 
-def write_pool(folder: Path) -> list[Place]:
+def write_pool(folder: Path) -> list[ByteLocation]:
     """Write tars of a thousand images each, and return where every image lies."""
     images, places = random_images(200), []
     for number in range(POOL_IMAGES // 1000):
@@ -53,7 +53,7 @@ def write_pool(folder: Path) -> list[Place]:
                 member = tarfile.TarInfo(f"{image}.jpg")
                 member.size = IMAGE_BYTES
                 tar.addfile(member, io.BytesIO(images[image % len(images)]))
-                places.append(Place(str(path), tar.offset - (-(-IMAGE_BYTES // 512) * 512), IMAGE_BYTES))
+                places.append(ByteLocation(str(path), tar.offset - (-(-IMAGE_BYTES // 512) * 512), IMAGE_BYTES))
     return places
 
 
@@ -71,7 +71,7 @@ def copied(folder: Path) -> float:
     chosen = [places[lot] for lot in lots]
 
     def work() -> None:
-        storage.write(str(folder / "packed.tar"), tar_of(ranges.read(chosen), [0] * PACKED, 0))
+        storage.write_bytes(str(folder / "packed.tar"), build_tar(range_reads.read_images(chosen), [0] * PACKED, 0))
 
     return spent(work)[0] / PACKED
 
@@ -114,9 +114,9 @@ def requested() -> tuple[float, float]:
         port = server.stdout.readline().strip()
         os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x")
         os.environ.update(AWS_DEFAULT_REGION="us-east-1", NO_PROXY="127.0.0.1")
-        places = [Place("s3://pool/shard.tar", number << 20, IMAGE_BYTES) for number in range(REQUESTS)]
-        ranges.read(places[:64])  # opens the connections
-        cpu_s, wall_s = spent(lambda: ranges.read(places))
+        places = [ByteLocation("s3://pool/shard.tar", number << 20, IMAGE_BYTES) for number in range(REQUESTS)]
+        range_reads.read_images(places[:64])  # opens the connections
+        cpu_s, wall_s = spent(lambda: range_reads.read_images(places))
         server.stdin.close()
     return cpu_s / REQUESTS, wall_s / REQUESTS
 
@@ -126,7 +126,7 @@ def drawn_up(rows: int) -> float:
     rng = np.random.default_rng(2)
     shards = max(rows // 16, 1)
     names = [f"part-{number:07}.tar" for number in range(shards)]
-    selection = Rows(
+    selection = SelectionColumns(
         label=np.repeat(np.arange(1000, dtype=np.uint16), rows // 1000),
         shard=rng.integers(0, shards, rows, np.int32),
         index=rng.integers(0, 1000, rows),
@@ -136,7 +136,7 @@ def drawn_up(rows: int) -> float:
         shards=names,
         uris=pa.array(names),
     )
-    return spent(lambda: layout.draw_up(selection, 256 << 20, 0))[0]
+    return spent(lambda: tar_layout.plan_layout(selection, 256 << 20, 0))[0]
 
 
 def main() -> None:

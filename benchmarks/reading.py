@@ -19,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.shared import storage
-from components.shared.shards import Columns, Shard, find, read
-from tests.flaky import relayed
-from tests.servers import serving
+from semiscale import storage
+from semiscale.data.listing import list_shards
+from semiscale.data.reader import iter_samples
+from semiscale.data.shard import SampleFields, Shard
+from tests.support.flaky import relayed
+from tests.support.servers import serving
 
 IMAGES, IMAGE_BYTES, LATENCY_S, WORK_S = 256, 110_000, 0.03, 0.001
 TARRED = 1024
@@ -35,7 +37,7 @@ def main() -> None:
         os.environ["AWS_ENDPOINT_URL"] = address
         boto3.client("s3").create_bucket(Bucket="pool")
         write("s3://pool")
-        found = find(["s3://pool/files", "s3://pool/links.parquet", "s3://pool/a.tar"])
+        found = list_shards(["s3://pool/files", "s3://pool/links.parquet", "s3://pool/a.tar"])
         storage._open_store.cache_clear()
         with relayed(address, LATENCY_S) as relay:
             os.environ["AWS_ENDPOINT_URL"] = relay.address
@@ -49,7 +51,7 @@ def write(root: str) -> None:
     rng = np.random.default_rng(0)
     links = [f"{root}/files/{number:05}.jpg" for number in range(IMAGES)]
     for link in links:
-        storage.write(link, rng.bytes(IMAGE_BYTES))
+        storage.write_bytes(link, rng.bytes(IMAGE_BYTES))
     with tempfile.TemporaryDirectory() as here:
         pq.write_table(pa.table({"image": links}), f"{here}/links.parquet")
         with tarfile.open(f"{here}/a.tar", "w") as tar:
@@ -64,7 +66,7 @@ def write(root: str) -> None:
 def measure(shard: Shard, ahead: bool) -> float:
     """Return the images a second of reading a shard."""
     started, images = time.perf_counter(), 0
-    for _ in read(shard, Columns(label=""), ahead=ahead):
+    for _ in iter_samples(shard, SampleFields(label=""), ahead=ahead):
         images += 1
         time.sleep(WORK_S)
     return images / (time.perf_counter() - started)

@@ -22,27 +22,23 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.merge import CLASSES, IMAGES_PER_SHARD, KEPT, drawn_choices, machine
-from components.plan.ledger import IMAGES_PER_UNIT
-from components.score import parts
-from components.score.parts import Part
-from components.shared import places, scores, storage
-from components.shared.receipts import (
-    Clocks,
-    PlanReceipt,
-    Receipt,
-    ScoreReceipt,
-    ShardCount,
-    Split,
-    UnitReceipt,
-)
-from components.shared.shards import Shard, Unit
+from semiscale import storage
+from semiscale.data.labeled import LabeledSplit
+from semiscale.data.shard import Shard, ShardGroup
+from semiscale.receipts.base import Receipt
+from semiscale.receipts.plan import PlanReceipt
+from semiscale.receipts.score import PartSeconds, ScoreReceipt, ShardAccounting, ShardGroupReceipt
+from semiscale.scores import sample_locations, score_file
+from semiscale.stages.plan.shard_groups import TARGET_IMAGES_PER_GROUP
+from semiscale.stages.score import shard_scores
+from semiscale.stages.score.shard_scores import ShardScores
 
 FOLDER = Path("runs/bench")
 REMOVED_KEYS = 10_000
 SEALERS = 2  # processes that write units
 RESELECT = """
 import sys
-from components.merge.merge import MergeConfig, merge
+from semiscale.stages.merge.stage import MergeConfig, merge
 receipt = merge(MergeConfig.model_validate_json(sys.argv[1]))
 print(receipt.model_dump_json(include={"images", "unique_images", "ledger", "bytes_read"}))
 """
@@ -53,7 +49,7 @@ def key(shard: int, index: int) -> str:
     return f"crawl/{shard:06}/{index * 7919 % 1_000_003:08}"
 
 
-def drawn_part(shard: int, images: int) -> Part:
+def drawn_part(shard: int, images: int) -> ShardScores:
     """Draw one shard's scores."""
     rng = np.random.default_rng((3, shard))
     sizes = rng.integers(20_000, 200_000, images)
@@ -66,8 +62,10 @@ def drawn_part(shard: int, images: int) -> Part:
         "offset": np.cumsum(sizes),
         "size_bytes": sizes,
     }
-    count = ShardCount(shard=name, digest=f"{shard:016}", listed=images, scored=images, failed={}, clocks=Clocks())
-    return Part(count, [], 0.0, pa.table(samples), labels_BP, scores_BP)
+    count = ShardAccounting(
+        shard=name, digest=f"{shard:016}", listed=images, scored=images, failed={}, clocks=PartSeconds()
+    )
+    return ShardScores(count, [], 0.0, pa.table(samples), labels_BP, scores_BP)
 
 
 class ScoredPool:
@@ -75,9 +73,9 @@ class ScoredPool:
 
     def __init__(self, images: int, images_per_class: int) -> None:
         self.folder = FOLDER / f"reselect-{images}-{images_per_class}"
-        self._per_unit = min(images, IMAGES_PER_UNIT)
-        self._units = -(-images // IMAGES_PER_UNIT)
-        self._head = scores.head_size(images_per_class, self._units)
+        self._per_unit = min(images, TARGET_IMAGES_PER_GROUP)
+        self._units = -(-images // TARGET_IMAGES_PER_GROUP)
+        self._head = score_file.first_band_size(images_per_class, self._units)
 
     def write(self) -> None:
         """Seal one unit, and the others with its rows; the receipts last."""
@@ -85,7 +83,9 @@ class ScoredPool:
             return
         drawn = [drawn_part(shard, IMAGES_PER_SHARD) for shard in range(self._per_unit // IMAGES_PER_SHARD)]
         started, cpu = time.monotonic(), time.process_time()
-        files = parts.unit_files(drawn, self._head, CLASSES, self._metadata(0, [part.count for part in drawn]))
+        files = shard_scores.build_group_files(
+            drawn, self._head, CLASSES, self._metadata(0, [part.count for part in drawn])
+        )
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(
             f"sealing {self._per_unit:,} images: {time.process_time() - cpu:.0f} CPU-s, "
@@ -94,7 +94,10 @@ class ScoredPool:
             flush=True,
         )
         del files
-        rows, samples = scores.banded(parts.rows(drawn), self._head), parts.samples(drawn)
+        rows, samples = (
+            score_file.sort_into_bands(shard_scores.group_rows(drawn), self._head),
+            shard_scores.group_samples(drawn),
+        )
         counts = [part.count for part in drawn]
         del drawn  # the processes share what is left
         children = [self._start(range(first, self._units, SEALERS), rows, samples, counts) for first in range(SEALERS)]
@@ -102,13 +105,15 @@ class ScoredPool:
             raise SystemExit("a unit could not be written")
         self._write_plan(counts)
 
-    def _start(self, units: range, rows: scores.Banded, samples: pa.Table, counts: list[ShardCount]) -> int:
+    def _start(
+        self, units: range, rows: score_file.BandedRows, samples: pa.Table, counts: list[ShardAccounting]
+    ) -> int:
         """Write some of the units in a process of its own; returns its id. The rows, one unit's, are in memory once."""
         if child := os.fork():
             return child
         for unit in units:
-            files = {"scores": scores.encode(rows, CLASSES, self._metadata(unit, counts))}
-            files["places"], files["samples"] = places.encode(samples, rows, self._digest(unit))
+            files = {"scores": score_file.write_score_file(rows, CLASSES, self._metadata(unit, counts))}
+            files["places"], files["samples"] = sample_locations.write_locations(samples, rows, self._digest(unit))
             self._write_unit(unit, files, counts)
         os._exit(0)
 
@@ -144,16 +149,16 @@ class ScoredPool:
     def _digest(self, unit: int) -> str:
         return f"{unit:016}"
 
-    def _names(self, unit: int, counts: list[ShardCount]) -> list[str]:
+    def _names(self, unit: int, counts: list[ShardAccounting]) -> list[str]:
         return [f"{unit:03}/{count.shard}" for count in counts]
 
-    def _metadata(self, unit: int, counts: list[ShardCount]) -> dict[str, object]:
+    def _metadata(self, unit: int, counts: list[ShardAccounting]) -> dict[str, object]:
         return {"teacher": "t", "unit": self._digest(unit), "shards": self._names(unit, counts)}
 
-    def _write_unit(self, unit: int, files: dict[str, bytes], counts: list[ShardCount]) -> None:
+    def _write_unit(self, unit: int, files: dict[str, bytes], counts: list[ShardAccounting]) -> None:
         folder = self.folder / "scores" / self._digest(unit)
         for name, data in files.items():
-            storage.write(str(folder / f"{name}.parquet"), data)
+            storage.write_bytes(str(folder / f"{name}.parquet"), data)
         named = [
             count.model_copy(update={"shard": name, "digest": shard.digest()})
             for count, name, shard in zip(counts, self._names(unit, counts), self._shards(unit, counts), strict=True)
@@ -162,27 +167,29 @@ class ScoredPool:
         uris = {name: str(folder / f"{name}.parquet") for name in files}
         self._keep(
             folder / "receipt.json",
-            UnitReceipt(**common, **uris, teacher="t", pod=0, shards=named, failures=[], clocks=Clocks()),
+            ShardGroupReceipt(**common, **uris, teacher="t", pod=0, shards=named, failures=[], clocks=PartSeconds()),
         )
 
-    def _shards(self, unit: int, counts: list[ShardCount]) -> list[Shard]:
+    def _shards(self, unit: int, counts: list[ShardAccounting]) -> list[Shard]:
         return [
             Shard(uri=f"gs://bucket/{name}", name=name, kind="tar", size_bytes=1, version="1")
             for name in self._names(unit, counts)
         ]
 
-    def _write_plan(self, counts: list[ShardCount]) -> None:
-        units = [Unit(digest=self._digest(unit), shards=self._shards(unit, counts)) for unit in range(self._units)]
-        storage.write(str(self.folder / "units.json"), json.dumps([unit.model_dump() for unit in units]).encode())
+    def _write_plan(self, counts: list[ShardAccounting]) -> None:
+        units = [
+            ShardGroup(digest=self._digest(unit), shards=self._shards(unit, counts)) for unit in range(self._units)
+        ]
+        storage.write_bytes(str(self.folder / "units.json"), json.dumps([unit.model_dump() for unit in units]).encode())
         keys = [key(number % len(counts), number // len(counts)) for number in range(REMOVED_KEYS)]
-        storage.write(str(self.folder / "remove.txt"), "\n".join(keys).encode())
+        storage.write_bytes(str(self.folder / "remove.txt"), "\n".join(keys).encode())
         common = {"seconds": 0.0, "folder": str(self.folder / "scores")}
         pod = ScoreReceipt(
             **common, stage="score", digest="s", pod=0, teacher="t", units=self._units, units_found=0,
-            listed=0, scored=0, failed={}, clocks=Clocks(),
+            listed=0, scored=0, failed={}, clocks=PartSeconds(),
         )  # fmt: skip
         self._keep(self.folder / "pod.json", pod)
-        split = Split(digest="", index="", shards="", samples=0, class_counts=[])
+        split = LabeledSplit(digest="", index="", shards="", samples=0, class_counts=[])
         plan = PlanReceipt(
             **common, stage="plan", digest="p", name="bench", pool_digest="p",
             train=split, validation=split, test=split,
@@ -193,7 +200,7 @@ class ScoredPool:
 
     @staticmethod
     def _keep(path: Path, receipt: Receipt) -> None:
-        storage.write(str(path), receipt.model_dump_json().encode())
+        storage.write_bytes(str(path), receipt.model_dump_json().encode())
 
 
 def main() -> None:

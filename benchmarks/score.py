@@ -37,16 +37,21 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from benchmarks.turns import by_turns, wait_for_go
-from components.plan import ledger
-from components.score import forward
-from components.score.feed_processes import CORES_EACH
-from components.score.forward import Best
-from components.score.score import ScoreConfig, score
-from components.shared import models
-from components.shared.decode import Pixels, decode
-from components.shared.preprocess import Batch, fixed_cut
-from components.shared.receipts import PlanReceipt, Preprocessing, Receipt, Split, TrainReceipt
-from components.shared.shards import Columns
+from semiscale.data.image_decoding import ImageArray, decode_image
+from semiscale.data.labeled import LabeledSplit
+from semiscale.data.preprocessing import Preprocessing
+from semiscale.data.shard import SampleFields
+from semiscale.data.transforms import Batch, center_crop
+from semiscale.models import checkpoint_io
+from semiscale.receipts.base import Receipt
+from semiscale.receipts.plan import PlanReceipt
+from semiscale.receipts.train import TrainReceipt
+from semiscale.stages.plan import shard_groups
+from semiscale.stages.score import scorer as scoring
+from semiscale.stages.score.config import ScoreConfig
+from semiscale.stages.score.process_shard_loader import CPUS_PER_PROCESS
+from semiscale.stages.score.scorer import Best
+from semiscale.stages.score.stage import score
 
 PHOTOS = Path("../shared/data/photos")
 CLASSES, KEPT = 1000, 10
@@ -54,7 +59,7 @@ BATCH = 64 if not torch.cuda.is_available() else 256  # of the rivals
 CORES = os.cpu_count() or 1
 AT_MOST_S = 3600.0  # of a contestant's turns
 NAMES = {"model": "bare_model", "decoder": "bare_decoder"}  # in the last line
-NOTHING = Split(digest="", index="", shards="", samples=0, class_counts=[])
+NOTHING = LabeledSplit(digest="", index="", shards="", samples=0, class_counts=[])
 
 
 Run = Callable[[], tuple[int, float]]
@@ -123,7 +128,7 @@ class Bench:
 
     def __init__(self, case: Case, photos: list[bytes], folder: Path) -> None:
         self.case, self.photos, self._folder = case, photos, folder
-        self.device = models.device()
+        self.device = checkpoint_io.default_device()
 
     def write(self) -> None:
         """Write the pool, in whole batches, so that none is scored that is not full, and a network.
@@ -140,14 +145,16 @@ class Bench:
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
         torch.manual_seed(0)
-        description = models.Description(
+        description = checkpoint_io.CheckpointMetadata(
             architecture=self.case.architecture,
             classes=[str(number) for number in range(CLASSES)],
             preprocessing=self.case.preprocessing,
             recipe="teacher",
             digest="0",
         )
-        checkpoint = models.save(models.build(self.case.architecture, CLASSES), description, str(self._folder))
+        checkpoint = checkpoint_io.save_model(
+            checkpoint_io.build_model(self.case.architecture, CLASSES), description, str(self._folder)
+        )
         (self._folder / "checkpoint").write_text(checkpoint)
 
     @property
@@ -161,12 +168,12 @@ class Bench:
         return (self._folder / "checkpoint").read_text()
 
     @cached_property
-    def scorer(self) -> forward.OnCpu | forward.OnGpu:
+    def scorer(self) -> scoring.CpuScorer | scoring.GpuScorer:
         """The network on its device, as the scan uses it, after a first batch, for which libraries make their plans."""
-        model = models.read(self.checkpoint)[0]
-        scorer = forward.on(self.device, model, self.case.preprocessing, KEPT, str(self._folder))
+        model = checkpoint_io.load_model(self.checkpoint)[0]
+        scorer = scoring.make_scorer(self.device, model, self.case.preprocessing, KEPT, str(self._folder))
         size = self.case.resolution
-        scorer.start(np.zeros((scorer.batch_size, size, size, 3), np.uint8))()
+        scorer.submit(np.zeros((scorer.batch_size, size, size, 3), np.uint8))()
         return scorer
 
     @cached_property
@@ -187,7 +194,7 @@ class Bench:
         return lambda: (score(config).scored, 0.0)
 
     def _config(self, workdir: Path) -> ScoreConfig:
-        units = ledger.draw_up(self.tars, str(workdir), Columns("image", ""))
+        units = shard_groups.build_shard_groups(self.tars, str(workdir), SampleFields("image", ""))
         (workdir / "units.json").write_text(json.dumps([unit.model_dump() for unit in units]))
         classes = [str(number) for number in range(CLASSES)]
         common = {"digest": "0", "folder": str(workdir), "seconds": 0.0}
@@ -216,13 +223,13 @@ class Bench:
         """The network on decoded batches that lie in memory, as many as the pool has."""
         size = self.scorer.batch_size
         batch_BHWC = np.stack([self._cut(data) for data in islice(cycle(self.photos), size)])
-        self.scorer.start(batch_BHWC)()
+        self.scorer.submit(batch_BHWC)()
         batches = -(-self.case.images // size)
 
         def run() -> tuple[int, float]:
             computing: deque[Callable[[], Best]] = deque()
             for _ in range(batches):
-                computing.append(self.scorer.start(batch_BHWC))
+                computing.append(self.scorer.submit(batch_BHWC))
                 if len(computing) == self.scorer.in_flight:
                     computing.popleft()()
             for result in computing:
@@ -234,7 +241,7 @@ class Bench:
     def decoder(self) -> Run:
         """Decoding, resizing and cutting images that lie in memory, on all cores, in as many processes as a GPU's feed
         has; nothing is done with them."""
-        processes = max(CORES // CORES_EACH, 1)
+        processes = max(CORES // CPUS_PER_PROCESS, 1)
         share = -(-self.case.images // processes)
 
         def run() -> tuple[int, float]:
@@ -248,12 +255,12 @@ class Bench:
         return run
 
     def _decode(self, images: int) -> None:
-        with ThreadPoolExecutor(min(CORES, CORES_EACH), "decode", torch.set_num_threads, (1,)) as pool:
+        with ThreadPoolExecutor(min(CORES, CPUS_PER_PROCESS), "decode", torch.set_num_threads, (1,)) as pool:
             for _ in pool.map(lambda data: self._cut(data).size, islice(cycle(self.photos), images)):
                 pass
 
-    def _cut(self, data: bytes) -> Pixels:
-        return fixed_cut(decode(data), self.case.preprocessing)
+    def _cut(self, data: bytes) -> ImageArray:
+        return center_crop(decode_image(data), self.case.preprocessing)
 
     def dataloader(self) -> Run:
         """A script around torch's DataLoader: worker processes read, decode and batch, the main process scores."""
@@ -297,12 +304,12 @@ class Bench:
 
 def called_in_turn(checkpoint: str, case: Case) -> Callable[[Batch], Best]:
     """Return the network as a script calls it: one batch after the other; on a CPU, all cores on each."""
-    model, device = models.read(checkpoint)[0], models.device()
+    model, device = checkpoint_io.load_model(checkpoint)[0], checkpoint_io.default_device()
     if device.type == "cuda":
-        on_gpu = forward.OnGpu(model, case.preprocessing, KEPT, device, str(Path(checkpoint).parent))
-        return lambda images_BHWC: on_gpu.start(images_BHWC)()
-    scorer = forward.Scorer(model, case.preprocessing, KEPT, bf16=False).eval()
-    scorer.use(torch.channels_last)
+        on_gpu = scoring.GpuScorer(model, case.preprocessing, KEPT, device, str(Path(checkpoint).parent))
+        return lambda images_BHWC: on_gpu.submit(images_BHWC)()
+    scorer = scoring.ScoringModule(model, case.preprocessing, KEPT, bf16=False).eval()
+    scorer.set_memory_format(torch.channels_last)
 
     @torch.inference_mode()
     def best(images_BHWC: Batch) -> Best:
@@ -384,7 +391,7 @@ def rate(name: str, lines: list[tuple[float, str]], case: Case) -> float:
 def contest(bench: Bench, contestant: str) -> None:
     """Be one contestant: prepare, wait for the first turn, run."""
     if contestant not in ("dataloader", "ray_data"):  # a user's script does not know how this program sets torch up
-        models.set_up()
+        checkpoint_io.configure_torch()
     prepared: Run = getattr(bench, contestant)()
     wait_for_go()
     images, start_s = prepared()

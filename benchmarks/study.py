@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.gains import compare
-from components.shared import runfile
-from components.shared import shards as sharding
-from components.shared.runfile import RunFile
-from components.shared.shards import Columns
+from semiscale.config import run_config
+from semiscale.config.run_config import RunConfig
+from semiscale.data import listing, reader
+from semiscale.data.shard import SampleFields
 
 FOLDER = Path("runs/study")
 SETTINGS = {
@@ -52,7 +52,7 @@ def main() -> None:
     compare(partial(settings_of, given.data, given.labels), range(1, given.seeds + 1), at_a_time=1)
 
 
-def settings_of(data: Path, labels: int, seed: int) -> RunFile:
+def settings_of(data: Path, labels: int, seed: int) -> RunConfig:
     """Return the run file of one seed, its labeled images drawn."""
     labeled = FOLDER / f"labeled-{labels}-{seed}"
     if not labeled.exists():
@@ -68,14 +68,14 @@ def settings_of(data: Path, labels: int, seed: int) -> RunFile:
         "test": [str(path) for path in sorted(data.glob("test-*.tar"))],
         "classes": str(data / "classes.txt"),
     }
-    return runfile.check(content, where=f"seed {seed}").located()
+    return run_config.validate_run_config(content, where=f"seed {seed}").with_absolute_uris()
 
 
 def draw(data: Path, labels: int, folder: Path, seed: int) -> None:
     """Write so many labeled images a class into class folders."""
     classes = (data / "classes.txt").read_text().split()
-    shards = sharding.find([str(path.resolve()) for path in sorted(data.glob("labeled-*.tar"))])
-    samples = [sample for shard in shards for sample in sharding.read(shard, Columns("image", "label"))]
+    shards = listing.list_shards([str(path.resolve()) for path in sorted(data.glob("labeled-*.tar"))])
+    samples = [sample for shard in shards for sample in reader.iter_samples(shard, SampleFields("image", "label"))]
     rng = np.random.default_rng([seed, 4])
     for number, name in enumerate(classes):
         own = [sample for sample in samples if sample.label == str(number)]

@@ -40,8 +40,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.turns import by_turns, wait_for_go
-from components.shared.runfile import THE_RECIPES
-from components.train.recipes import RECIPES
+from semiscale.config.run_parameters import RECIPE_DEFAULT
+from semiscale.stages.train.recipes import RECIPES
 
 CONTESTANTS = ("ours", "memory", "torchvision", "timm")
 CLASSES = 10
@@ -98,25 +98,25 @@ def ours(folder: Path, options: argparse.Namespace) -> Contestant:
     """The stage's own training loop, without its checkpoints and validations."""
     import numpy as np
 
-    from components.shared import shards as sharding
-    from components.shared.receipts import Preprocessing
-    from components.shared.shards import Columns
-    from components.shared.splits import LabeledShard
-    from components.train import data as training_data
-    from components.train.feed import fed
-    from components.train.ranks import Ranks
+    from semiscale.data import listing, reader
+    from semiscale.data.labeled import LabeledShard
+    from semiscale.data.preprocessing import Preprocessing
+    from semiscale.data.shard import SampleFields
+    from semiscale.stages.train import dataset as training_data
+    from semiscale.stages.train.device_loader import device_batches
+    from semiscale.stages.train.distributed import DistributedContext
 
-    listed = sharding.find([str(folder / "tars")])
+    listed = listing.list_shards([str(folder / "tars")])
     shards = [
         LabeledShard(shard, (100 * number + np.arange(samples, dtype=np.int32)) % CLASSES)
         for number, shard in enumerate(listed)
-        for samples in [len(list(sharding.read(shard, Columns())))]
+        for samples in [len(list(reader.iter_samples(shard, SampleFields())))]
     ]
     vars(training_data)["WINDOW_BYTES"] = sum(shard.size_bytes for shard in listed) // WINDOWS
     preprocessing = Preprocessing(resolution=options.resolution, augmentation="crop-flip")
-    data = training_data.TrainingData(shards, Columns(), preprocessing, 0, Ranks())
+    data = training_data.TrainDataset(shards, SampleFields(), preprocessing, 0, DistributedContext())
     training = bench_training(options)
-    batches = fed(data, options.batch_size, 10**6, 0, training._device)
+    batches = device_batches(data, options.batch_size, 10**6, 0, training._device)
     steps = itertools.count(1)
     return batches, lambda batch: training._step(batch, 0.01, next(steps)).item()
 
@@ -125,7 +125,7 @@ def memory(folder: Path, options: argparse.Namespace) -> Contestant:
     """The same step on a batch that is there already."""
     import torch
 
-    from components.train.feed import DeviceBatch
+    from semiscale.stages.train.device_loader import DeviceBatch
 
     training = bench_training(options)
     shape = (options.batch_size, options.resolution, options.resolution, 3)
@@ -140,22 +140,22 @@ def bench_training(options: argparse.Namespace) -> Any:
     """Our training of one network, ready to step."""
     import torch
 
-    from components.shared import models
-    from components.train.config import TrainConfig
-    from components.train.loop import Training
-    from components.train.ranks import Ranks
+    from semiscale.models import checkpoint_io
+    from semiscale.stages.train.config import TrainConfig
+    from semiscale.stages.train.distributed import DistributedContext
+    from semiscale.stages.train.trainer import Trainer
 
-    models.set_up()
+    checkpoint_io.configure_torch()
     torch.manual_seed(0)
     config = TrainConfig(
         workdir="", recipe="baseline", architecture=options.architecture, plan="", learning_rate=0.01,
         batch_size=options.batch_size, device_batch_size=options.device_batch_size, resolution=options.resolution,
         augmentation="crop-flip",
     )  # fmt: skip
-    model = models.build(options.architecture, CLASSES).to(models.device())
-    training = Training(config, model, None, 10**9, Ranks())
-    training._optimizer = training._sgd()
-    training._network = training._distributed(0)
+    model = checkpoint_io.build_model(options.architecture, CLASSES).to(checkpoint_io.default_device())
+    training = Trainer(config, model, None, 10**9, DistributedContext())
+    training._optimizer = training._build_optimizer()
+    training._network = training._wrap_model(0)
     model.train()
     return training
 
@@ -262,15 +262,15 @@ def decoding_s(images: list[bytes], resolution: int) -> float:
     """Return the seconds of one core that decoding and cutting an image takes."""
     import numpy as np
 
-    from components.shared.decode import decode
-    from components.shared.preprocess import RANDOMS, random_crop
-    from components.shared.receipts import Preprocessing
+    from semiscale.data.image_decoding import decode_image
+    from semiscale.data.preprocessing import Preprocessing
+    from semiscale.data.transforms import CROP_RANDOM_COUNT, random_resized_crop
 
     preprocessing = Preprocessing(resolution=resolution, augmentation="crop-flip")
     random = np.random.default_rng(0)
     started = time.process_time()
     for image in images[:200]:
-        random_crop(decode(image), preprocessing, random.random(RANDOMS))
+        random_resized_crop(decode_image(image), preprocessing, random.random(CROP_RANDOM_COUNT))
     return (time.process_time() - started) / len(images[:200])
 
 
@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--photos", help="a folder of tars of JPEGs")
     parser.add_argument("--architecture", default="resnet50")
     parser.add_argument("--batch-size", type=int, default=24)
-    parser.add_argument("--device-batch-size", type=int, default=THE_RECIPES, help="ours; -1: the recipe's, 24")
+    parser.add_argument("--device-batch-size", type=int, default=RECIPE_DEFAULT, help="ours; -1: the recipe's, 24")
     parser.add_argument("--resolution", type=int, default=224)
     parser.add_argument("--warm-up", type=int, default=4, help="steps before the first turn")
     parser.add_argument("--seconds", type=float, default=150, help="of training, each")
@@ -320,7 +320,7 @@ def main() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm") if installed(name))
     print(f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}")
     rates, decode_s = measure(options)
-    of_the_recipe = options.device_batch_size == THE_RECIPES
+    of_the_recipe = options.device_batch_size == RECIPE_DEFAULT
     share = decode_s * rates["memory"] / (os.cpu_count() or 1)
     print(
         f"decoding: {decode_s * 1000:.2f} ms of a core an image, {share:.1%} of the {os.cpu_count()} cores at the rate "

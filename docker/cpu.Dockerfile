@@ -34,6 +34,7 @@ COPY --from=builder /opt/venv /opt/venv
 WORKDIR /app
 COPY pipeline.py pyproject.toml ./
 COPY manifests/pipeline.yaml manifests/
+COPY semiscale semiscale
 COPY components components
 # Readable whatever the umask of the checkout; the bytecode spares every container the compiling.
 RUN chmod -R a+rX . && python3 -m compileall -q .
@@ -41,10 +42,10 @@ RUN chmod -R a+rX . && python3 -m compileall -q .
 USER 1000:1000
 # Fails the build, not a run, where something is missing.
 RUN python3 -c "import kfp.dsl.executor_main, pipeline" \
- && python3 -c "import components.plan.plan, components.score.unscored, components.merge.merge" \
- && python3 -c "import components.pack.unpacked, components.pack.pack, components.report.report"
+ && python3 -c "import semiscale.stages.plan.stage, semiscale.stages.score.fanout, semiscale.stages.merge.stage" \
+ && python3 -c "import semiscale.stages.pack.fanout, semiscale.stages.pack.stage, semiscale.stages.report.stage"
 # Kubernetes asks its own probes; plain Docker asks this.
-HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import components.plan.plan, components.merge.merge, components.score.unscored, components.pack.unpacked, components.pack.pack, components.report.report"]
+HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import semiscale.stages.plan.stage, semiscale.stages.merge.stage, semiscale.stages.score.fanout, semiscale.stages.pack.fanout, semiscale.stages.pack.stage, semiscale.stages.report.stage"]
 # Last, because they change most: every layer above is shared by the images of other revisions.
 ARG BASE
 ARG REVISION=unknown

@@ -44,6 +44,7 @@ COPY --from=builder /opt/venv /opt/venv
 WORKDIR /app
 COPY pipeline.py pyproject.toml ./
 COPY manifests/pipeline.yaml manifests/
+COPY semiscale semiscale
 COPY components components
 # Readable whatever the umask of the checkout; the bytecode spares every container the compiling.
 RUN chmod -R a+rX . && python3 -m compileall -q .
@@ -51,10 +52,10 @@ RUN chmod -R a+rX . && python3 -m compileall -q .
 USER 1000:1000
 # Fails the build, not a run, where something is missing; the stages load torch late, with the last two modules.
 RUN python3 -c "import kfp.dsl.executor_main, pipeline" \
- && python3 -c "import components.train.train, components.score.score, components.evaluate.evaluate, components.promote.promote" \
- && python3 -c "import components.train.loop, components.score.forward"
+ && python3 -c "import semiscale.stages.train.stage, semiscale.stages.score.stage, semiscale.stages.evaluate.stage, semiscale.stages.promote.stage" \
+ && python3 -c "import semiscale.stages.train.trainer, semiscale.stages.score.scorer"
 # Kubernetes asks its own probes; plain Docker asks this.
-HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import components.train.train, components.score.score, components.evaluate.evaluate, components.promote.promote"]
+HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import semiscale.stages.train.stage, semiscale.stages.score.stage, semiscale.stages.evaluate.stage, semiscale.stages.promote.stage"]
 # Last, because they change most: every layer above is shared by the images of other revisions.
 ARG BASE
 ARG REVISION=unknown

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from components.plan import ledger
-from components.shared import storage
-from tests.servers import serving
+from semiscale import storage
+from semiscale.stages.plan import shard_groups
+from tests.support.servers import serving
 
 # Two test processes share two cores; torch's threads spin when there are more of them than cores. Read at first use.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,7 +26,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few dozen images are several units, as a few million would be."""
-    monkeypatch.setattr(ledger, "IMAGES_PER_UNIT", 50)
+    monkeypatch.setattr(shard_groups, "TARGET_IMAGES_PER_GROUP", 50)
 
 
 @pytest.fixture(scope="session")

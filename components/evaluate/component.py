@@ -4,10 +4,10 @@ from typing import List
 
 from kfp import dsl
 
-from components import images
+from components import container_images
 
 
-@dsl.component(base_image=images.CUDA, install_kfp_package=False)
+@dsl.component(base_image=container_images.CUDA_IMAGE, install_kfp_package=False)
 def evaluate(
     receipt: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
@@ -40,12 +40,12 @@ def evaluate(
         confusion: What the student takes the images of each class for.
         summary: What was done, in words.
     """
-    from components.evaluate.evaluate import EvaluateConfig
-    from components.evaluate.evaluate import evaluate as stage
-    from components.shared.stage import in_component
-    from components.shared.summaries import scalars
+    from semiscale.receipts.markdown import evaluation_scalars
+    from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.stages.evaluate.config import EvaluateConfig
+    from semiscale.stages.evaluate.stage import evaluate as stage
 
-    done = in_component(EvaluateConfig, stage, locals())
-    for name, value in scalars(done).items():
+    done = run_in_kfp(EvaluateConfig, stage, locals())
+    for name, value in evaluation_scalars(done).items():
         metrics.log_metric(name, value)
     confusion.log_confusion_matrix(done.confusion.classes, done.confusion.counts)

@@ -4,10 +4,10 @@ from typing import List
 
 from kfp import dsl
 
-from components import images
+from components import container_images
 
 
-@dsl.component(base_image=images.CPU, install_kfp_package=False)
+@dsl.component(base_image=container_images.CPU_IMAGE, install_kfp_package=False)
 def merge(
     receipt: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
@@ -36,8 +36,8 @@ def merge(
         receipt: What was done, as JSON: what the next stages read.
         summary: What was done, in words.
     """
-    from components.merge.merge import MergeConfig
-    from components.merge.merge import merge as stage
-    from components.shared.stage import in_component
+    from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.stages.merge.stage import MergeConfig
+    from semiscale.stages.merge.stage import merge as stage
 
-    in_component(MergeConfig, stage, locals())
+    run_in_kfp(MergeConfig, stage, locals())

@@ -4,10 +4,10 @@ from typing import List
 
 from kfp import dsl
 
-from components import images
+from components import container_images
 
 
-@dsl.component(base_image=images.CPU, install_kfp_package=False)
+@dsl.component(base_image=container_images.CPU_IMAGE, install_kfp_package=False)
 def count_unpacked(
     receipt: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
@@ -33,14 +33,14 @@ def count_unpacked(
         summary: What was counted, in words.
         Output: The numbers of the pods that share the packing.
     """
-    from components.pack.unpacked import UnpackedConfig
-    from components.pack.unpacked import count_unpacked as stage
-    from components.shared.stage import in_component
+    from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.stages.pack.config import PackFanoutConfig
+    from semiscale.stages.pack.fanout import plan_pack_fanout as stage
 
-    return list(range(in_component(UnpackedConfig, stage, locals()).pods))
+    return list(range(run_in_kfp(PackFanoutConfig, stage, locals()).pods))
 
 
-@dsl.component(base_image=images.CPU, install_kfp_package=False)
+@dsl.component(base_image=container_images.CPU_IMAGE, install_kfp_package=False)
 def pack(
     receipt: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
@@ -69,8 +69,8 @@ def pack(
         receipt: What was done, as JSON: what the next stages read.
         summary: What was done, in words.
     """
-    from components.pack.pack import PackConfig
-    from components.pack.pack import pack as stage
-    from components.shared.stage import in_component
+    from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.stages.pack.config import PackConfig
+    from semiscale.stages.pack.stage import pack as stage
 
-    in_component(PackConfig, stage, locals())
+    run_in_kfp(PackConfig, stage, locals())

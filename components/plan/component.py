@@ -4,10 +4,10 @@ from typing import List
 
 from kfp import dsl
 
-from components import images
+from components import container_images
 
 
-@dsl.component(base_image=images.CPU, install_kfp_package=False)
+@dsl.component(base_image=container_images.CPU_IMAGE, install_kfp_package=False)
 def plan(
     receipt: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
@@ -59,8 +59,8 @@ def plan(
 
     Takes all parameters of the run, so that a bad one is refused here, before a GPU is asked for.
     """
-    from components.plan.plan import PlanConfig
-    from components.plan.plan import plan as stage
-    from components.shared.stage import in_component
+    from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.stages.plan.stage import PlanConfig
+    from semiscale.stages.plan.stage import plan as stage
 
-    in_component(PlanConfig, stage, locals())
+    run_in_kfp(PlanConfig, stage, locals())

@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components import images
+from components import container_images
 
 
-@dsl.component(base_image=images.CUDA, install_kfp_package=False)
+@dsl.component(base_image=container_images.CUDA_IMAGE, install_kfp_package=False)
 def promote(
     receipt: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
@@ -32,8 +32,8 @@ def promote(
         receipt: What was done, as JSON: what the next stages read.
         summary: What was done, in words.
     """
-    from components.promote.promote import PromoteConfig
-    from components.promote.promote import promote as stage
-    from components.shared.stage import in_component
+    from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.stages.promote.stage import PromoteConfig
+    from semiscale.stages.promote.stage import promote as stage
 
-    in_component(PromoteConfig, stage, locals())
+    run_in_kfp(PromoteConfig, stage, locals())

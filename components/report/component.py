@@ -4,10 +4,10 @@ from typing import List
 
 from kfp import dsl
 
-from components import images
+from components import container_images
 
 
-@dsl.component(base_image=images.CPU, install_kfp_package=False)
+@dsl.component(base_image=container_images.CPU_IMAGE, install_kfp_package=False)
 def report(
     receipt: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
@@ -46,10 +46,10 @@ def report(
     """
     from pathlib import Path
 
-    from components.report.report import ReportConfig
-    from components.report.report import report as stage
-    from components.shared import storage
-    from components.shared.stage import in_component
+    from semiscale import storage
+    from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.stages.report.stage import ReportConfig
+    from semiscale.stages.report.stage import report as stage
 
-    done = in_component(ReportConfig, stage, locals())
-    Path(page.path).write_bytes(storage.read(done.report))
+    done = run_in_kfp(ReportConfig, stage, locals())
+    Path(page.path).write_bytes(storage.read_bytes(done.report))

@@ -4,10 +4,10 @@ from typing import List
 
 from kfp import dsl
 
-from components import images
+from components import container_images
 
 
-@dsl.component(base_image=images.CPU, install_kfp_package=False)
+@dsl.component(base_image=container_images.CPU_IMAGE, install_kfp_package=False)
 def count_unscored(
     receipt: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
@@ -31,14 +31,14 @@ def count_unscored(
         summary: What was counted, in words.
         Output: The numbers of the pods that share the scan.
     """
-    from components.score.unscored import UnscoredConfig
-    from components.score.unscored import count_unscored as stage
-    from components.shared.stage import in_component
+    from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.stages.score.config import ScoreFanoutConfig
+    from semiscale.stages.score.fanout import plan_score_fanout as stage
 
-    return list(range(in_component(UnscoredConfig, stage, locals()).pods))
+    return list(range(run_in_kfp(ScoreFanoutConfig, stage, locals()).pods))
 
 
-@dsl.component(base_image=images.CUDA, install_kfp_package=False)
+@dsl.component(base_image=container_images.CUDA_IMAGE, install_kfp_package=False)
 def score(
     receipt: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
@@ -67,8 +67,8 @@ def score(
         receipt: What was done, as JSON: what the next stages read.
         summary: What was done, in words.
     """
-    from components.score.score import ScoreConfig
-    from components.score.score import score as stage
-    from components.shared.stage import in_component
+    from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.stages.score.config import ScoreConfig
+    from semiscale.stages.score.stage import score as stage
 
-    in_component(ScoreConfig, stage, locals())
+    run_in_kfp(ScoreConfig, stage, locals())

@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components import images
+from components import container_images
 
 
-@dsl.component(base_image=images.CUDA, install_kfp_package=False)
+@dsl.component(base_image=container_images.CUDA_IMAGE, install_kfp_package=False)
 def train(
     receipt: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
@@ -36,7 +36,7 @@ def train(
 
     Args:
         workdir: URI of the folder that everything bulky goes under.
-        recipe: teacher, baseline, modern, pretrain or finetune; others are listed in components/train/recipes.py.
+        recipe: teacher, baseline, modern, pretrain or finetune; others are listed in semiscale/stages/train/recipes.py.
         architecture: The network, by name.
         plan: The plan's receipt: the classes, the training and the validation split.
         device_batch_size: Images that a device forwards at a time and normalises together; -1 for the recipe's.
@@ -62,8 +62,8 @@ def train(
         receipt: What was done, as JSON: what the next stages read.
         summary: What was done, in words.
     """
-    from components.shared.stage import in_component
-    from components.train.train import TrainConfig
-    from components.train.train import train as stage
+    from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.stages.train.config import TrainConfig
+    from semiscale.stages.train.stage import train as stage
 
-    in_component(TrainConfig, stage, locals())
+    run_in_kfp(TrainConfig, stage, locals())

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds Kubernetes' API server, kubectl and etcd from Go modules, for tests/test_api_server.py (ten minutes on two cores).
+# Builds Kubernetes' API server, kubectl and etcd from Go modules, for tests/deployment/test_api_server.py (ten minutes on two cores).
 set -euo pipefail
 cd "$(dirname "$0")"
 to=${GOBIN:-$HOME/go/bin}

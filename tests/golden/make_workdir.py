@@ -29,11 +29,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests import pictures
 from tests.golden import program
 from tests.golden.bucket import FIXTURE, GOLDEN, HERE, NAME, PREDICTIONS, Bucket, pack_objects, path_of
 from tests.golden.whole_run import WholeRun, content_of
-from tests.servers import serving
+from tests.support import pictures
+from tests.support.servers import serving
 
 REVISION = "f0b0de0"
 RUN_FILE = HERE / "run.yaml"

@@ -13,48 +13,49 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from components.evaluate.evaluate import EvaluateConfig, evaluate
-from components.merge.merge import MergeConfig, merge
-from components.pack.pack import PackConfig, pack
-from components.pack.unpacked import UnpackedConfig, count_unpacked
-from components.plan import ledger
-from components.plan.plan import PlanConfig, plan
-from components.promote.champion import Champion
-from components.promote.promote import PromoteConfig, promote
-from components.report.report import ReportConfig, report
-from components.score.config import ScoreConfig, UnscoredConfig
-from components.score.decision import Decision
-from components.score.score import score
-from components.score.unscored import count_unscored
-from components.shared import metrics, runfile, storage, tasks
-from components.shared.checkpoints import Description
-from components.shared.errors import BudgetSpent, Refused, SemiscaleError, TooManyFailures
-from components.shared.progress import Progress
-from components.shared.receipts import (
-    EvaluationReceipt,
-    Measurement,
-    PackReceipt,
-    PlanReceipt,
-    PromotionReceipt,
-    Receipt,
-    ScoreReceipt,
-    SelectionReceipt,
-    TrainReceipt,
-    UnitReceipt,
-)
-from components.shared.runfile import Parameters
-from components.shared.shards import Shard, Unit
-from components.shared.stage import StageConfig, reporting
-from components.shared.stage import digest as digest_of_json
-from components.shared.stopping import Stopped
-from components.train.checkpoints import _Voucher
-from components.train.config import HeadConfig, TrainConfig
-from components.train.train import fit_head, train
-from components.verbs.main import EXIT_CODES as EXIT_CODES_HELP
-from components.verbs.main import main, parser
+from semiscale import storage
+from semiscale.cli.main import EXIT_CODES as EXIT_CODES_HELP
+from semiscale.cli.main import build_parser, main
+from semiscale.common.digest import content_digest as digest_of_json
+from semiscale.common.errors import BudgetExceededError, InvalidInputError, SemiscaleError, TooManyBadSamplesError
+from semiscale.common.signals import TerminatedError
+from semiscale.config import run_config
+from semiscale.config.run_parameters import RunParameters
+from semiscale.data.shard import Shard, ShardGroup
+from semiscale.models.checkpoint_metadata import CheckpointMetadata
+from semiscale.models.execution_mode import ExecutionMode
+from semiscale.observability import prometheus, task_status
+from semiscale.observability.progress import Progress
+from semiscale.receipts.base import Receipt
+from semiscale.receipts.evaluate import EvaluationReceipt, ModelEvaluation
+from semiscale.receipts.merge import SelectionReceipt
+from semiscale.receipts.pack import PackReceipt
+from semiscale.receipts.plan import PlanReceipt
+from semiscale.receipts.promote import PromotionReceipt
+from semiscale.receipts.score import ScoreReceipt, ShardGroupReceipt
+from semiscale.receipts.train import TrainReceipt
+from semiscale.runtime.entrypoints import run_as_task
+from semiscale.runtime.stage_config import StageConfig
+from semiscale.stages.evaluate.config import EvaluateConfig
+from semiscale.stages.evaluate.stage import evaluate
+from semiscale.stages.merge.stage import MergeConfig, merge
+from semiscale.stages.pack.config import PackConfig, PackFanoutConfig
+from semiscale.stages.pack.fanout import plan_pack_fanout
+from semiscale.stages.pack.stage import pack
+from semiscale.stages.plan import shard_groups
+from semiscale.stages.plan.stage import PlanConfig, plan
+from semiscale.stages.promote.champion import Champion
+from semiscale.stages.promote.stage import PromoteConfig, promote
+from semiscale.stages.report.stage import ReportConfig, report
+from semiscale.stages.score.config import ScoreConfig, ScoreFanoutConfig
+from semiscale.stages.score.fanout import plan_score_fanout
+from semiscale.stages.score.stage import score
+from semiscale.stages.train.checkpoint_manager import _CheckpointManifest
+from semiscale.stages.train.config import LinearProbeConfig, TrainConfig
+from semiscale.stages.train.stage import fit_linear_probe, train
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [ROOT / "pipeline.py", ROOT / "components"]
+SOURCES = [ROOT / "pipeline.py", ROOT / "components", ROOT / "semiscale"]
 NO_PIPELINE: Any = None  # the verbs that the tests run do not need the graph
 FINISHED_BEFORE = re.compile(r"^(\w+) · finished before: (\S+)$", re.MULTILINE)
 
@@ -62,11 +63,11 @@ Document = dict[str, Any]
 STAGES: dict[str, tuple[type[StageConfig], Callable[[Any], Receipt]]] = {
     "plan": (PlanConfig, plan),
     "train": (TrainConfig, train),
-    "fc-only": (HeadConfig, fit_head),
-    "count-unscored": (UnscoredConfig, count_unscored),
+    "fc-only": (LinearProbeConfig, fit_linear_probe),
+    "count-unscored": (ScoreFanoutConfig, plan_score_fanout),
     "score": (ScoreConfig, score),
     "merge": (MergeConfig, merge),
-    "count-unpacked": (UnpackedConfig, count_unpacked),
+    "count-unpacked": (PackFanoutConfig, plan_pack_fanout),
     "pack": (PackConfig, pack),
     "evaluate": (EvaluateConfig, evaluate),
     "promote": (PromoteConfig, promote),
@@ -77,19 +78,19 @@ DOCUMENTS: dict[str, Any] = {
     "plan receipt": PlanReceipt,
     "training receipt": TrainReceipt,
     "pod's score receipt": ScoreReceipt,
-    "shard group receipt": UnitReceipt,
+    "shard group receipt": ShardGroupReceipt,
     "selection receipt": SelectionReceipt,
     "packing receipt": PackReceipt,
     "evaluation receipt": EvaluationReceipt,
     "promotion receipt": PromotionReceipt,
     "champion": Champion,
-    "measurement": Measurement,
-    "task": tasks.Task,
-    "model description": Description,
-    "execution decision": Decision,
-    "training checkpoint": _Voucher,
+    "measurement": ModelEvaluation,
+    "task": task_status.TaskStatus,
+    "model description": CheckpointMetadata,
+    "execution decision": ExecutionMode,
+    "training checkpoint": _CheckpointManifest,
     "list of shards": list[Shard],
-    "list of shard groups": list[Unit],
+    "list of shard groups": list[ShardGroup],
     "run parameters": dict[str, Any],
 }
 
@@ -111,29 +112,29 @@ def digest_of(*content: Any) -> str:
 
 def selection_family(fields: Document) -> str:
     """Return the digest that names the selection which a run was last trained on."""
-    return str(config("merge", fields).family())
+    return str(config("merge", fields).lineage_digest())
 
 
 def run_stage(stage: str, fields: Document) -> Document:
     """Run a stage as a task of its run, and return its receipt."""
-    receipt = reporting(config(stage, fields), STAGES[stage][1])
+    receipt = run_as_task(config(stage, fields), STAGES[stage][1])
     content: Document = json.loads(receipt.model_dump_json())
     return content
 
 
 def announce(workdir: str, run: str) -> None:
     """Note in the workdir that a run was asked for, as the verb `run` does."""
-    tasks.announce(workdir, run)
+    task_status.announce_submission(workdir, run)
 
 
 def parameters(run_file: Path) -> Document:
     """Return the parameters that a run file gives to the pipeline, defaults included."""
-    return runfile.load(run_file).parameters()
+    return run_config.load_run_config(run_file).parameters()
 
 
 def default_parameters() -> Document:
     """Return every run-file key with its default, "required" where it has none."""
-    fields = Parameters.model_fields
+    fields = RunParameters.model_fields
     return {name: "required" if field.is_required() else field.default for name, field in fields.items()}
 
 
@@ -156,7 +157,7 @@ def verb(*arguments: str) -> int:
 
 def verbs() -> dict[str, list[str]]:
     """Return every verb with its options and positional arguments."""
-    groups = [group for group in parser(NO_PIPELINE)._actions if isinstance(group.choices, dict)]
+    groups = [group for group in build_parser(NO_PIPELINE)._actions if isinstance(group.choices, dict)]
     return {
         name: sorted(
             (*action.option_strings[:1], action.dest)[0] for action in verb_parser._actions if action.dest != "help"
@@ -169,10 +170,10 @@ def exit_codes() -> dict[str, int]:
     """Return the exit code of every kind of end that the program distinguishes."""
     kinds: dict[str, type[SemiscaleError]] = {
         "failed": SemiscaleError,
-        "bad input": Refused,
-        "too many unreadable samples": TooManyFailures,
-        "budget spent": BudgetSpent,
-        "stopped by SIGTERM": Stopped,
+        "bad input": InvalidInputError,
+        "too many unreadable samples": TooManyBadSamplesError,
+        "budget spent": BudgetExceededError,
+        "stopped by SIGTERM": TerminatedError,
     }
     return {name: kind.exit_code for name, kind in kinds.items()}
 
@@ -185,18 +186,18 @@ def documented_exit_codes() -> list[int]:
 def offered_metrics() -> dict[str, Document]:
     """Return the name, the type and the labels of every Prometheus metric of a task that has counted something."""
     progress = Progress("score", 10)
-    with progress.timed("read"):
-        progress.add(1)
+    with progress.timer("read"):
+        progress.update(1)
     return {
         sample.name: {"type": family.type, "labels": sorted(sample.labels)}
-        for family in metrics.TaskMetrics("score", "score-0").collect()
+        for family in prometheus.TaskCollector("score", "score-0").collect()
         for sample in family.samples
     }
 
 
 def make_small_shard_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan shard groups of a few dozen images, so that a small pool has several."""
-    monkeypatch.setattr(ledger, "IMAGES_PER_UNIT", 50)
+    monkeypatch.setattr(shard_groups, "TARGET_IMAGES_PER_GROUP", 50)
 
 
 def forget_stores() -> None:

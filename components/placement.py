@@ -1,0 +1,110 @@
+"""Puts a stage's task on its hardware, in the graph: GPUs, CPUs, memory, nodes, timeouts, retries, security.
+
+What the hardware is, the run file says (semiscale/config/resources.py). kfp traces the graph by calling it;
+`asking_for` sets the hardware that it is traced for.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from kfp import dsl, kubernetes
+
+from components import container_images
+from semiscale.config.resources import (
+    HOUR_S,
+    METRICS_PORT,
+    PROMETHEUS_ANNOTATIONS,
+    S3_CREDENTIAL_ENV,
+    TRAINJOB_ENV,
+    CpuPodResources,
+    PodResources,
+    Resources,
+    TrainJobSettings,
+    kueue_labels,
+)
+from semiscale.observability.prometheus import PORT_ENV
+
+APP_LABELS = {"app.kubernetes.io/part-of": "semiscale"}  # what manifests/base selects our pods by
+IMAGE_UID = 1000  # of the images
+RETRY_BACKOFF = "120s"  # between two tries
+MAX_QUEUE_TIME_S = 24 * HOUR_S  # what a try may wait for a node, a quota or an image
+_HARDWARE = ContextVar("hardware", default=Resources())  # noqa: B039 - frozen
+
+
+@contextmanager
+def use_resources(hardware: Resources) -> Iterator[None]:
+    """Trace the graph for this hardware."""
+    token = _HARDWARE.set(hardware)
+    try:
+        yield
+    finally:
+        _HARDWARE.reset(token)
+
+
+def place_on_cpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Place a task that lists, merges, copies or reports."""
+    return _add_kueue_labels(_apply_resources(task, _HARDWARE.get().cpu))
+
+
+def place_on_inference_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Place a task that runs a model forward."""
+    return _add_kueue_labels(_apply_resources(task, _HARDWARE.get().scan))
+
+
+def place_on_training_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Place a training. One on more than one node becomes a small pod that creates a TrainJob and follows it."""
+    hardware = _HARDWARE.get()
+    machine = hardware.training
+    if machine.nodes == 1:
+        return _add_kueue_labels(_apply_resources(task, machine))
+    launch = TrainJobSettings(
+        image=container_images.CUDA_IMAGE, machine=machine, queue=hardware.queue, priority=hardware.priority
+    )
+    follower = CpuPodResources(cpu="1", memory="4Gi", timeout_s=machine.timeout_s, retries=machine.retries)
+    # Not in the queue: the TrainJob is, and its follower must not wait for the quota that it takes.
+    return _apply_resources(task, follower).set_env_variable(
+        TRAINJOB_ENV, launch.model_dump_json(exclude_defaults=True)
+    )
+
+
+def _apply_resources(task: dsl.PipelineTask, machine: PodResources) -> dsl.PipelineTask:
+    task.set_cpu_request(machine.cpu).set_cpu_limit(machine.cpu)
+    task.set_memory_request(machine.memory).set_memory_limit(machine.memory)
+    if machine.gpus:
+        task.set_accelerator_type(machine.gpu).set_accelerator_limit(machine.gpus)
+    if machine.retries:
+        # Argo counts the longest duration from the start of the first try: what fails later is not tried again, and a
+        # later try is ended there (argo-workflows issue 13044). So it has room for every try at its full length.
+        window_s = (machine.retries + 1) * (machine.timeout_s + MAX_QUEUE_TIME_S)
+        task.set_retry(machine.retries, RETRY_BACKOFF, backoff_factor=1.0, backoff_max_duration=f"{window_s}s")
+    # The stages find finished work by themselves; Kubeflow's cache does not see that a bucket grew.
+    task.set_caching_options(enable_caching=False)
+    return _apply_kubernetes_settings(task, machine)
+
+
+def _apply_kubernetes_settings(task: dsl.PipelineTask, machine: PodResources) -> dsl.PipelineTask:
+    kubernetes.set_timeout(task, machine.timeout_s)
+    # The rest of the pod security level "restricted" KFP 2.17 sets by itself: no escalation, no capabilities, seccomp.
+    kubernetes.set_security_context(task, run_as_user=IMAGE_UID, run_as_group=IMAGE_UID, run_as_non_root=True)
+    for key, value in APP_LABELS.items():
+        kubernetes.add_pod_label(task, key, value)
+    for key, value in PROMETHEUS_ANNOTATIONS.items():
+        kubernetes.add_pod_annotation(task, key, value)
+    task.set_env_variable(PORT_ENV, METRICS_PORT)
+    for key, value in machine.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for one in machine.tolerations:
+        kubernetes.add_toleration(task, one.key or None, one.operator, one.value or None, one.effect or None)
+    if secret := _HARDWARE.get().secret:
+        kubernetes.use_secret_as_env(task, secret, {key: key for key in S3_CREDENTIAL_ENV})
+    if machine.shared_memory:
+        kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", "Memory", machine.shared_memory)  # noqa: S108
+    return task
+
+
+def _add_kueue_labels(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    hardware = _HARDWARE.get()
+    for key, value in kueue_labels(hardware.queue, hardware.priority).items():
+        kubernetes.add_pod_label(task, key, value)
+    return task

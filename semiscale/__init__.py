@@ -1,0 +1,1 @@
+"""Billion-scale semi-supervised learning for image classification, as a Kubeflow pipeline."""

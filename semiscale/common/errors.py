@@ -1,0 +1,56 @@
+"""The errors of the program, their exit codes and their stable ids.
+
+SemiscaleError              exit 1    the run cannot go on
+├── InvalidInputError       exit 2    bad input, refused before it costs anything
+│   └── TooManyBadSamplesError  exit 2    more bad samples than `max_failed_fraction` allows
+├── BudgetExceededError     exit 3    the device-hours of the run are used up
+└── TerminatedError         exit 143  SIGTERM (signals.py)
+
+Every error has an id such as `SEMI-E012`. `docs/errors.md` gives its cause and its cure.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SemiscaleError(Exception):
+    """The run cannot go on.
+
+    Args:
+        code: Stable id, such as `SEMI-E012`. Its cause and cure stand in `docs/errors.md`.
+        message: One line for a person: what is wrong with which object or key, and what to do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str = "") -> None:
+        super().__init__(code, message)
+        self.code, self.message = (code, message) if message else ("", code)
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]" if self.code else self.message
+
+
+class InvalidInputError(SemiscaleError):
+    """The input is bad and was refused before it cost anything."""
+
+    exit_code = 2
+
+
+class TooManyBadSamplesError(InvalidInputError):
+    """The share of samples that could not be read is above the stated fraction."""
+
+
+class BudgetExceededError(SemiscaleError):
+    """The run has used up its `budget_hours` and stopped; what was finished is kept."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Return a hint such as `; did you mean 'resnet50'?`, or the first twenty valid names where none is near."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return "; did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "; valid: " + ", ".join(names if len(names) <= 20 else [*names[:20], "…"])

@@ -1,0 +1,52 @@
+"""The run file: every parameter of a run, with the paper's values as defaults.
+
+Its keys are the pipeline's parameters, one to one, and `hardware`; a test holds the two together. What the paper
+states carries the section; what it leaves open says so.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from semiscale import storage
+from semiscale.common.errors import InvalidInputError
+from semiscale.config.resources import RESOURCE_KEYS, Resources
+from semiscale.config.run_parameters import INPUT_URI_KEYS, RunParameters
+from semiscale.config.validation_errors import format_validation_error
+from semiscale.config.yaml_file import read_yaml_mapping
+
+
+class RunConfig(RunParameters):
+    """The parameters, and what is settled before the pipeline is submitted: the hardware that it is compiled for."""
+
+    hardware: Resources = Field(default=Resources(), description="What the stages run on, on a cluster.")
+
+    def with_absolute_uris(self) -> "RunConfig":
+        """Return it with paths that mean the same in every process."""
+
+        def absolute(value: str | list[str]) -> str | list[str]:
+            if isinstance(value, list):
+                return [storage.absolute_uri(uri) for uri in value]
+            return storage.absolute_uri(value) if value else value
+
+        return self.model_copy(update={name: absolute(getattr(self, name)) for name in ("workdir", *INPUT_URI_KEYS)})
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what the pipeline takes as its parameters."""
+        return {name: getattr(self, name) for name in RunParameters.model_fields}
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Read and check a run file. Raises InvalidInputError with one line that names the key."""
+    return validate_run_config(read_yaml_mapping(path), where=str(path))
+
+
+def validate_run_config(content: dict[str, Any], where: str) -> RunConfig:
+    """Check the keys and values of a run file. Raises InvalidInputError with one line that names the key."""
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        in_hardware = any(one["type"] == "extra_forbidden" and len(one["loc"]) > 1 for one in error.errors())
+        names = RESOURCE_KEYS if in_hardware else RunConfig.model_fields
+        raise InvalidInputError(f"{where}: {format_validation_error(error, names)}") from None

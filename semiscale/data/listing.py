@@ -1,0 +1,128 @@
+"""Shards: finding the images, or the videos, under a URI and reading them one by one.
+
+A shard is the unit of scanning, used in place: a WebDataset tar, a Parquet file, or a slice of a prefix of loose files.
+Whatever the kind, `read` yields the same samples in the same order, so that (shard, index) names an image for good.
+"""
+
+import fnmatch
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
+from pathlib import PurePosixPath
+from typing import Literal
+
+from semiscale import storage
+from semiscale.common.errors import InvalidInputError
+from semiscale.data.shard import COMPRESSED_SUFFIXES, CONTAINER_SUFFIXES, LooseFile, Shard, is_hidden, media_suffixes
+
+FILES_PER_SHARD = 1024  # loose files to a shard, on average: a few seconds of scanning
+
+
+MAX_FILES_PER_SHARD = 4 * FILES_PER_SHARD  # to a shard; one in fifty is so long
+
+
+def list_shards(uris: Iterable[str], videos: bool = False) -> list[Shard]:
+    """List the shards under URIs, in order. Raises InvalidInputError for a URI that holds no tar, Parquet, image or
+    video file.
+
+    What is hidden, a name or a folder that starts with a dot, is left out: it is what macOS and Jupyter leave behind.
+    No two shards have one name: where URIs hold equal ones, the later is prefixed with its URI's last folder or number.
+    A tar or Parquet file that lies below two of the URIs is one shard, by its first name.
+    """
+    found: dict[str, Shard] = {}
+    containers: dict[str, Shard] = {}
+    listed = []
+    for number, uri in enumerate(uris, 1):
+        for shard in _list_shards_under(uri, media_suffixes(videos)):
+            listed.append(containers.get(shard.uri) or _with_unique_name(shard, uri, number, found))
+            found[listed[-1].name] = listed[-1]
+            if not shard.files:
+                containers[shard.uri] = listed[-1]
+    return listed
+
+
+def _with_unique_name(shard: Shard, uri: str, number: int, found: Mapping[str, Shard]) -> Shard:
+    """Name a shard as no other is, by what survives a move of the bucket; the same shard again keeps its name."""
+    named, prefixes = shard, _prefixes(uri, number)
+    while found.get(named.name, named) != named:
+        prefix = next(prefixes)
+        named = shard.model_copy(update={"name": f"{prefix}/{shard.name}", "prefix": prefix})
+    return named
+
+
+def _prefixes(uri: str, number: int) -> Iterator[str]:
+    """Yield the last folder of a URI, if it has any below the bucket, and then with numbers: `b`, `b-2`, `b-3` …"""
+    path = _pattern(storage.absolute_uri(uri))[0].rpartition("://")[2]
+    folder = path.rpartition("/")[2] if "/" in path else ""
+    if folder:
+        yield folder
+    for tried in count(number):
+        yield f"{folder}-{tried}" if folder else str(tried)
+
+
+def _list_shards_under(uri: str, suffixes: tuple[str, ...]) -> list[Shard]:
+    if not uri.strip():
+        raise InvalidInputError("empty URI; expected a folder, a .tar or a .parquet file")
+    root, pattern = _pattern(storage.absolute_uri(uri))
+    named = [(_relative_name(entry.uri, root), entry) for entry in storage.list_objects(root)]
+    shown = [(name, entry) for name, entry in named if not is_hidden(name) and fnmatch.fnmatchcase(name, pattern)]
+    _check_not_compressed(root, [name for name, _ in shown])
+    containers = [_container(name, entry) for name, entry in shown if name.lower().endswith(CONTAINER_SUFFIXES)]
+    files = [_loose_file(name, entry) for name, entry in shown if name.lower().endswith(suffixes)]
+    slices = [_shard_of_files(root, part) for part in _split_loose_files(files)]
+    if not containers and not slices:
+        what = f"{len(named)} files, none of them usable" if named else "nothing here"
+        expected = ", ".join((*CONTAINER_SUFFIXES, *suffixes))
+        raise InvalidInputError(f"{uri}: {what}; expected {expected} files; check the URI")
+    return [*containers, *slices]
+
+
+def _pattern(uri: str) -> tuple[str, str]:
+    """Split `folder/part-*.tar` into the folder and the pattern of its names; any other URI stands for all below it."""
+    folder, _, last = uri.rpartition("/")
+    return (folder, last) if "*" in last else (uri, "*")
+
+
+def _check_not_compressed(root: str, names: list[str]) -> None:
+    for name in names:
+        if name.lower().endswith(COMPRESSED_SUFFIXES):
+            raise InvalidInputError(
+                f"{root}: {name} is a compressed tar, whose images cannot be read one by one; decompress it"
+            )
+
+
+def _container(name: str, entry: storage.ObjectInfo) -> Shard:
+    kind: Literal["tar", "parquet"] = "tar" if name.lower().endswith(".tar") else "parquet"
+    return Shard(uri=entry.uri, name=name, kind=kind, size_bytes=entry.size_bytes, version=entry.version)
+
+
+def _loose_file(name: str, entry: storage.ObjectInfo) -> LooseFile:
+    return LooseFile(uri=entry.uri, name=name, size_bytes=entry.size_bytes, version=entry.version)
+
+
+def _split_loose_files(files: list[LooseFile]) -> list[list[LooseFile]]:
+    """Cut files where a hash of a name says so, so that a file that is added or removed changes its own slice alone.
+
+    At most MOST_FILES are together: what follows such a cut moves up to the next name that says so.
+    """
+    slices: list[list[LooseFile]] = []
+    for file in files:
+        if not slices or len(slices[-1]) == MAX_FILES_PER_SHARD or _is_split_point(file.name):
+            slices.append([])
+        slices[-1].append(file)
+    return slices
+
+
+def _is_split_point(name: str) -> bool:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % FILES_PER_SHARD == 0
+
+
+def _shard_of_files(root: str, files: list[LooseFile]) -> Shard:
+    """Name a slice by its first file: the same name, and so the same order of ties, whatever happens to the others."""
+    size = sum(file.size_bytes for file in files)
+    name = f"files from {files[0].name}"
+    return Shard(uri=root, name=name, kind="files", size_bytes=size, version="", files=files)
+
+
+def _relative_name(uri: str, root: str) -> str:
+    return uri.removeprefix(root).lstrip("/") or PurePosixPath(uri).name

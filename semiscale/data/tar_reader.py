@@ -1,0 +1,179 @@
+"""Shards: finding the images, or the videos, under a URI and reading them one by one.
+
+A shard is the unit of scanning, used in place: a WebDataset tar, a Parquet file, or a slice of a prefix of loose files.
+Whatever the kind, `read` yields the same samples in the same order, so that (shard, index) names an image for good.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import BinaryIO, NamedTuple, Self
+
+from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.data.shard import (
+    LABEL_SUFFIXES,
+    TOO_LARGE,
+    Sample,
+    SampleFields,
+    Shard,
+    is_hidden,
+    is_too_large,
+    media_suffixes,
+    open_shard,
+    parse_label,
+)
+
+_MAX_HEADER_BYTES = 1 << 20  # of what tarfile reads whole: a long name, extended attributes
+
+
+# The header of a file as almost all tars have it (POSIX ustar): an ASCII name that ends in its field, size and checksum
+# in octal, kind 0, no prefix that goes before the name.
+_PLAIN_HEADER = re.compile(rb"(?=[ -~]{1,99}\0).{124}([0-7]{11})[\0 ].{12}([0-7]{6})[\0 ]{2}0.{188}\0.{166}", re.DOTALL)
+
+
+_TAR_TAIL_BYTES = 1 << 16  # looked at behind a tar's last member: tar pads with zeros to 10 KiB
+
+
+class _Member(NamedTuple):
+    """One file of a sample in a tar."""
+
+    suffix: str
+    data: bytes
+    offset: int
+    problem: str
+
+
+def iter_tar_samples(shard: Shard, columns: SampleFields, ahead: bool = False) -> Iterator[Sample]:
+    """WebDataset's rule: neighbours that share the path up to the first dot of the file name are one sample.
+
+    https://github.com/webdataset/webdataset: names that start with a dot belong to none.
+    """
+    with open_shard(shard, ahead) as file, _open_tar(file, shard) as tar:
+        try:
+            members = (member for member in _members(tar) if not member.isdir() and not is_hidden(member.name))
+            for index, (key, group) in enumerate(groupby(members, key=lambda member: _split_name(member.name)[0])):
+                yield _tar_sample(index, key, _extract_sample(tar, group, shard, columns), shard, columns)
+        except (tarfile.TarError, MemoryError, OverflowError) as error:  # what a header says of its size is believed
+            why = str(error) or "a header of a size that cannot be"
+            raise SemiscaleError(f"{shard.uri}: damaged tar: {why}; write it again") from None
+        _check_tar_complete(file, tar.offset, shard)
+
+
+def _open_tar(file: BinaryIO, shard: Shard) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="replace", tarinfo=_Header)
+    except tarfile.ReadError as error:
+        raise InvalidInputError(f"{shard.uri}: not a tar file: {error}") from None
+
+
+# What says more of the member that follows: GNU's long names, POSIX's extended headers, Solaris'.
+_EXTENDING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Header(tarfile.TarInfo):
+    """A member's name, kind and size. A plain header is read in a quarter of tarfile's time, any other by tarfile, so
+    that there is one behaviour: long names, links, sparse files, large sizes, damage."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        plain = _PLAIN_HEADER.fullmatch(buf)
+        if not plain or int(plain[2], 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
+            header = super().frombuf(buf, encoding, errors)
+            if header.type in _EXTENDING and header.size > _MAX_HEADER_BYTES:
+                raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+            return header
+        header = cls(buf[: buf.index(0)].decode("ascii"))
+        header.size = int(plain[1], 8)
+        return header
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while member := tar.next():
+        yield member
+        tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header; Python 3.13 has stream=True for this
+
+
+def _check_tar_complete(file: BinaryIO, offset: int, shard: Shard) -> None:
+    """Raise SemiscaleError where a tar's reading ended elsewhere than at its end.
+
+    tarfile takes a header that is cut off or makes no sense for the end, which would lose the rest in silence. A tar
+    ends in a block of zeros at least, which is also how one tells that none of it is missing.
+    """
+    file.seek(offset)
+    rest = file.read(_TAR_TAIL_BYTES)
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise SemiscaleError(f"{shard.uri}: damaged tar: cut off at byte {offset + len(rest)}; write it again")
+    if rest.count(0) < len(rest):
+        what = "a damaged header, or another tar appended" if any(rest[: tarfile.BLOCKSIZE]) else "another tar appended"
+        raise SemiscaleError(f"{shard.uri}: damaged tar: {what} at byte {offset}; write it again")
+
+
+def _extract_sample(
+    tar: tarfile.TarFile, group: Iterable[tarfile.TarInfo], shard: Shard, columns: SampleFields
+) -> list[_Member]:
+    """Read the members of one sample. Of several images none is taken, so the first of each kind is read and no other:
+    where all names of a tar share what stands before their first dot, all of it is one sample."""
+    suffixes, had, members = media_suffixes(columns.videos), set(), []
+    for member in group:
+        suffix = _split_name(member.name)[1]
+        kind = (suffix in suffixes) + suffix.endswith(suffixes)
+        members.append(
+            _Member(suffix, b"", -1, "") if kind in had else _extract_member(tar, member, suffix, shard, columns)
+        )
+        had |= {kind} - {0}
+    return members
+
+
+def _extract_member(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, shard: Shard, columns: SampleFields
+) -> _Member:
+    if not suffix.endswith((*media_suffixes(columns.videos), *LABEL_SUFFIXES)):
+        return _Member(suffix, b"", -1, "")
+    if not member.isreg() or member.issparse():
+        return _Member(suffix, b"", -1, "not a plain file")
+    if shard.size_bytes and member.offset_data + member.size > shard.size_bytes:
+        raise tarfile.ReadError(f"{member.name} at byte {member.offset} is larger than the file")
+    if is_too_large(suffix, member.size):
+        return _Member(suffix, b"", -1, TOO_LARGE)
+    tar.fileobj.seek(member.offset_data)
+    data = tar.fileobj.read(member.size)
+    if len(data) < member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return _Member(suffix, data, member.offset_data, "" if data else "empty file")
+
+
+def _tar_sample(index: int, key: str, members: list[_Member], shard: Shard, columns: SampleFields) -> Sample:
+    by_rank = (member for suffix in LABEL_SUFFIXES for member in members if member.suffix.endswith(suffix))
+    label = next(filter(None, (_label(member, columns) for member in by_rank)), None)
+    suffixes = media_suffixes(columns.videos)
+    images = [member for member in members if member.suffix.endswith(suffixes)]
+    images = [member for member in images if member.suffix in suffixes] or images  # a.jpg before its a.mask.png
+    if len(images) != 1:
+        what = "video" if columns.videos else "image"
+        return Sample(index, key, b"", shard.uri, -1, label, f"{'several' if images else 'no'} {what} members")
+    return Sample(index, key, images[0].data, shard.uri, images[0].offset, label, images[0].problem)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    folder, _, base = name.removeprefix("./").rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), (dot + suffix).lower()
+
+
+def _label(member: _Member, columns: SampleFields) -> str | None:
+    text = member.data.decode("utf-8-sig", "replace")
+    if not member.suffix.endswith(".json"):
+        return parse_label(text)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parse_label(content.get(columns.label) if isinstance(content, dict) else content)

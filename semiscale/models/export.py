@@ -1,0 +1,173 @@
+"""A model as one file that runs without this program: ONNX, or torch.export's archive.
+
+The file takes pixels as they are decoded: dividing, normalising and the order of the axes are inside, so that they
+cannot be done differently. What comes before, the resizing, is described in the file and in a JSON document beside it.
+"""
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from semiscale import storage
+from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.data import video_decoding
+from semiscale.data.preprocessing import Preprocessing
+from semiscale.data.transforms import Batch, resize_short_side
+from semiscale.models import checkpoint_io
+from semiscale.models.checkpoint_metadata import CheckpointMetadata
+from semiscale.storage.documents import StrictDocument
+
+Format = Literal["onnx", "torch"]
+FILENAMES: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 20
+ONNX_FILE_BYTES = 2_000_000_000  # what protobuf can hold; the tensors of a larger model lie in model.onnx.data
+TOLERANCE = 1e-3  # of the largest logit: two runtimes add up in another order
+
+
+class ExportMetadata(StrictDocument):
+    """What an exported file takes, gives and was checked for. In the file itself under the key `semiscale`."""
+
+    file: str
+    format: Format
+    architecture: str
+    classes: list[str]
+    input: str
+    output: str
+    before: str
+    preprocessing: Preprocessing
+    checkpoint: str
+    opset: int | None
+    verified_images: int = 0
+    verified_difference: float | None = None
+
+
+def export_model(uri: str, kind: Format, images_BHWC: Batch, folder: str) -> ExportMetadata:
+    """Export a checkpoint of ours, check the file against the model on some images, and store it in a folder.
+
+    The batch's size is free in the file, the resolution is the model's. Raises SemiscaleError, and stores nothing,
+    where the file gives other logits; InvalidInputError where the packages that a format needs are missing.
+    """
+    if kind == "onnx":
+        _require_onnx()
+    model, description = checkpoint_io.load_model(uri)
+    described = _describe(uri, description, kind)
+    with tempfile.TemporaryDirectory() as here, torch.no_grad():
+        path = Path(here) / FILENAMES[kind]
+        pixels_BHWC = torch.from_numpy(np.ascontiguousarray(images_BHWC))
+        write, run = (_write_onnx, _run_onnx) if kind == "onnx" else (_write_torch, _run_torch)
+        write(_NormalizedModel(model, description.preprocessing).eval(), pixels_BHWC, described, path)
+        expected_BC = model(
+            checkpoint_io.to_normalized_batch(images_BHWC, description.preprocessing, torch.device("cpu"))
+        )
+        difference = _max_logit_difference(uri, expected_BC, images_BHWC, run(path))
+        verified = described.model_copy(
+            update={"verified_images": len(images_BHWC), "verified_difference": float(f"{difference:.3g}")}
+        )
+        for file in sorted(Path(here).iterdir()):
+            storage.upload(file, storage.join(folder, file.name))
+    storage.write_bytes(storage.join(folder, f"{FILENAMES[kind]}.json"), verified.model_dump_json(indent=1).encode())
+    return verified
+
+
+class _NormalizedModel(nn.Module):
+    """A model behind its own normalisation: uint8 images_BHWC, or clips_BTHWC, to logits_BC."""
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.model, self._preprocessing = model, preprocessing
+        mean, std = checkpoint_io.mean_std_tensors(preprocessing, torch.device("cpu"))
+        self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
+
+    def forward(self, images_BHWC: Tensor) -> Tensor:
+        pixels_BCHW = checkpoint_io.to_channels_first(images_BHWC, self._preprocessing).float()
+        return cast(Tensor, self.model((pixels_BCHW / 255 - self.mean) / self.std))
+
+
+Run = Callable[[Batch], NDArray[np.float32]]
+
+
+def _describe(uri: str, description: CheckpointMetadata, kind: Format) -> ExportMetadata:
+    preprocessing = description.preprocessing
+    size, short, what, frames = preprocessing.resolution, resize_short_side(preprocessing), "images", ""
+    before = f"resize the short side to {short} pixels, bilinear and antialiased; cut the central {size} x {size}. "
+    if preprocessing.frames:
+        what, frames = "clips", f"{preprocessing.frames} frames x "
+        before = (
+            f"take {video_decoding.EVAL_CLIPS} clips of {preprocessing.frames} neighbouring frames, "
+            "uniformly spaced over the video, "
+            f"to average their softmax; of each frame {before}"
+        )
+    return ExportMetadata(
+        file=FILENAMES[kind],
+        format=kind,
+        architecture=description.architecture,
+        classes=description.classes,
+        input=f"{what}: uint8, batch x {frames}{size} x {size} x 3, RGB, 0 to 255; the batch of any size",
+        output="logits: float32, batch x classes, in the order of `classes`; their softmax are the probabilities",
+        before=f"{before}Dividing by 255, `mean` and `std` are part of the file",
+        preprocessing=preprocessing,
+        checkpoint=uri,
+        opset=OPSET if kind == "onnx" else None,
+    )
+
+
+def _write_torch(model: nn.Module, images_BHWC: Tensor, described: ExportMetadata, path: Path) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (images_BHWC,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path, extra_files={"semiscale": described.model_dump_json()})
+
+
+def _run_torch(path: Path) -> Run:
+    program = torch.export.load(path).module()
+    return lambda images_BHWC: program(torch.from_numpy(images_BHWC)).numpy()
+
+
+def _write_onnx(model: nn.Module, images_BHWC: Tensor, described: ExportMetadata, path: Path) -> None:
+    program = torch.onnx.export(
+        model,
+        (images_BHWC,),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        input_names=["images"],
+        output_names=["logits"],
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props["semiscale"] = described.model_dump_json()
+    size_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    program.save(path, external_data=size_bytes > ONNX_FILE_BYTES)
+
+
+def _run_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images_BHWC: session.run(["logits"], {"images": images_BHWC})[0]
+
+
+def _max_logit_difference(uri: str, expected_BC: Tensor, images_BHWC: Batch, run: Run) -> float:
+    """Return how far the file's logits are from the model's, on all images and on the first alone."""
+    expected = expected_BC.numpy()
+    batches = [(images_BHWC, expected), (images_BHWC[:1], expected[:1])]
+    difference = max(float(np.abs(run(images) - logits_BC).max()) for images, logits_BC in batches)
+    allowed = TOLERANCE * float(np.abs(expected).max())
+    if not difference <= allowed:
+        raise SemiscaleError(f"{uri}: the exported file's logits differ by {difference:.3g}, allowed are {allowed:.3g}")
+    return difference
+
+
+def _require_onnx() -> None:
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InvalidInputError(
+            f"export: ONNX needs {', '.join(missing)}, not installed here: pip install {' '.join(missing)}"
+        )

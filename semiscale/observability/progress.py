@@ -1,0 +1,164 @@
+"""Says how far long work is: one line every few seconds, as text for people, as JSON where a machine reads the log.
+
+`SEMISCALE_LOG` chooses `plain` or `json`; unset, lines are JSON where standard output is not a terminal. The latest
+Progress of a process is also what its object in the workdir (tasks.py) and its metrics (metrics.py) tell.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.common.text import to_single_line
+
+LOG_INTERVAL_S = 5.0
+LOG_FORMAT_ENV = "SEMISCALE_LOG"
+TERMINATION_LOG_ENV = "SEMISCALE_TERMINATION_LOG"  # the file that Kubernetes puts into a pod's status when it has ended
+TERMINATION_BYTES = 4096  # what Kubernetes keeps of it
+FAILURE = re.compile(r"(refused|failed): (.*)")  # how the line begins that says why a stage stops
+
+
+def log_info(stage: str, text: str, **numbers: float | str) -> None:
+    """Print one line of a stage's log; `numbers` are fields of their own where lines are JSON."""
+    text = to_single_line(text)
+    line = f"{stage} · {text}"
+    if use_json_logs(sys.stdout):
+        line = _json_line("info", message=text, stage=stage, **numbers)
+    print(line, flush=True)
+
+
+def log_fatal(text: str, exit_code: int) -> None:
+    """Print the one line that says why the program stops, to standard error; leave it in the pod's status as well."""
+    text = to_single_line(text)
+    told = _json_line("error", message=text, exit_code=exit_code)
+    print(told if use_json_logs(sys.stderr) else text, file=sys.stderr, flush=True)
+    if path := os.environ.get(TERMINATION_LOG_ENV):
+        _write_termination_message(Path(path), told.encode())
+
+
+def _write_termination_message(path: Path, line: bytes) -> None:
+    """Write what stopped the first process of a pod that stopped: the others' reason is mostly that one's end."""
+    with suppress(OSError):  # it is in the log
+        if len(line) <= TERMINATION_BYTES and not path.stat().st_size:
+            path.write_bytes(line)
+
+
+def parse_log_line(line: str) -> dict[str, Any]:
+    """Return the fields of another process's log line; of one that is no JSON of ours, the whole is the message."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        fields = None
+    ours = isinstance(fields, dict) and isinstance(fields.get("message"), str)
+    return fields if ours else {"message": line}
+
+
+def parse_failure(line: str) -> SemiscaleError | None:
+    """Return the error that a stage's last line tells, be it text or JSON; None where it is another line.
+
+    Text says whether it was refused or failed; of which exit code else, JSON alone.
+    """
+    fields = parse_log_line(line)
+    found = FAILURE.match(fields["message"])
+    if not found:
+        return None
+    error = (InvalidInputError if found[1] == "refused" else SemiscaleError)(found[2])
+    error.exit_code = fields.get("exit_code", error.exit_code)
+    return error
+
+
+def use_json_logs(stream: TextIO) -> bool:
+    """Say whether lines on a stream are JSON: as SEMISCALE_LOG says, or else where it is not a terminal."""
+    chosen = os.environ.get(LOG_FORMAT_ENV, "")
+    return chosen == "json" or (chosen != "plain" and not stream.isatty())
+
+
+def _json_line(level: str, **fields: float | str) -> str:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "level": level, **fields}, ensure_ascii=False)
+
+
+class Progress:
+    """Counts what is finished, images mostly, against a total (0: not known) and reports rate, percent and time left.
+
+    `clock` returns seconds and is a parameter so that a test can drive it. What was finished `already` by a process
+    before this one counts, but not for the rate.
+    """
+
+    latest: "Progress | None" = None  # of this process: a task does one thing at a time
+
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        clock: Callable[[], float] = time.monotonic,
+        already: int = 0,
+        unit: str = "images",
+    ) -> None:
+        self._stage, self._clock, self._already = stage, clock, already
+        self.unit = unit
+        self._started = self._said = clock()
+        self.done, self.total, self.detail = already, total, ""
+        self.failures = 0
+        self.clocks: dict[str, float] = {}
+        Progress.latest = self
+
+    def update(self, count: int, detail: str = "") -> None:
+        """Count what is finished and, when it is time, say so."""
+        self.done += count
+        self.detail = detail
+        now = self._clock()
+        if now - self._said >= LOG_INTERVAL_S:
+            self._said = now
+            numbers = {"done": self.done, "total": self.total, "per_s": round(self.rate(), 3)}
+            log_info(self._stage, self.format(detail), unit=self.unit, **numbers)
+
+    def add_failures(self, images: int) -> None:
+        """Count images that could not be used."""
+        self.failures += images
+
+    def add_seconds(self, **seconds: float) -> None:
+        """Add seconds to parts of the work: read, decode, forward, write; of threads that share one, thread-seconds."""
+        for part, more in seconds.items():
+            self.clocks[part] = self.clocks.get(part, 0.0) + more
+
+    @contextmanager
+    def timer(self, part: str) -> Iterator[None]:
+        """Add the seconds of a `with` to a part of the work."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self.add_seconds(**{part: self._clock() - started})
+
+    def rate(self) -> float:
+        """Return what is finished a second since the start."""
+        return (self.done - self._already) / max(self._clock() - self._started, 1e-9)
+
+    def format(self, detail: str = "") -> str:
+        """Return the line: `12,000 of 48,000 images · 25% · 2,400/s · 0:15 left`."""
+        return format_progress(self.done, self.total, self.unit, self.rate(), detail)
+
+
+def format_progress(done: int, total: int, unit: str, per_s: float, detail: str) -> str:
+    """Put progress in a line; without a total, what is left is not known."""
+    parts = [f"{done:,} {unit}", f"{per_s:,.0f}/s"]
+    if total:
+        left_s = (total - done) / max(per_s, 1e-9)
+        share = f"{done / total:.0%}"
+        parts = [f"{done:,} of {total:,} {unit}", share, f"{per_s:,.0f}/s", f"{format_duration(left_s)} left"]
+    return " · ".join([*parts, detail] if detail else parts)
+
+
+def format_duration(seconds: float) -> str:
+    """Format seconds as `0:15`, `12:03` or `31:00:00`."""
+    whole = max(int(seconds + 0.5), 0)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -1,0 +1,14 @@
+"""Receipts: the small JSON documents that stages hand to each other.
+
+A receipt names what a stage left in the workdir, counts it, and says what was skipped and why. It is written last: what
+has a receipt is whole. `digest` identifies the work by its inputs, so equal work is found instead of repeated.
+"""
+
+from semiscale.receipts.base import Receipt
+
+
+class FanoutReceipt(Receipt):
+    """How many pods a fan-out has, by what is left to do, and what that is. `folder` is where the pods will work."""
+
+    pods: int
+    why: str

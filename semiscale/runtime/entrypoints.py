@@ -1,0 +1,117 @@
+"""What every stage shares: a config that knows its digest, finished work that is found, and the ways in.
+
+A stage is a function `stage(config) -> Receipt`. It is called from a test or a notebook as it is, from a shell by
+`command_line`, and from a kfp component by `in_component`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from semiscale import storage
+from semiscale.common import parent_exit
+from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.config.validation_errors import format_validation_error
+from semiscale.observability import prometheus, status_reporter, task_status
+from semiscale.observability.progress import log_fatal, use_json_logs
+from semiscale.receipts.base import Receipt
+from semiscale.receipts.markdown import summarize
+from semiscale.runtime.run_once import R
+from semiscale.runtime.stage_config import C, StageConfig
+
+
+def run_from_cli(config_type: type[C], stage: Callable[[C], Receipt], prints: bool = True) -> int:
+    """Run a stage from a shell: options are the config's fields. Prints the receipt; returns the exit code."""
+    settings = SettingsConfigDict(cli_kebab_case=True, cli_prog_name=f"python -m semiscale.stages.{config_type.stage}")
+    options = type(config_type.__name__, (config_type, BaseSettings), {"model_config": settings})
+    try:
+        parsed: Any = CliApp.run(options, cli_args=sys.argv[1:])
+    except ValidationError as error:
+        log_fatal(f"refused: {format_validation_error(error, config_type.model_fields)}", InvalidInputError.exit_code)
+        return InvalidInputError.exit_code
+    given = {name: getattr(parsed, name) for name in config_type.model_fields}
+    indent = None if use_json_logs(sys.stdout) else 1  # a line like the others, where lines are JSON
+
+    def run() -> None:
+        receipt = run_as_task(config_type(**given), stage)
+        if prints:
+            print(receipt.model_dump_json(indent=indent))
+
+    return run_with_exit_code(run)
+
+
+def run_in_kfp(config_type: type[C], stage: Callable[[C], R], arguments: Mapping[str, Any]) -> R:
+    """Run a stage inside a kfp component: its arguments are the config's fields, artifacts become their paths.
+
+    Returns the receipt, which also goes to the output artifact `receipt`, and in words to `summary` where there is one.
+    Exits with the error's code after one line.
+    """
+    parent_exit.exit_with_parent()
+    given = {name: _to_plain_argument(arguments[name]) for name in config_type.model_fields if name in arguments}
+    receipts: list[R] = []
+    if code := run_with_exit_code(lambda: receipts.append(run_as_task(config_type(**given), stage))):
+        sys.exit(code)
+    Path(arguments["receipt"].path).write_text(receipts[0].model_dump_json(indent=1))
+    if "summary" in arguments:
+        Path(arguments["summary"].path).write_text(summarize(receipts[0]))
+    return receipts[0]
+
+
+def run_as_task(config: C, stage: Callable[[C], R]) -> R:
+    """Run a stage as a task of its run, with its metrics and with its progress in the workdir; a stage that is no run's
+    task, as it is.
+    """
+    run = _run_name_and_budget(config)
+    if not run or os.environ.get("RANK", "0") != "0":  # of several ranks, one speaks
+        return stage(config)
+    board = task_status.RunStatusStore(config.workdir, run[0])
+    with prometheus.serve_metrics(config.stage, config.task_name()):
+        status_reporter.fail_fast_on_retry(board, config.task_name())
+        config.check_can_start()
+        with status_reporter.report_status(board, config.task_name(), config.stage, config.on_device, run[1]):
+            return stage(config)
+
+
+def _run_name_and_budget(config: StageConfig) -> tuple[str, float] | None:
+    """Return the name of the run that a config is of, and its budget; None where there is no plan to tell."""
+    name = getattr(config, "name", None)
+    if name is not None:
+        return name, 0.0
+    try:
+        plan = json.loads(storage.read_bytes(getattr(config, "plan", "")))
+        return plan["name"], plan["run"].get("budget_hours", 0.0)
+    except (OSError, SemiscaleError, LookupError, TypeError, ValueError):
+        return None  # the stage itself says what is wrong with its inputs
+
+
+def _to_plain_argument(argument: Any) -> Any:
+    if argument is None:  # an optional artifact that was not given
+        return ""
+    if isinstance(argument, list):
+        return [_to_plain_argument(item) for item in argument]
+    return getattr(argument, "path", argument)
+
+
+def run_with_exit_code(run: Callable[[], None]) -> int:
+    """Run a stage or a verb; returns its exit code, after one line on standard error where that is not 0."""
+    try:
+        run()
+    except ValidationError as error:
+        log_fatal(f"refused: {format_validation_error(error, ())}", InvalidInputError.exit_code)
+        return InvalidInputError.exit_code
+    except SemiscaleError as error:
+        log_fatal(f"{'refused' if isinstance(error, InvalidInputError) else 'failed'}: {error}", error.exit_code)
+        return error.exit_code
+    except OSError as error:
+        missing = ": no such file" if isinstance(error, FileNotFoundError) and not error.errno else ""  # a store's own
+        log_fatal(
+            f"failed: {error}{missing}; what was finished is kept, run it again to go on", SemiscaleError.exit_code
+        )
+        return SemiscaleError.exit_code
+    return 0

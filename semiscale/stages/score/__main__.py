@@ -1,0 +1,10 @@
+"""`python -m semiscale.stages.score`: the stage from a shell."""
+
+import sys
+
+from semiscale.runtime.entrypoints import run_from_cli
+from semiscale.stages.score.config import ScoreConfig
+from semiscale.stages.score.stage import score
+
+if __name__ == "__main__":
+    sys.exit(run_from_cli(ScoreConfig, score))

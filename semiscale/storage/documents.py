@@ -1,0 +1,36 @@
+"""Receipts: the small JSON documents that stages hand to each other.
+
+A receipt names what a stage left in the workdir, counts it, and says what was skipped and why. It is written last: what
+has a receipt is whole. `digest` identifies the work by its inputs, so equal work is found instead of repeated.
+"""
+
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from semiscale import storage
+from semiscale.common.errors import InvalidInputError
+
+
+class StrictDocument(BaseModel):
+    """A strict, immutable JSON document."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# In the names of files and objects: one that comes with a foreign checkpoint or receipt must not lead elsewhere.
+Digest = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,99}$")]
+
+
+R = TypeVar("R", bound=StrictDocument)
+
+
+def load_document(uri: str, kind: type[R]) -> R:
+    """Read a document. Raises InvalidInputError where there is none or it is of another kind."""
+    data = storage.read_or_none(uri)
+    if data is None:
+        raise InvalidInputError(f"{uri}: no {kind.__name__} here; run the stage that writes it first")
+    try:
+        return kind.model_validate_json(data)
+    except ValueError:
+        raise InvalidInputError(f"{uri}: not a {kind.__name__}; was it written by another version?") from None

@@ -1,0 +1,134 @@
+"""Google Cloud Storage through `google-cloud-storage`. `STORAGE_EMULATOR_HOST` points it at an emulator."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from google.api_core import exceptions
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import storage as gcs
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from requests import RequestException
+from requests.adapters import HTTPAdapter
+
+from semiscale.common.errors import SemiscaleError
+from semiscale.storage.base import MAX_CONNECTIONS, ObjectInfo, RangeReader, bucket_and_key, object_changed_error
+
+
+class GcsStore:
+    """Objects in GCS. Conditions are GCS's own, on the object's generation, which is 0 where there is none."""
+
+    def __init__(self) -> None:
+        with _errors("gs://"):
+            self._client = gcs.Client()
+        # The client has no public way to keep more than ten connections; others are closed after each request.
+        for scheme in ("https://", "http://"):
+            self._client._http.mount(scheme, HTTPAdapter(pool_maxsize=MAX_CONNECTIONS))
+
+    def entries(self, prefix: str) -> Iterator[ObjectInfo]:
+        bucket, key = bucket_and_key(prefix.rstrip("/"))
+        itself = self.stat(prefix.rstrip("/"))
+        if itself:
+            yield itself
+        # With the slash in the prefix, listing `a` does not page through all of `ab/`.
+        fields = "items(name,size,generation),nextPageToken"
+        try:
+            with _errors(prefix):
+                for blob in self._client.list_blobs(bucket, prefix=key and f"{key}/", fields=fields):
+                    if not blob.name.endswith("/"):  # what consoles write to show an empty folder
+                        yield _entry(f"gs://{bucket}/{blob.name}", blob)
+        except FileNotFoundError:
+            return
+
+    def folders(self, prefix: str) -> list[str]:
+        bucket, key = bucket_and_key(prefix.rstrip("/"))
+        folder = key and f"{key}/"
+        fields = "prefixes,nextPageToken"
+        listing = self._client.list_blobs(bucket, prefix=folder, delimiter="/", fields=fields)
+        try:
+            with _errors(prefix):
+                for _ in listing:  # the prefixes are known once the pages have been read
+                    pass
+        except FileNotFoundError:
+            return []
+        return sorted(filter(None, (name[len(folder) : -1] for name in listing.prefixes)))
+
+    def stat(self, uri: str) -> ObjectInfo | None:
+        try:
+            with _errors(uri):
+                blob = self._blob(uri)
+                blob.reload()
+        except FileNotFoundError:
+            return None
+        return _entry(uri, blob)
+
+    def read(self, uri: str, start: int, size: int | None, version: str) -> bytes:
+        end = None if size is None else start + size - 1
+        generation = int(version) if version else None
+        try:
+            with _errors(uri):
+                blob = self._blob(uri)
+                return cast(bytes, blob.download_as_bytes(start=start or None, end=end, if_generation_match=generation))
+        except exceptions.PreconditionFailed:
+            raise object_changed_error(uri) from None
+        except exceptions.RequestRangeNotSatisfiable:
+            return b""
+
+    def open(self, uri: str, version: str, ahead: bool) -> BinaryIO:
+        return RangeReader(self, uri, version, ahead).buffered()
+
+    def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
+        return self._write(uri, data, generation=0 if if_absent else None)
+
+    def replace(self, uri: str, old: bytes, new: bytes) -> bool:
+        # The generation is asked for first: what is written in between fails the precondition, whatever was read.
+        entry = self.stat(uri)
+        if entry is None or self.read(uri, 0, None, "") != old:
+            return False
+        return self._write(uri, new, generation=int(entry.version))
+
+    def _write(self, uri: str, data: bytes, generation: int | None) -> bool:
+        try:
+            with _errors(uri):
+                blob = self._blob(uri)
+                blob.upload_from_string(data, "application/octet-stream", if_generation_match=generation)
+        except exceptions.PreconditionFailed:
+            return False
+        return True
+
+    def upload(self, path: Path, uri: str) -> None:
+        with _errors(uri):
+            self._blob(uri).upload_from_filename(str(path))
+
+    def delete(self, uri: str) -> None:
+        try:
+            with _errors(uri):
+                self._blob(uri).delete()
+        except FileNotFoundError:
+            pass
+
+    def _blob(self, uri: str) -> gcs.Blob:
+        bucket, key = bucket_and_key(uri)
+        if not key:
+            raise FileNotFoundError(uri)
+        return self._client.bucket(bucket).blob(key)
+
+
+def _entry(uri: str, blob: gcs.Blob) -> ObjectInfo:
+    return ObjectInfo(uri, int(blob.size), str(blob.generation))
+
+
+@contextmanager
+def _errors(uri: str) -> Iterator[None]:
+    """Raise the project's errors for the client's, except those that a caller takes for an answer."""
+    try:
+        yield
+    except exceptions.NotFound:
+        raise FileNotFoundError(uri) from None
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        raise PermissionError(f"{uri}: {error.message}") from None
+    except (exceptions.PreconditionFailed, exceptions.RequestRangeNotSatisfiable):
+        raise
+    except (exceptions.GoogleAPIError, GoogleAuthError, RequestException, DataCorruption, InvalidResponse) as error:
+        raise SemiscaleError(f"{uri}: {error}") from error

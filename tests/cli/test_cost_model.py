@@ -1,0 +1,233 @@
+"""`plan`: figures that add up by hand, rates that say where they come from, and budgets that refuse."""
+
+import math
+import os
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from semiscale.cli import rates
+from semiscale.cli.cost_model import InputSizes, SampleSetSize, StageCost, estimate_run
+from semiscale.cli.plan import estimate_cost, si_format
+from semiscale.cli.rates import RateOverrides
+from semiscale.cli.throughput_probe import measure_inputs, measure_throughput
+from semiscale.common.errors import InvalidInputError
+from semiscale.config import run_config
+from semiscale.config.run_config import RunConfig
+from tests.support import pictures
+
+ROOT = Path(__file__).resolve().parents[2]
+PHOTOGRAPHS = Path(os.environ.get("SEMISCALE_DATA", ROOT.parent / "shared" / "data"))
+
+# A billion photographs of 100 kB in 100,000 tars; ImageNet as 1.28 million loose files, 50,000 for the test.
+POOL = SampleSetSize(1_000_000_000, 100_000_000_000_000, 100_000, 100_000)
+IMAGENET = InputSizes(
+    labeled=SampleSetSize(1_280_000, 128_000_000_000, 1_280_000, 1_250),
+    test=SampleSetSize(50_000, 5_000_000_000, 50, 50),
+    validation=SampleSetSize(0, 0, 0, 0),
+    unlabeled=POOL,
+    classes=1000,
+)
+RATES = {
+    "decode_images_per_s": 600.0,
+    "read_bytes_per_s": 1e9,
+    "teacher_forward_images_per_s": 1_700.0,
+    "teacher_train_images_per_s": 500.0,
+    "student_forward_images_per_s": 4_000.0,
+    "student_train_images_per_s": 1_000.0,
+}
+PRICES = RateOverrides(gpu_price_per_h=2.0, cpu_price_per_h=0.05, training_devices=8, cpus_per_device=10)
+
+
+@pytest.fixture
+def paper() -> RunConfig:
+    """The paper's run file, with a hundred pods."""
+    return run_config.load_run_config(ROOT / "manifests" / "runs" / "paper.yaml").model_copy(update={"pods": 100})
+
+
+def stages(settings: RunConfig, **changed: float) -> dict[str, StageCost]:
+    """Estimate a run on IMAGENET."""
+    return {stage.name: stage for stage in estimate_run(settings, IMAGENET, {**RATES, **changed}, PRICES).stages}
+
+
+def test_the_papers_scan_by_hand(paper: RunConfig) -> None:
+    score = stages(paper)["score"]
+    assert score.bound_by == "the device"
+    assert score.device_hours == pytest.approx(163.4, abs=0.05), "1e9 / 1,700 / 3,600, as published for an A100"
+    assert score.hours == pytest.approx(1.634, abs=0.001)
+    assert score.read_bytes == 1e14
+    assert score.reads == math.ceil(1e14 / 2**23) + 100_000
+    assert score.kept_bytes == pytest.approx(1e10 * 10.3 + 1e9 * 40)
+    # 163.4 h x 2, 12 million GET, 300,000 PUT, 143 GB for a month
+    assert score.cost(PRICES) == pytest.approx(326.80 + 4.81 + 1.50 + 2.86, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "bound_by", "device_hours"),
+    [
+        ({"decode_images_per_s": 100.0}, "decoding", 277.8),  # 1e9 / (100 x 10) / 3,600
+        ({"read_bytes_per_s": 5e7}, "reading", 555.6),  # 1e9 / (5e7 / 1e5) / 3,600
+        ({"teacher_forward_images_per_s": 100.0}, "the device", 2777.8),
+    ],
+)
+def test_the_slowest_part_decides(
+    paper: RunConfig, changes: dict[str, float], bound_by: str, device_hours: float
+) -> None:
+    score = stages(paper, **changes)["score"]
+    assert (score.bound_by, round(score.device_hours, 1)) == (bound_by, device_hours)
+
+
+def test_the_papers_trainings_by_hand(paper: RunConfig) -> None:
+    found = stages(paper)
+    labeled = round(1_280_000 * 0.98)  # two per cent are held out
+    assert found["teacher"].device_hours == pytest.approx(115e6 / 500 / 3600)
+    assert found["pretrain"].device_hours == pytest.approx(1e9 / 1000 / 3600)
+    assert found["pretrain"].hours == pytest.approx(1e9 / 1000 / 3600 / 8)
+    assert found["pretrain"].read_bytes == pytest.approx(1e9 * 1e5), "16 million images, 62.5 passes"
+    assert found["finetune"].device_hours == pytest.approx(3 * 30 * labeled / 1000 / 3600), "at three learning rates"
+    assert found["finetune"].hours == pytest.approx(30 * labeled / 1000 / 3600 / 8), "side by side"
+    assert found["baseline"].device_hours == pytest.approx(3 * (1e9 + 30 * labeled) / 1000 / 3600)
+    assert found["evaluate"].device_hours == pytest.approx((50_000 / 1700 + 3 * 50_000 / 4000) / 3600)
+    of_clips = paper.model_copy(update={"frames": 8, "teacher_frames": 32})
+    assert stages(of_clips)["evaluate"].reads == 2 * found["evaluate"].reads, "each length is cut for itself"
+
+
+def test_a_set_that_fits_in_memory_is_read_once_by_every_device(paper: RunConfig) -> None:
+    small = replace(IMAGENET, labeled=SampleSetSize(1_000, 100_000_000, 1_000, 1))
+    found = {stage.name: stage for stage in estimate_run(paper, small, RATES, PRICES).stages}
+    assert (found["teacher"].read_bytes, found["teacher"].reads) == (8 * 100_000_000, 8 * 1_000)
+
+
+def test_selection_and_pack_by_hand(paper: RunConfig) -> None:
+    found = estimate_run(paper, IMAGENET, RATES, PRICES)
+    pack = next(stage for stage in found.stages if stage.name == "pack")
+    assert found.selected == 16_000_000
+    assert (pack.reads, pack.writes) == (16_000_000, 1602)
+    assert pack.read_bytes == pack.kept_bytes == 1.6e12
+    assert pack.hours == pytest.approx(1600 / 3600)
+    small = paper.model_copy(update={"images_per_class": 10**9, "classes_per_image": 2})
+    assert estimate_run(small, IMAGENET, RATES, PRICES).selected == 2 * 10**9, "no more than P of each image"
+
+
+def test_what_to_buy_and_the_sums(paper: RunConfig) -> None:
+    found = estimate_run(paper, IMAGENET, RATES, PRICES)
+    assert found.cpus_per_device == pytest.approx(1700 / 600)
+    assert found.device_hours == pytest.approx(sum(stage.device_hours for stage in found.stages))
+    assert found.cost(PRICES) == pytest.approx(sum(stage.cost(PRICES) for stage in found.stages))
+    by_name = {stage.name: stage.hours for stage in found.stages}
+    chain = sum(by_name[name] for name in ("teacher", "score", "merge", "pack", "pretrain", "finetune"))
+    assert chain > by_name["baseline"]
+    assert found.hours == pytest.approx(by_name["plan"] + chain + by_name["evaluate"])
+
+
+def test_published_rates_agree_with_the_published_training_rates() -> None:
+    """timm's tables for training on the same card: ResNeXt-50 1,001, ResNeXt-101 32x4d 609 images a second."""
+    for architecture, train in (("resnext50_32x4d", 1001), ("resnext101_32x4d", 609)):
+        assert rates.published_rates(architecture, 224)["train"].value == pytest.approx(train, rel=0.02)
+    assert rates.published_rates("resnet50", 448)["forward"].value == pytest.approx(3669 / 4)
+    assert rates.published_rates("resnet8_small", 224) == {}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """Write a small run's images and its run file."""
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(pictures.write_run(folder, **changes)))
+    return path
+
+
+def test_the_sets_are_counted_by_listing_and_a_few_images(tmp_path: Path) -> None:
+    settings = run_config.load_run_config(write(tmp_path)).with_absolute_uris()
+    found = measure_inputs(settings, 0)
+    assert found.classes == 3
+    assert (found.labeled.images, found.labeled.objects) == (12, 12)
+    assert (found.validation.images, found.validation.objects) == (12, 1), "a Parquet file tells its rows"
+    assert found.unlabeled.shards == 3
+    assert found.unlabeled.images == pytest.approx(120, rel=0.2), "tiny images: what the tars end in counts"
+    seen = measure_throughput(settings)
+    assert (seen.samples, seen.failed) == (120, 0)
+    assert seen.decode.value > 0
+    assert "measured here on 120 images" in seen.decode.source
+
+
+def test_what_parquet_files_link_is_counted_and_sized_as_files_are(tmp_path: Path) -> None:
+    links = sorted(str(path) for path in pictures.write_folders(tmp_path / "pictures", 70).rglob("*.png"))
+    (tmp_path / "links").mkdir()
+    for number in range(12):  # more than are looked into
+        pq.write_table(pa.table({"image": links}), tmp_path / "links" / f"{number}.parquet")
+    found = measure_inputs(
+        run_config.load_run_config(write(tmp_path, unlabeled=[str(tmp_path / "links")])).with_absolute_uris(), 0
+    ).unlabeled
+    assert (found.images, found.objects, found.shards) == (12 * 210, 12 * 211, 12)
+    there = sum(path.stat().st_size for path in [*map(Path, links), tmp_path / "links" / "0.parquet"])
+    assert found.size_bytes == pytest.approx(12 * there, rel=0.1)
+
+
+def test_photographs_in_tars_are_counted_to_a_tenth(tmp_path: Path) -> None:
+    tars = sorted(PHOTOGRAPHS.glob("photos/*.tar"))
+    if not tars:
+        pytest.skip("no photographs beside this checkout")
+    settings = run_config.load_run_config(write(tmp_path, unlabeled=[str(PHOTOGRAPHS / "photos")])).with_absolute_uris()
+    images = 0
+    for path in tars:
+        with tarfile.open(path) as tar:
+            images += sum(name.endswith(".jpg") for name in tar.getnames())
+    assert measure_inputs(settings, 0).unlabeled.images == pytest.approx(images, rel=0.1)
+
+
+STATED = {
+    name: 100.0
+    for name in RATES
+    if name not in ("decode_images_per_s", "read_bytes_per_s")
+}  # fmt: skip
+
+
+def test_a_plan_is_printed_with_the_sources_of_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rates.yaml").write_text(yaml.safe_dump({**STATED, "gpu_price_per_h": 2}))
+    estimate_cost(write(tmp_path), {"cpus_per_device": 4}, tmp_path / "rates.yaml", classes=0, budget=0)
+    out = capsys.readouterr().out
+    assert "labeled 12, validation" in out
+    assert "teacher_forward_images_per_s = 100.0 (stated)" in out
+    assert "decode_images_per_s" in out.split("rates:")[1]
+    assert "measured here on 120 images, one core" in out
+    assert "this plan has 4" in out
+    titles, *rows = (line for line in out.split("\n\n")[1].splitlines())
+    assert titles.split()[:3] == ["stage", "hours", "device-h"]
+    assert [row.split()[0] for row in rows] == [
+        *("plan", "teacher", "score", "merge", "pack", "pretrain", "finetune", "baseline", "evaluate", "total"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "budget", "line"),
+    [
+        ({}, {**STATED, "gpu_price_per_h": 1e6}, 10.0, "--budget 10: the run would cost"),
+        ({}, STATED, 10.0, "the price of a device is not known"),
+        ({"budget_hours": 0.001}, STATED, 0.0, "budget_hours: 0.001, but the run would take"),
+        ({}, {**STATED, "decode_images_per_s": -1}, 0.0, "rates: decode_images_per_s: input should be greater than 0"),
+        ({"test": "/nowhere"}, STATED, 0.0, "/nowhere: nothing here"),
+        ({"classes": "", "labeled": ["{pool}"]}, STATED, 0.0, "give --classes N"),
+        (
+            {"classes": "/nowhere.txt"},
+            STATED,
+            0.0,
+            "classes: /nowhere.txt: no such file; expected one",
+        ),
+    ],
+)
+def test_refusals(tmp_path: Path, changes: dict[str, Any], given: dict[str, object], budget: float, line: str) -> None:
+    path = write(tmp_path, **changes)
+    path.write_text(path.read_text().replace("'{pool}'", str(tmp_path / "data" / "pool")))
+    with pytest.raises(InvalidInputError, match=line) as refusal:
+        estimate_cost(path, given, None, classes=0, budget=budget)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 "), (999, "999 "), (1500, "1.5 k"), (1.6e12, "1.6 T")])
+def test_short_numbers(number: float, text: str) -> None:
+    assert si_format(number) == text

@@ -1,0 +1,100 @@
+"""Every exit code that the README lists, of real processes of `pipeline.py`, each with the one line that says why."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from semiscale.observability.task_status import RunStatusStore, announce_submission
+from tests.support.boards import put
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 300  # on a machine that is busy with other things
+KEPT = "what was finished is kept, run it again to go on"
+# What is asked for, of a run of which this is known; the code, and how the line begins.
+ENDS: dict[str, tuple[tuple[str, ...], dict[str, Any], int, str]] = {
+    "a run that finished": (("watch",), {"task": "report"}, 0, ""),
+    "a run that failed": (
+        ("watch",),
+        {"task": "merge", "state": "failed", "reason": "a hole", "exit_code": 1},
+        1,
+        "failed: merge: a hole",
+    ),
+    "a run whose budget is spent": (
+        ("watch",),
+        {"task": "score-0", "state": "stopped", "reason": "budget_hours: spent", "exit_code": 3},
+        3,
+        "failed: score-0: budget_hours: spent",
+    ),
+    "no server answers": (
+        ("submit", "--images-on-nodes", "--host=http://127.0.0.1:1"),
+        {},
+        1,
+        "failed: Kubeflow Pipelines does not answer",
+    ),
+    "no server is known": (("cancel",), {}, 2, "refused: no Kubeflow Pipelines to talk to: give --host"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("codes")
+
+
+def started(folder: Path, name: str, *arguments: str) -> "subprocess.Popen[str]":
+    """Start a verb on a run file of its own, on a machine that knows of no cluster."""
+    (folder / name).mkdir(exist_ok=True)
+    path = folder / name / "run.yaml"
+    places = dict.fromkeys(("workdir", "labeled", "unlabeled", "test"), f"file://{folder}/{name}")
+    path.write_text(yaml.safe_dump({"name": "birds", **places}))
+    verb, *options = arguments
+    unknown = ("KF_PIPELINES_ENDPOINT", "KUBERNETES_SERVICE_HOST", "KUBECONFIG")
+    environment = {key: value for key, value in os.environ.items() if key not in unknown}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "pipeline.py"), verb, str(path), *options],
+        env={**environment, "HOME": str(folder), "NO_PROXY": "127.0.0.1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_how_a_verb_ends(folder: Path, name: str) -> None:
+    arguments, task, code, line = ENDS[name]
+    if task:
+        put(RunStatusStore(f"file://{folder}/{name}", "birds"), started=1.0, updated=2.0, **task)
+    with started(folder, name, *arguments) as process:
+        _, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == code, said
+    assert said.startswith(line), said
+    assert len(said.splitlines()) == (0 if code == 0 else 1)
+
+
+@pytest.mark.parametrize(("number", "line"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "told to stop")])
+def test_a_verb_that_is_told_to_end(folder: Path, number: int, line: str) -> None:
+    """Also by what would be the first process of a container, which the system does not end by itself."""
+    announce_submission(f"file://{folder}/told", "birds")
+    with started(folder, "told", "watch", "--every=0.2") as process:
+        assert process.stdout
+        assert "submitted" in process.stdout.readline()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, said) == (128 + number, f"{line}: {KEPT}\n")
+
+
+def test_every_code_of_the_table_is_tried() -> None:
+    table = (ROOT / "README.md").read_text().split("what happened\n")[1].split("```")[0]
+    tried = {code for *_, code, _ in ENDS.values()} | {128 + signal.SIGINT, 128 + signal.SIGTERM}
+    assert {int(line.split()[0]) for line in table.splitlines()} == tried
+
+
+def test_a_verb_starts_without_torch() -> None:
+    """It takes seconds to import, which most verbs would spend for nothing."""
+    loaded = "import sys, semiscale.cli.main; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "False\n"

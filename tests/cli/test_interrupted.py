@@ -1,0 +1,91 @@
+"""A local run that is killed or interrupted leaves no stage behind: real runs, real signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support import pictures
+from tests.support.stages import Stages
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 300  # on a machine that is busy with other things
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
+
+
+@pytest.fixture(scope="module")
+def scoring(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose first models are trained, so that it soon scores, for long, on two pods at once."""
+    root = tmp_path_factory.mktemp("run")
+    pool = [str(pictures.write_pool(root / "large", 40, 400))]
+    stages = Stages(root, unlabeled=pool, baseline_learning_rates=[1.0])
+    assert stages.teacher
+    assert stages.train("baseline", learning_rate=1.0, epochs=stages.config.finetune_epochs)
+    (root / "run.yaml").write_text(yaml.safe_dump(stages.content))
+    return root
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    """Start a run as a user does, in a process group of its own, as a shell does."""
+    command = [sys.executable, str(ROOT / "pipeline.py"), "run", "run.yaml"]
+    environment = {**os.environ, "TMPDIR": str(root)}
+    return subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+
+
+def stages_in(root: Path, stage: str = "") -> list[int]:
+    """The processes of a run's stages, or of one of them, shells included: those with its lifeline."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            environment, command = (folder / "environ").read_bytes(), (folder / "cmdline").read_bytes()
+        except (NotADirectoryError, FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        ours = f"SEMISCALE_LIFELINE={root}".encode() in environment
+        if ours and f"--function_to_execute\0{stage}".encode() in command:
+            found.append(int(folder.name))
+    return found
+
+
+def wait_until(holds: bool, root: Path, stage: str = "") -> None:
+    """Wait until stages run, or until none does."""
+    deadline = time.monotonic() + LIMIT_S
+    while bool(stages_in(root, stage)) != holds:
+        assert time.monotonic() < deadline, f"{stage or 'stages'}: {stages_in(root)}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("stage", [pytest.param("plan", marks=pytest.mark.slow), "score"])
+def test_no_stage_outlives_a_run_that_was_killed(scoring: Path, stage: str) -> None:
+    run = start(scoring)
+    wait_until(True, scoring, stage)
+    run.kill()
+    run.communicate()
+    wait_until(False, scoring)
+
+
+@pytest.mark.parametrize(
+    ("stage", "to_group", "number"),
+    [
+        pytest.param("plan", False, signal.SIGINT, id="one stage, the run alone is told"),
+        pytest.param("plan", False, signal.SIGTERM, id="one stage, the run is told as by kill"),
+        pytest.param("score", True, signal.SIGINT, id="two at once, as a terminal does"),
+        pytest.param("score", False, signal.SIGINT, id="two at once, the run alone is told", marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_run_says_so_in_one_line(scoring: Path, stage: str, to_group: bool, number: int) -> None:
+    run = start(scoring)
+    wait_until(True, scoring, stage)
+    (os.killpg if to_group else os.kill)(run.pid, number)
+    _, error = run.communicate(timeout=LIMIT_S)
+    assert run.returncode == 128 + number
+    why = "interrupted" if number == signal.SIGINT else "told to stop"
+    assert error == f"{why}: what was finished is kept, run it again to go on\n"
+    wait_until(False, scoring)  # a stage that was still starting ends as soon as it has

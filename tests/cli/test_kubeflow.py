@@ -1,0 +1,283 @@
+"""submit, schedule and cancel, through kfp's real client, against a server that speaks its API."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kfp_server_api
+import pytest
+import yaml
+
+import pipeline
+from semiscale import storage
+from semiscale.cli.cancel import cancel
+from semiscale.cli.kfp_client import Server, translate_api_errors
+from semiscale.cli.main import main
+from semiscale.cli.schedule import to_kfp_cron
+from semiscale.cli.submit import compile_for
+from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.config.resources import Resources
+from semiscale.observability.task_status import RunStatusStore
+from tests.support.kfp_server import KubeflowPipelines, serving
+
+
+@pytest.fixture
+def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KubeflowPipelines]:
+    """A server that kfp's own configuration leads to."""
+    for name in ("KUBECONFIG", "KF_PIPELINES_UI_ENDPOINT"):
+        monkeypatch.setenv(name, str(tmp_path / "none") if name == "KUBECONFIG" else "https://kfp.example")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as (address, state):
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", address)
+        yield state
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    """A run file for a cluster, on a folder that every pod mounts."""
+    (tmp_path / "work").mkdir()
+    places = {name: f"file://{tmp_path}/{name}" for name in ("labeled", "unlabeled", "test")}
+    return write(tmp_path, {"name": "birds", "workdir": f"file://{tmp_path}/work", **places})
+
+
+def write(folder: Path, content: dict[str, Any]) -> Path:
+    """Write a run file."""
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def verb(*arguments: str) -> int:
+    """Call the program."""
+    return main(pipeline.semiscale, arguments)
+
+
+def test_a_run_is_submitted_with_the_run_files_values(
+    kfp: KubeflowPipelines, run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verb("submit", str(run_file), "--images-on-nodes") == 0
+    (run,) = kfp.things["runs"]
+    assert capsys.readouterr().out.splitlines()[-2] == f"https://kfp.example/#/runs/details/{run['run_id']}"
+    assert (run["display_name"], run["service_account"]) == ("birds", "semiscale")
+    assert kfp.named("experiments") == ["birds"]
+    parameters = run["runtime_config"]["parameters"]
+    assert parameters["images_per_class"] == 16_000
+    assert parameters["labeled"] == [f"file://{run_file.parent}/labeled"]
+    (version,) = kfp.things["versions"]
+    assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
+    assert version["pipeline_spec"] == compile_for(pipeline.semiscale, Resources())
+    assert set(parameters) == set(
+        next(yaml.safe_load_all(version["pipeline_spec"]))["root"]["inputDefinitions"]["parameters"]
+    )
+    assert RunStatusStore(f"file://{run_file.parent}/work", "birds").latest()[0].state == "submitted"
+
+
+def test_the_same_pipeline_is_uploaded_once(kfp: KubeflowPipelines, run_file: Path) -> None:
+    for other in range(3):  # more than a page of pipelines and of versions
+        kfp.answer("POST", "/apis/v2beta1/pipelines/upload", {"name": f"other-{other}"}, {"file": ""})
+    for _ in range(2):
+        assert verb("submit", str(run_file), "--images-on-nodes") == 0
+    assert kfp.named("pipelines") == ["other-0", "other-1", "other-2", "semiscale"]
+    assert len(kfp.things["versions"]) == 1
+    assert len(kfp.things["runs"]) == 2
+    assert len(kfp.things["experiments"]) == 1
+
+
+def test_a_schedule_is_one_recurring_run(
+    kfp: KubeflowPipelines, run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cron, word in (("0 2 * * *", "created"), ("0 2 * * *", "unchanged"), ("30 3 * * 1-5", "changed")):
+        assert verb("schedule", str(run_file), "--cron", cron, "--images-on-nodes") == 0
+        assert f"schedule 'birds' {word}" in capsys.readouterr().out
+        (recurring,) = kfp.things["recurringruns"]
+        assert recurring["trigger"]["cron_schedule"]["cron"] == f"0 {cron}"
+        assert (recurring["max_concurrency"], recurring["no_catchup"], recurring["mode"]) == ("1", True, "ENABLE")
+        assert recurring["service_account"] == "semiscale"
+    first = recurring["recurring_run_id"]
+    run_file.write_text(run_file.read_text() + "images_per_class: 5\n")
+    assert verb("schedule", str(run_file), "--cron", "30 3 * * 1-5", "--images-on-nodes") == 0
+    (recurring,) = kfp.things["recurringruns"]
+    assert recurring["recurring_run_id"] != first
+    assert recurring["runtime_config"]["parameters"]["images_per_class"] == 5
+
+
+def test_schedules_that_an_interruption_left_become_one(kfp: KubeflowPipelines, run_file: Path) -> None:
+    command = ("schedule", str(run_file), "--cron", "0 2 * * *", "--images-on-nodes")
+    assert verb(*command) == 0
+    for number in range(4):
+        kfp.things["recurringruns"].append({**kfp.things["recurringruns"][0], "recurring_run_id": str(number)})
+    assert verb(*command) == 0
+    assert len(kfp.things["recurringruns"]) == 1
+
+
+def test_runs_are_cancelled_by_id_and_by_run_file(
+    kfp: KubeflowPipelines, run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(5):
+        assert verb("submit", str(run_file), "--images-on-nodes") == 0
+    runs = kfp.things["runs"]
+    assert verb("cancel", runs[0]["run_id"]) == 0
+    runs[1]["state"] = "SUCCEEDED"
+    assert [run["state"] for run in runs] == ["CANCELING", "SUCCEEDED", "RUNNING", "RUNNING", "RUNNING"]
+    assert verb("cancel", str(run_file)) == 0
+    assert [run["state"] for run in runs] == ["CANCELING", "SUCCEEDED", "CANCELING", "CANCELING", "CANCELING"]
+    assert verb("cancel", str(run_file)) == 2
+    assert "no run 'birds' is under way" in capsys.readouterr().err
+
+
+def test_a_token_is_read_where_kfp_says(
+    kfp: KubeflowPipelines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("secret")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(InvalidInputError, match="runs abc not found"):
+        cancel("abc", Server())
+    assert "Bearer secret" in kfp.authorizations
+
+
+@pytest.mark.parametrize(
+    ("host", "code", "line"),
+    [
+        ("", 2, "refused: no Kubeflow Pipelines to talk to: give --host, or set KF_PIPELINES_ENDPOINT"),
+        ("http://127.0.0.1:1", 1, "failed: Kubeflow Pipelines does not answer: .*Connection refused; check --host"),
+        ("served", 2, "refused: Kubeflow Pipelines: no such thing: ResourceNotFoundError: runs abc not found"),
+        ("forbidden", 2, r"refused: Kubeflow Pipelines: not allowed \(403\): User 'a' is not authorized"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_named_in_one_line(
+    kfp: KubeflowPipelines,
+    host: str,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kfp.forbidden = host == "forbidden"
+    if not host.startswith(("served", "forbidden")):
+        monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    given = ["--host", host] if host.startswith("http") else []
+    assert verb("cancel", "abc", *given) == code
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.match(line, said), said
+
+
+@pytest.mark.parametrize("arguments", [("submit",), ("schedule", "--cron", "0 2 * * *"), ("cancel",)])
+def test_a_login_page_is_not_taken_for_an_answer(
+    kfp: KubeflowPipelines, run_file: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes with status 200: a run was reported as submitted that no server had heard of."""
+    kfp.page = b"<!DOCTYPE html><html><title>Log in</title></html>"
+    options = () if arguments[0] == "cancel" else ("--images-on-nodes",)
+    assert verb(arguments[0], str(run_file), *arguments[1:], *options) == 2
+    said = capsys.readouterr()
+    assert (said.out, len(said.err.splitlines())) == ("", 1)
+    assert "refused: what answers is not Kubeflow Pipelines" in said.err
+
+
+@pytest.mark.parametrize(
+    ("token", "run", "line"),
+    [("/none/token", "abc", "KF_PIPELINES_SA_TOKEN_PATH: /none/token: no such file"), ("", "none.yaml", "cannot read")],
+)
+def test_what_cancel_is_told_and_is_not_there_is_refused(
+    kfp: KubeflowPipelines,
+    token: str,
+    run: str,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", token)
+    assert verb("cancel", run) == 2
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "line"),
+    [
+        ({"student_architecture": "resnet5"}, [], "student_architecture: 'resnet5' is unknown"),
+        ({"workdir": "runs"}, [], "workdir: runs: a path of this machine"),
+        ({"unlabeled": ["/data/pool"]}, [], "unlabeled: /data/pool: a path of this machine"),
+        ({}, [], "semiscale/python-cpu:0.1.0: not in a registry; push the images"),
+    ],
+)
+def test_what_a_cluster_could_not_do_is_refused_before_it_is_asked(
+    kfp: KubeflowPipelines,
+    run_file: Path,
+    changes: dict[str, Any],
+    options: list[str],
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(run_file.parent, {**yaml.safe_load(run_file.read_text()), **changes})
+    assert verb("submit", str(run_file), *options) == 2
+    assert line in capsys.readouterr().err
+    assert not any(kfp.things.values())
+
+
+def test_an_empty_bucket_is_refused_and_one_that_cannot_be_seen_is_left_to_the_plan(
+    kfp: KubeflowPipelines,
+    run_file: Path,
+    s3_bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(run_file.parent, {**yaml.safe_load(run_file.read_text()), "labeled": [f"{s3_bucket}/labeled"]})
+    assert verb("submit", str(run_file), "--images-on-nodes") == 2
+    assert f"labeled: {s3_bucket}/labeled: nothing here" in capsys.readouterr().err
+    for name, value in (("NO_GCE_CHECK", "true"), ("CLOUDSDK_CONFIG", str(run_file.parent)), ("HOME", "/none")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    storage._open_store.cache_clear()
+    write(run_file.parent, {**yaml.safe_load(run_file.read_text()), "labeled": ["gs://mine/labeled"]})
+    assert verb("submit", str(run_file), "--images-on-nodes") == 0
+    assert "not checked from here: labeled: gs://mine/labeled: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cron", "line"),
+    [
+        ("60 2 * * *", "'60' is no minute; expected 0 to 59"),
+        ("0 24 * * *", "'24' is no hour; expected 0 to 23"),
+        ("0 2 0 * *", "'0' is no day; expected 1 to 31"),
+        ("0 2 * 1,13 *", "'1,13' is no month; expected 1 to 12"),
+        ("0 2 * * 1-7", "'1-7' is no weekday; expected 0 to 6"),
+        ("61 0 2 * * *", "'61' is no second; expected 0 to 59"),
+    ],
+)
+def test_a_moment_that_no_clock_shows_is_refused(cron: str, line: str) -> None:
+    with pytest.raises(InvalidInputError, match=line):
+        to_kfp_cron(cron)
+
+
+@pytest.mark.parametrize("cron", ["*/90 0-23/2 1,31 JAN-DEC MON", "0 2 ? 12 0-6"])
+def test_what_kubeflow_understands_is_left_to_it(cron: str) -> None:
+    assert to_kfp_cron(cron) == f"0 {cron}"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, InvalidInputError), (409, InvalidInputError), (429, SemiscaleError), (500, SemiscaleError)],
+)
+def test_what_the_server_refuses_is_bad_input_and_what_it_cannot_do_is_not(
+    status: int, kind: type[SemiscaleError]
+) -> None:
+    with pytest.raises(kind) as said, translate_api_errors():
+        raise kfp_server_api.ApiException(status=status, reason="Because")
+    assert type(said.value) is kind
+    assert str(said.value).endswith(f"{status}): Because" if kind is InvalidInputError else f"{status}: Because")
+
+
+@pytest.mark.parametrize("cron", ["", "0 2 * *", "0 2 * * * * *", "0 2 * * $x", "every night"])
+def test_what_is_no_cron_expression_is_refused(cron: str) -> None:
+    with pytest.raises(InvalidInputError, match="expected five fields"):
+        to_kfp_cron(cron)
+
+
+def test_no_secret_is_in_what_is_sent(kfp: KubeflowPipelines, run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+    assert verb("submit", str(run_file), "--images-on-nodes") == 0
+    assert "very-secret" not in json.dumps(kfp.things)

@@ -1,0 +1,151 @@
+"""The command line: every verb explains itself; what `run --docker` gives its containers."""
+
+import gc
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pipeline
+from semiscale import storage
+from semiscale.cli import docker_runner
+from semiscale.cli.build_images import _revision, _run_command
+from semiscale.cli.main import build_parser, main
+from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.config import run_config
+from semiscale.config.run_config import RunConfig
+from semiscale.runtime.entrypoints import run_with_exit_code
+from tests.support import pictures
+
+ROOT = Path(__file__).resolve().parents[2]
+VERBS = (
+    *("run", "plan", "watch", "submit", "schedule", "cancel", "reselect", "promote", "measure", "transfer"),
+    *("export", "compile", "images"),
+    *("demo", "demo-images"),
+)
+CODES = ("0", "1", "2", "3", "130", "143")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples_that_parse_and_the_exit_codes(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(pipeline.semiscale, [verb, "--help"])
+    said = capsys.readouterr().out
+    examples = re.findall(r"^  python pipeline\.py (.*)$", said, re.MULTILINE)
+    assert examples
+    for example in examples:
+        build_parser(pipeline.semiscale).parse_args([part.strip("'") for part in re.findall(r"'[^']*'|\S+", example)])
+    assert re.findall(r"^ *(\d+)  \w", said.split("exit codes:")[1], re.MULTILINE) == list(CODES)
+
+
+def test_the_readme_has_every_verb_and_exit_code() -> None:
+    text = (ROOT / "README.md").read_text()
+    for verb in (name for name in VERBS if not name.startswith("demo")):
+        assert f"| `{verb}" in text, verb
+    table = text.split("what happened\n")[1].split("```")[0]
+    assert [line.split()[0] for line in table.splitlines()] == list(CODES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("plan", "--budget=nan"), "argument --budget: expected a number of 0 or more; found 'nan'"),
+        (("plan", "--budget=-1"), "argument --budget: expected a number of 0 or more; found '-1'"),
+        (("watch", "--every=inf"), "argument --every: expected a number of 0 or more; found 'inf'"),
+        (("plan", "--classes=-1"), "argument --classes: expected a whole number of 0 or more; found '-1'"),
+        (("compile", "--output=pipeline.txt"), "refused: --output pipeline.txt: expected a name that ends in .yaml"),
+    ],
+)
+def test_what_no_verb_can_do_is_refused_with_exit_code_2(
+    tmp_path: Path, arguments: tuple[str, str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, option = arguments
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(pictures.write_run(tmp_path)))
+    try:
+        code: object = main(pipeline.semiscale, [verb, str(path), option])
+    except SystemExit as left:
+        code = left.code
+    assert code == 2
+    assert line in capsys.readouterr().err
+
+
+def test_what_a_store_misses_is_said_to_be_missing(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_with_exit_code(lambda: print(storage.read_bytes(f"{bucket}/units.json"))) == 1
+    assert capsys.readouterr().err.startswith(f"failed: {bucket}/units.json: no such file; what was finished is kept")
+
+
+def test_what_docker_says_went_wrong_is_told_before_its_advice() -> None:
+    script = "import sys; sys.exit('#1 ERROR\\nERROR: no buildx\\n  Install it:\\n  https://docs.example')"
+    with pytest.raises(SemiscaleError, match="ERROR: no buildx   Install it:   https://docs.example$"):
+        _run_command(sys.executable, "-c", script)
+
+
+def settings_of(root: Path, **changes: Any) -> RunConfig:
+    """Return a run file on real images."""
+    return run_config.validate_run_config(pictures.write_run(root, **changes), "here").with_absolute_uris()
+
+
+def test_containers_see_the_inputs_and_write_to_the_workdir_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_runner, "require_docker", lambda images: None)  # needs no Docker here
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    settings = settings_of(tmp_path, unlabeled=[str(tmp_path / "data" / "pool" / "pool-*.tar")])
+    given = docker_runner.docker_runner(settings, "").container_run_args
+    mounted = {mount["Target"]: mount["ReadOnly"] for mount in given["mounts"]}
+    writable = [path for path, read_only in mounted.items() if not read_only]
+    assert writable == [str(tmp_path / "work")]
+    assert str(tmp_path / "data" / "pool") in mounted
+    assert str(tmp_path / "data" / "classes.txt") in mounted
+    assert (given["network_mode"], given["read_only"]) == ("none", True)
+    assert "AWS_SECRET_ACCESS_KEY" not in given["environment"], "no bucket, no credentials"
+    assert given["environment"]["OMP_NUM_THREADS"] == "3", "two containers at a time share the cores"
+
+
+def test_containers_of_a_run_on_buckets_get_the_network_and_the_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key.json").write_text("{}")
+    monkeypatch.setattr(docker_runner, "require_docker", lambda images: None)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    given = docker_runner.docker_runner(settings_of(tmp_path, workdir="s3://b/work"), "").container_run_args
+    assert "network_mode" not in given
+    assert given["environment"]["AWS_SECRET_ACCESS_KEY"] == "secret"
+    assert str(tmp_path / "key.json") in [mount["Target"] for mount in given["mounts"]]
+    assert all(mount["ReadOnly"] for mount in given["mounts"])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_without_docker_a_run_in_containers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(InvalidInputError, match="--docker: no Docker daemon answers") as refusal:
+        docker_runner.docker_runner(settings_of(tmp_path), "")
+    assert "\n" not in str(refusal.value)
+    del refusal
+    gc.collect()  # docker's client leaves the socket open that it could not connect
+
+
+@pytest.mark.parametrize(
+    ("changed", "marked"),
+    [("manifests/overlays/gke/kustomization.yaml", False), ("README.md", False), ("components/new.py", True),
+     ("docker/cpu.Dockerfile", True)],
+)  # fmt: skip
+def test_images_are_called_changed_where_what_enters_them_is(tmp_path: Path, changed: str, marked: bool) -> None:
+    shutil.copy(ROOT / ".dockerignore", tmp_path)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "one"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    (tmp_path / changed).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / changed).write_text("new")
+    assert re.fullmatch(r"[0-9a-f]{12}-changed" if marked else r"[0-9a-f]{12}", _revision(tmp_path))

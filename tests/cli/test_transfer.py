@@ -1,0 +1,133 @@
+"""Transfer to another class set (Table 13) and the measuring of one model, by the commands that the README has."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from semiscale.cli.main import main
+from semiscale.cli.measure import ensure_plan
+from semiscale.cli.transfer import finetune_config
+from semiscale.common.errors import InvalidInputError
+from semiscale.config import run_config
+from semiscale.receipts.evaluate import ModelEvaluation
+from semiscale.receipts.train import TrainReceipt
+from semiscale.stages.plan.stage import PlanConfig, plan
+from semiscale.stages.train.stage import train
+from semiscale.storage.documents import load_document
+from tests.support import pictures
+from tests.support.stages import Stages
+
+NO_PIPELINE: Any = None  # these verbs do not compile
+
+CLASSES = {"cyan": (1, 2), "magenta": (0, 2)}  # the channels that are bright
+
+
+def write_folders(root: Path, per_class: int, seed: int) -> str:
+    """Write class folders of two classes that the teacher has never heard of."""
+    for name, channels in CLASSES.items():
+        for number in range(per_class):
+            pixels = np.random.default_rng([seed, number]).integers(0, 120, (8, 8, 3), np.uint8)
+            pixels[..., channels] += 110
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            path = root / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(buffer.getvalue())
+    return str(root)
+
+
+def run_file(root: Path, content: dict[str, Any]) -> str:
+    """Write a run file."""
+    path = root / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    """A run of three classes whose teacher is trained."""
+    stages = Stages(tmp_path_factory.mktemp("run"))
+    assert stages.teacher
+    return stages
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> dict[str, Any]:
+    """A run file of two other classes, and of no pool."""
+    sets = {
+        name: [write_folders(tmp_path / name, count, seed)]
+        for seed, (name, count) in enumerate({"labeled": 4, "validation": 4, "test": 3}.items())
+    }
+    content = pictures.write_run(tmp_path, **sets, classes="", unlabeled=[])
+    return {**content, "batch_size": 8, "device_batch_size": -1, "weight_decay": -1}
+
+
+def test_a_trained_model_is_transferred_to_another_class_set_and_measured_there(
+    teacher: Stages, other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the README's command: the head is new, the rest goes on from what was learnt, the test set is the new one's.
+
+    Eight images: Table 13's 300 epochs are four of its steps, so that here it is more of them.
+    """
+    command = ["transfer", run_file(tmp_path, other), teacher.uri(teacher.teacher), "--learning-rate=0.5"]
+    assert main(NO_PIPELINE, [*command, "--epochs=40"]) == 0
+    said = capsys.readouterr().out
+    assert "all but the head, which is new, for 2 classes" in said
+    assert "resnet8_small, transfer, on 6 test images of 2 classes" in said
+    (kept,) = (tmp_path / "work" / "trial" / "measured").iterdir()
+    measured = ModelEvaluation.model_validate_json(kept.read_text())
+    receipt = load_document(measured.model.training, TrainReceipt)
+    assert (receipt.recipe, receipt.classes, measured.classes) == ("transfer", ["cyan", "magenta"], receipt.classes)
+    assert receipt.source.startswith(teacher.teacher.checkpoint)
+    assert (receipt.images_processed, receipt.learning_rate) == (320, 0.5)
+    assert measured.model.images == 6
+    assert measured.model.top1 > 0.9
+    assert sum(measured.per_class) / 2 == pytest.approx(measured.model.top1), "as many images of each"
+    again = ["measure", run_file(tmp_path, other), receipt.checkpoint]
+    assert main(NO_PIPELINE, again) == 0
+    assert capsys.readouterr().out.partition("\n\n")[2] == said.partition("\n\n")[2]
+    assert main(NO_PIPELINE, ["measure", run_file(tmp_path, teacher.content), receipt.checkpoint]) == 2
+    assert "model.safetensors: 2 classes, and the labeled set has 3" in capsys.readouterr().err
+
+
+def test_what_is_not_given_is_table_13s(teacher: Stages, other: dict[str, Any], tmp_path: Path) -> None:
+    settings = run_config.validate_run_config({**other, "batch_size": -1}, "here")
+    plan = teacher.uri(ensure_plan(settings))
+    papers = finetune_config(settings, plan, teacher.teacher.checkpoint, {})
+    assert (papers.learning_rate, papers.batch_size, papers.weight_decay, papers.epochs) == (0.0025, 768, 0.001, 300)
+    assert papers.start_weights == teacher.teacher.checkpoint
+    as_before = papers.model_copy(update={"start": teacher.uri(teacher.teacher), "start_weights": ""})
+    with pytest.raises(
+        InvalidInputError, match="a resnet8_small of 3 classes; .*; for other classes give it as --start-weights"
+    ):
+        train(as_before)
+
+
+@pytest.mark.parametrize(
+    ("option", "line"), [("--epochs=-6", "epochs: input"), ("--learning-rate=0", "learning_rate: i")]
+)
+def test_a_training_of_no_length_or_no_rate_is_refused(
+    option: str, line: str, teacher: Stages, other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["transfer", run_file(tmp_path, other), teacher.uri(teacher.teacher), option]
+    assert main(NO_PIPELINE, command) == 2
+    assert f"refused: {line}" in capsys.readouterr().err
+    assert not (tmp_path / "work" / "stages" / "train").exists()
+
+
+@pytest.mark.parametrize("verb", ["plan", "transfer", "measure"])
+def test_only_what_selects_needs_a_pool(
+    verb: str, teacher: Stages, other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a model that is none of ours is refused, before anything is trained."""
+    source = [] if verb == "plan" else [str(tmp_path / "model.safetensors")]
+    assert main(NO_PIPELINE, [verb, run_file(tmp_path, other), *source]) == 2
+    line = "unlabeled: empty; expected the URIs" if verb == "plan" else "no trained model of ours: expected a finished"
+    assert line in capsys.readouterr().err
+    with pytest.raises(InvalidInputError, match="^unlabeled: empty"):
+        plan(PlanConfig.model_validate(other))

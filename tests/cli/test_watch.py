@@ -1,0 +1,117 @@
+"""What `watch` shows of a run, and how it ends; over objects as the tasks write them, and over a real run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pipeline
+from semiscale import storage
+from semiscale.cli.main import main
+from semiscale.cli.watch import render, terminal_task, watch
+from semiscale.common.errors import InvalidInputError
+from semiscale.observability.task_status import RunStatusStore, TaskStatus, announce_submission
+from tests.support import pictures
+from tests.support.boards import put, task
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_look_at_a_run() -> None:
+    found = [
+        task("plan", state="finished", done=20, updated=1003.0),
+        task("score-0", done=8_000, total=48_000, per_s=1600.0, detail="12% of the pool", device_s=1800.0),
+        task("score-1", done=500, per_s=100.0, updated=1060.0),
+        task("train-baseline-0.1", state="failed", reason="the loss is nan"),
+        task("merge"),
+    ]
+    assert render("birds", found, 1100.0, 200).splitlines() == [
+        "birds: 1 finished, 3 running, 1 failed · 1:40 · 0.50 device-hours",
+        "plan                finished · 20 images · 0:03",
+        "score-0             ███░░░░░░░░░░░░░░░░░ 8,000 of 48,000 images · 17% · 1,600/s · 0:25 left · 12% of the pool",
+        "score-1             500 images · 100/s · silent for 0:40",
+        "train-baseline-0.1  failed: the loss is nan",
+        "merge               running",
+    ]
+    assert all(len(line) <= 40 for line in render("birds", found, 1100.0, 40).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("found", "now", "code"),
+    [
+        ([], 0.0, None),
+        ([task("plan", state="submitted")], 9999.0, None),
+        ([task("report", state="finished")], 1101.0, 0),
+        ([task("plan", state="failed", exit_code=2)], 1101.0, 2),
+        ([task("score-0", state="failed", exit_code=1), task("score-1")], 1150.0, None),
+        ([task("score-0", state="failed", exit_code=1)], 1150.0, None),
+        ([task("score-0", state="failed", exit_code=1)], 1300.0, 1),
+        ([task("score-0", state="stopped", exit_code=143), task("merge")], 1300.0, 143),
+        ([task("score-0")], 99999.0, None),
+    ],
+)
+def test_when_a_run_is_over(found: list[TaskStatus], now: float, code: int | None) -> None:
+    ended = terminal_task(found, now)
+    assert (ended.exit_code if ended else None) == code
+
+
+def test_the_exit_code_is_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(pictures.write_run(tmp_path)))
+    with pytest.raises(InvalidInputError, match="was the run 'trial' started"):
+        watch(path, once=True, every_s=1)
+    board = RunStatusStore(str(tmp_path / "work"), "trial")
+    announce_submission(str(tmp_path / "work"), "trial")
+    watch(path, once=True, every_s=1)
+    assert "waiting for a pod" in capsys.readouterr().out
+    put(board, "score-0", state="failed", reason="budget", exit_code=3, started=time.time(), updated=time.time() + 1)
+    watch(path, once=True, every_s=1)  # its pod may be started again
+    put(board, "plan", state="failed", reason="no class", exit_code=2, started=time.time(), updated=time.time() + 1)
+    assert main(pipeline.semiscale, ["watch", str(path)]) == 2
+    assert "failed: plan: no class" in capsys.readouterr().err
+
+
+def test_a_real_run_is_followed_from_a_bucket_while_its_pod_is_killed_and_replaced(
+    tmp_path: Path, s3_bucket: str
+) -> None:
+    """The stage runs alone, as a pod does; its progress is seen from another process, which ends with the run."""
+    content = {**pictures.write_run(tmp_path), "workdir": f"{s3_bucket}/work"}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    announce_submission(f"{s3_bucket}/work", "trial")
+    command = [sys.executable, str(ROOT / "pipeline.py"), "watch", str(path), "--every", "0.2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as watching:
+        assert watching.stdout
+        first = watching.stdout.readline() + watching.stdout.readline()
+        plan(content, killed=True)
+        plan(content, killed=False)
+        put(RunStatusStore(f"{s3_bucket}/work", "trial"), "report", started=time.time(), updated=time.time() + 1)
+        out, _ = watching.communicate(timeout=60)
+    assert watching.returncode == 0
+    assert "waiting for a pod" in first
+    assert "plan    finished" in out
+    assert storage.head(f"{s3_bucket}/work/progress/trial/plan.json")
+
+
+def plan(content: dict[str, Any], killed: bool) -> None:
+    """Run the plan stage in a process of its own, and kill it once it has said something."""
+    options = [f"--{key.replace('_', '-')}={value_of(value)}" for key, value in content.items()]
+    with subprocess.Popen(
+        [sys.executable, "-m", "semiscale.stages.plan", *options], stdout=subprocess.DEVNULL
+    ) as process:
+        board = RunStatusStore(str(content["workdir"]), str(content["name"]))
+        while killed and process.poll() is None and not board.current_tasks():
+            time.sleep(0.05)
+        if killed:
+            process.send_signal(signal.SIGKILL)
+
+
+def value_of(value: Any) -> str:
+    """Write a value as the command line of a stage takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,28 @@
+"""The cores a process may use: a container's limit counts, not the node's size."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from semiscale.common.cpu import available_cpus, intra_op_threads
+
+THERE = os.cpu_count() or 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", THERE), ("100000 100000", 1), ("50000 100000", 1), ("99900000 100000", THERE), ("odd", THERE)],
+)
+def test_a_limit_is_read_from_the_control_group(tmp_path: Path, quota: str, expected: int) -> None:
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert available_cpus(tmp_path / "cpu.max") == expected
+
+
+def test_without_control_groups_all_cores_count(tmp_path: Path) -> None:
+    assert available_cpus(tmp_path / "none") == THERE
+
+
+def test_what_the_environment_says_counts_for_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert intra_op_threads() == 7

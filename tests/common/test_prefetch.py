@@ -1,0 +1,137 @@
+"""Reading ahead: the same bytes in the same order, a bounded number at a time, and no wait for latency."""
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from semiscale import storage
+from semiscale.common.prefetch import map_prefetched, prefetch_one
+from semiscale.data.listing import list_shards
+from semiscale.data.loose_file_reader import PREFETCH_FILES
+from semiscale.data.reader import iter_samples
+from semiscale.data.shard import SampleFields
+from semiscale.storage import base
+from tests.support import pictures
+
+
+def waits_for_no_more_threads() -> None:
+    """Return when the threads that read ahead have ended."""
+    until = time.monotonic() + 60
+    while any(thread.name == "ahead" for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_results_come_in_order_and_so_many_are_under_way() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.002 * (number % 3))
+        return number
+
+    results = map_prefetched(work, count(), 4)
+    for expected in range(30):
+        assert next(results) == expected
+        assert len(begun) <= expected + 4
+    results.close()
+    waits_for_no_more_threads()
+
+
+def test_an_error_is_raised_in_its_place() -> None:
+    def work(number: int) -> int:
+        if number == 5:
+            raise ValueError(number)
+        return number
+
+    results: Iterator[int] = map_prefetched(work, range(10), 3)
+    assert list(islice(results, 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="5"):
+        next(results)
+    waits_for_no_more_threads()
+    assert list(map_prefetched(work, range(0), 3)) == []
+
+
+def numbers(count: int, made: list[int]) -> Generator[int]:
+    """Count, and note what was made; -1 when it is closed."""
+    try:
+        for number in range(count):
+            made.append(number)
+            yield number
+        if count == 5:
+            raise ValueError(count)
+    finally:
+        made.append(-1)
+
+
+def test_the_next_is_made_while_one_is_worked_on() -> None:
+    made: list[int] = []
+    items = prefetch_one(numbers(30, made))
+    for expected in range(10):
+        assert next(items) == expected
+        until = time.monotonic() + 60
+        while len(made) < expected + 3:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        assert len(made) == expected + 3, "one is ready, one more is made"
+    items.close()
+    waits_for_no_more_threads()
+    assert made[-1] == -1, "closed too"
+    assert len(made) < 15
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_what_is_made_beside_ends_and_fails_as_it_would(count: int) -> None:
+    made: list[int] = []
+    items, found = prefetch_one(numbers(count, made)), list[int]()
+    with pytest.raises(ValueError, match="5") if count == 5 else nullcontext():
+        found.extend(items)
+    assert made == [*range(count), -1]
+    assert found == list(range(count))
+    waits_for_no_more_threads()
+
+
+def test_a_tar_that_is_read_ahead_is_the_same(remote: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(base, "READ_CHUNK_BYTES", 3000)  # so that a small tar takes several requests
+    members = {f"{number:02}.png": pictures.picture(0, number, size=8 + number) for number in range(30)}
+    members["17.txt"] = b"x" * 20_000  # passed over by a jump
+    path = pictures.write_tar(tmp_path / "a.tar", members)
+    storage.upload(path, f"{remote}/a.tar")
+    (here,), (there,) = list_shards([str(path)]), list_shards([remote])
+    images = [sample.image for sample in iter_samples(here, SampleFields())]
+    assert [sample.image for sample in iter_samples(there, SampleFields(), ahead=True)] == images
+    with storage.open_object(f"{remote}/a.tar", ahead=True) as file:
+        parts = list(iter(lambda: file.read(777), b""))
+        file.seek(100)
+        assert file.read(5000) == path.read_bytes()[100:5100]
+    assert b"".join(parts) == path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["loose", "linked"])
+def test_loose_and_linked_files_are_read_many_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    names = [f"{number:02}.png" for number in range(2 * PREFETCH_FILES)]
+    (tmp_path / "files").mkdir()
+    for number, name in enumerate(names):
+        (tmp_path / "files" / name).write_bytes(pictures.picture(0, number))
+    pq.write_table(pa.table({"image": [f"files/{name}" for name in names]}), tmp_path / "links.parquet")
+    (shard,) = list_shards([str(tmp_path / ("files" if kind == "loose" else "links.parquet"))])
+    plain = list(iter_samples(shard, SampleFields(label="")))
+    together, read_one = threading.Barrier(PREFETCH_FILES, timeout=30), storage.read_bytes
+
+    def read_with_others(uri: str, *args: Any, **options: Any) -> bytes:
+        together.wait()  # breaks, and so raises, where fewer are read at once
+        return read_one(uri, *args, **options)
+
+    monkeypatch.setattr(storage, "read_bytes", read_with_others)
+    assert list(iter_samples(shard, SampleFields(label=""), ahead=True)) == plain
+    assert len(plain) == len(names)

@@ -1,0 +1,87 @@
+"""What data and libraries say comes to terminals, logs and receipts as one harmless line without credentials."""
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+
+from semiscale.cli.measure import format_row
+from semiscale.cli.watch import render
+from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.common.text import MAX_LINE_CHARS, has_credentials, redact_credentials, to_single_line, truncated_repr
+from semiscale.observability import progress
+from semiscale.observability.status_reporter import _final_fields
+from semiscale.runtime.entrypoints import run_with_exit_code
+from tests.support.boards import task
+
+HOSTILE = "cat\x1b[2J\x1b]0;owned\x07\r\nrefused: all is lost\u202e\x9b1m\u2028\ud800"
+
+
+@pytest.mark.parametrize("log", ["plain", "json"])
+def test_a_key_begins_no_line_and_moves_no_cursor(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(progress.LOG_FORMAT_ENV, log)
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        progress.log_info("score", HOSTILE)
+        progress.log_fatal(HOSTILE, 1)
+    for said in (out.getvalue(), err.getvalue()):
+        (line,) = said.splitlines()
+        text = json.loads(line)["message"] if log == "json" else line
+        assert text.isprintable()
+        assert "refused: all is lost" in text
+        assert progress.parse_failure(line) is None, "a key is not taken for the reason of an end"
+
+
+def test_what_a_task_tells_is_shown_without_what_it_holds_of_its_data() -> None:
+    shown = render(
+        "birds", [task("merge", state="failed", reason=HOSTILE), task("score-0", done=1, detail=HOSTILE)], 0, 400
+    )
+    assert len(shown.split("\n")) == 4
+    assert shown.replace("\n", "").isprintable()
+    assert str(_final_fields(SemiscaleError(HOSTILE), "")["reason"]).isprintable()
+
+
+def test_a_class_of_a_table_moves_no_cursor() -> None:
+    assert format_row(f"  {HOSTILE}", 0.5, (0.4, 0.6)).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://AKIA:SECRET@bucket/key: refused",
+        "s3://AKIA:SEC/RET+@bucket/key",
+        "s3://SECRET@bucket",
+        'Invalid bucket name in "s3://AKIA:SECRET@bucket"',
+        "http://user:SECRET@proxy:3128/: no route",
+        "https://b.example/k?X-Amz-Credential=SECRET%2F2026&X-Amz-Signature=SECRET",
+        "https://b.example/k?X-Goog-Signature=SECRET&x=1",
+        "https://b.example/k?sv=1&sig=SECRET",
+    ],
+)
+def test_credentials_in_a_uri_are_said_nowhere(text: str) -> None:
+    def work() -> None:
+        raise InvalidInputError(text)
+
+    with redirect_stderr(io.StringIO()) as err:
+        assert run_with_exit_code(work) == 2
+    for said in (redact_credentials(text), err.getvalue(), str(_final_fields(InvalidInputError(text), "")["reason"])):
+        assert "SECRET" not in said
+    assert "SEC/RET" not in redact_credentials(text)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/a@b.jpg", "gs://bucket/user:name@x/k", "http://minio:9000/bucket/a@b", "/data/a@b:c", "a@b"]
+)
+def test_names_with_signs_are_no_credentials(uri: str) -> None:
+    assert not has_credentials(uri)
+    assert redact_credentials(uri) == to_single_line(uri) == uri
+
+
+def test_what_is_long_or_multiplies_is_cut() -> None:
+    assert len(to_single_line("x" * 10_000_000)) == MAX_LINE_CHARS + 1
+    bomb: list[object] = ["lol"]
+    for _ in range(60):
+        bomb = [bomb] * 9
+    assert len(truncated_repr(bomb)) < 500
+    assert len(truncated_repr("x" * 10_000_000)) < 500
+    assert "SECRET" not in truncated_repr({"key": ["s3://a:SECRET@b"]})

@@ -1,0 +1,123 @@
+"""The run file refuses what it does not know, in one line with the nearest name."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from semiscale.common.errors import InvalidInputError
+from semiscale.config import run_config
+from semiscale.config.run_parameters import INPUT_URI_KEYS
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAST: dict[str, Any] = {"name": "a", "workdir": "w", "labeled": "l", "unlabeled": "u", "test": "t"}
+BOMB = [f"&{name} [{', '.join(9 * ['*' + before])}]" for before, name in pairwise("abcdefghijk")]  # 9^10 values
+
+
+def test_one_uri_is_a_list_of_one() -> None:
+    settings = run_config.validate_run_config({**LEAST, "labeled": ["a", "gs://b/c"]}, "here")
+    assert settings.labeled == ["a", "gs://b/c"]
+    assert settings.unlabeled == ["u"]
+    assert settings.validation == []
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"images_per_clas": 3}, r"^here: images_per_clas: unknown key; did you mean 'images_per_class'"),
+        ({"images_per_class": 0}, r"^here: images_per_class: input should be greater than or equal to 1; found 0$"),
+        ({"images_per_class": "many"}, r"^here: images_per_class: input should be a valid integer.*found 'many'$"),
+        ({"classes_per_image": -1}, r"^here: classes_per_image: .* found -1$"),
+        ({"seed": -1}, r"^here: seed: .* found -1$"),
+        ({"seed": 2**31}, r"^here: seed: .*"),
+        ({"batch_size": 0}, r"^here: batch_size: expected 1 or more, or -1: the recipe's; found 0$"),
+        ({"weight_decay": -0.1}, r"^here: weight_decay: expected 0 or more, or -1: the recipe's; found -0.1$"),
+        ({"resolution": 4}, r"^here: resolution: .*"),
+        ({"pods": 1000}, r"^here: pods: .*"),
+        ({"finetune_learning_rates": [0.1, "x"]}, r"^here: finetune_learning_rates.1: .*found 'x'$"),
+        ({"finetune_learning_rates": []}, r"^here: finetune_learning_rates: .*"),
+        ({"labeled": ""}, r"^here: labeled: .*at least 1 item"),
+        ({"labeled": ["a", " "]}, r"^here: labeled.1: .*"),
+        ({"teacher_learning_rate": float("inf")}, r"^here: teacher_learning_rate: input should be a finite number"),
+        ({"workdir": ""}, r"^here: workdir: .*"),
+        ({"name": "Not A Name"}, r"^here: name: .*"),
+        ({"baseline_recipe": "best"}, r"^here: baseline_recipe: .*'baseline' or 'modern'"),
+        ({"augmentation": "flip"}, r"^here: augmentation: .*'crop-flip', 'shift-flip' or 'shift'"),
+        ({"max_failed_fraction": 2}, r"^here: max_failed_fraction: .*"),
+    ],
+)
+def test_bad_values_are_refused_by_key(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(InvalidInputError, match=line) as refusal:
+        run_config.validate_run_config({**LEAST, **change}, "here")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_misspelt_key_is_named_before_the_missing_one() -> None:
+    content = {"labelled" if key == "labeled" else key: value for key, value in LEAST.items()}
+    with pytest.raises(InvalidInputError, match=r"^here: labelled: unknown key; did you mean 'labeled'"):
+        run_config.validate_run_config(content, "here")
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes("name: grün".encode("latin-1"))
+    with pytest.raises(InvalidInputError, match="not UTF-8"):
+        run_config.load_run_config(tmp_path / "run.yaml")
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(InvalidInputError, match=r"^here: test: missing"):
+        run_config.validate_run_config({key: value for key, value in LEAST.items() if key != "test"}, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("- a\n- b\n", "expected keys and values, found list"),
+        ("", "expected keys and values, found nothing; see"),
+        ("a: [", "not YAML: line 1: "),
+        ("labeled: " + "[" * 5000, "nested too deep"),
+        ("name: a\nseed: 1\nname: b\n", "not YAML: line 3: 'name' stands there twice$"),
+        ("hardware: {scan: {gpus: 1, gpus: 2}}", "'gpus' stands there twice"),
+        ("name: 2026-02-31", "not YAML: day is out of range"),
+        ("name: !!python/object/apply:os.system [exit]", "could not determine a constructor"),
+        (
+            f"name: [&a [lol], {', '.join(BOMB)}]\nworkdir: w",
+            "name: input should be a valid string; found \\[\\['lol'\\]",
+        ),
+        (f"name: {'A' * 1_000_000}", "name: string should match pattern"),
+    ],
+)
+def test_files_that_are_no_run_files(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidInputError, match=line) as refusal:
+        run_config.load_run_config(path)
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 1000
+
+
+@pytest.mark.parametrize("key", [*INPUT_URI_KEYS, "workdir"])
+def test_credentials_in_a_uri_are_refused_and_not_repeated(key: str) -> None:
+    uri = "s3://AKIA:SEC/RET@bucket/key"
+    with pytest.raises(InvalidInputError, match=f"^here: {key}.*: credentials do not belong in a URI") as refusal:
+        run_config.validate_run_config({**LEAST, key: uri}, "here")
+    assert "SEC" not in str(refusal.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="cannot read the file"):
+        run_config.load_run_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "manifests" / "runs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_run_files_that_we_ship_are_valid(path: Path) -> None:
+    settings = run_config.load_run_config(path)
+    assert settings.name == path.stem
+
+
+def test_the_papers_run_file_states_the_papers_numbers() -> None:
+    content = yaml.safe_load((ROOT / "manifests" / "runs" / "paper.yaml").read_text())
+    assert content["images_per_class"] == 16_000
+    assert content["pretrain_images_processed"] == 1_000_000_000

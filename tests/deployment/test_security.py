@@ -1,0 +1,132 @@
+"""What SECURITY.md says of code, data and credentials."""
+
+import ast
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from semiscale import storage
+from semiscale.common.errors import InvalidInputError
+from semiscale.data import listing, reader
+from semiscale.data.shard import SampleFields
+from semiscale.models import checkpoint_metadata
+from semiscale.receipts.base import Receipt
+from semiscale.stages.pack.stage import build_tar
+from semiscale.storage.documents import load_document
+from tests.support import pictures
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [ROOT / "pipeline.py", *sorted((ROOT / "components").rglob("*.py"))]
+UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+SENTINEL = "Sentinel0000SecretAccessKey0000000000000"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_unpickled(path: Path) -> None:
+    assert unsafe(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from joblib import load", "torch.load(x)", "torch.load(x, weights_only=False)", "yaml.load(x)"],
+)
+def test_what_unpickles_would_be_found(source: str) -> None:
+    assert unsafe(source) != []
+
+
+def unsafe(source: str) -> list[str]:
+    """Return the calls and imports of a source that may run code from what they read."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+            found += [name for name in names if name.partition(".")[0] in UNPICKLERS]
+        elif isinstance(node, ast.Call):
+            call, options = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
+            if call == "torch.load" and options.get("weights_only") != "True":
+                found.append(call)
+            if call in ("yaml.load", "eval", "exec") or options.get("allow_pickle") == "True":
+                found.append(call)
+    return found
+
+
+@pytest.mark.parametrize("name", ["Makefile", "docker/cpu.Dockerfile", "docker/cuda.Dockerfile"])
+def test_nothing_is_installed_whose_bytes_are_not_pinned(name: str) -> None:
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    installed = re.findall(r"pip (?:install|sync) [^;\n]*", text)
+    assert any("-r" in one and "requirements/uv.txt" in one for one in installed)
+    # Ourselves alone are installed without: what lies here.
+    foreign = [one for one in installed if "--no-deps --no-build-isolation --editable ." not in one]
+    assert [one for one in foreign if "--require-hashes" not in one] == []
+    assert all("--hash=sha256:" in path.read_text() for path in (ROOT / "requirements").glob("*.txt"))
+
+
+def test_members_of_a_tar_name_no_paths(tmp_path: Path) -> None:
+    names = ["../../outside.png", "/etc/outside.png", "a/../../outside2.png"]
+    folder = tmp_path / "below" / "pool"
+    folder.mkdir(parents=True)
+    pictures.write_tar(folder / "pool.tar", {name: pictures.picture(0, 0) for name in names})
+    with tarfile.open(folder / "pool.tar", "a") as tar:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    before = sorted(tmp_path.rglob("*"))
+    (shard,) = listing.list_shards([str(folder)])
+    samples = list(reader.iter_samples(shard, SampleFields()))
+    assert [sample.key for sample in samples if sample.image.startswith(b"root:")] == []
+    assert len(samples) >= len(names)
+    images = [one.image for one in samples if one.image]
+    packed = build_tar(images, [0] * len(images), 0)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        assert all(re.fullmatch(r"\d{9}\.(cls|png|jpg|webp)", name) for name in tar.getnames())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../../../elsewhere", "..", ".hidden", "/etc/x", "a/b", "a\n", "x" * 1000])
+def test_what_comes_with_a_foreign_model_names_no_other_place(tmp_path: Path, name: str) -> None:
+    """Its digest is in the names of what is scored by it or measured of it."""
+    preprocessing = {"resolution": 8, "augmentation": "shift", "mean": [0.5] * 3, "std": [0.5] * 3}
+    described = {"architecture": "resnet18", "classes": ["a"], "preprocessing": preprocessing, "recipe": "r"}
+    for digest in ("0123456789abcdef", name):
+        (tmp_path / "model.json").write_text(json.dumps({**described, "digest": digest}))
+        (tmp_path / "receipt.json").write_text(
+            json.dumps({"stage": "s", "digest": digest, "folder": "f", "seconds": 0})
+        )
+        if digest == name:
+            with pytest.raises(InvalidInputError, match="not a CheckpointMetadata"):
+                checkpoint_metadata.read_metadata(str(tmp_path / "model.safetensors"))
+            with pytest.raises(InvalidInputError, match="not a Receipt"):
+                load_document(str(tmp_path / "receipt.json"), Receipt)
+        else:
+            assert checkpoint_metadata.read_metadata(str(tmp_path / "model.safetensors"))
+            assert load_document(str(tmp_path / "receipt.json"), Receipt)
+
+
+def test_credentials_are_in_no_line_and_no_object(s3_bucket: str, tmp_path: Path) -> None:
+    """A stage that succeeds, and one whose bucket is missing."""
+    run = pictures.write_run(tmp_path, workdir=f"{s3_bucket}/work")
+    environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": SENTINEL, "AWS_SESSION_TOKEN": SENTINEL}
+    told = [planned(run, environment)]
+    assert told[0].returncode == 0, told[0].stderr
+    told.append(planned({**run, "workdir": "s3://missing-bucket/work"}, environment))
+    assert [one.returncode != 0 for one in told] == [False, True]
+    assert [SENTINEL in one.stdout + one.stderr for one in told] == [False, False]
+    objects = list(storage.list_objects(f"{s3_bucket}/work"))
+    assert len(objects) > 5
+    assert [one.uri for one in objects if SENTINEL.encode() in storage.read_bytes(one.uri)] == []
+
+
+def planned(run: dict[str, object], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the plan stage of a run file in a process of its own."""
+    lists = {name: value for name, value in run.items() if isinstance(value, list)}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in run.items() if name not in lists]
+    options += [f"--{name.replace('_', '-')}={one}" for name, value in lists.items() for one in value]
+    command = [sys.executable, "-m", "semiscale.stages.plan", *options]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

@@ -1,0 +1,155 @@
+"""Exported files, run by their own runtimes from decoded pixels: the model's logits, and a description of both ends."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from semiscale.cli.main import main
+from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.data.image_decoding import decode_image
+from semiscale.data.preprocessing import Preprocessing
+from semiscale.data.transforms import center_crop
+from semiscale.models import checkpoint_io
+from semiscale.models import export as exporting
+from semiscale.models.export import ExportMetadata, Format
+from tests.support import pictures
+from tests.support.stages import Stages
+
+NO_PIPELINE: Any = None  # the verb needs no graph
+CLASSES = list(pictures.CLASSES)
+PREPROCESSING = Preprocessing(resolution=32, augmentation="crop-flip")
+
+# What torch's exporters and onnxscript warn of themselves.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def checkpoint(folder: Path, architecture: str = "resnet8_small") -> tuple[str, nn.Module]:
+    """Save a network with fresh weights, its normalisation's statistics taken from noise; returns it with its URI."""
+    torch.manual_seed(0)
+    model = checkpoint_io.build_model(architecture, len(CLASSES), PREPROCESSING.resolution)
+    model.train()
+    with torch.no_grad():
+        model(torch.randn(8, 3, 32, 32))
+    description = checkpoint_io.CheckpointMetadata(
+        architecture=architecture, classes=CLASSES, preprocessing=PREPROCESSING, recipe="teacher", digest="0"
+    )
+    return checkpoint_io.save_model(model, description, str(folder)), model.eval()
+
+
+def logits(path: Path, images_BHWC: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
+    """Run an exported file as its user does, without this program."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(torch.from_numpy(images_BHWC)).detach().numpy()
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path).run(["logits"], {"images": images_BHWC})[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"),
+    [
+        ("onnx", "resnet8_small"),
+        ("torch", "resnet8_small"),
+        pytest.param("onnx", "mobilenet_v3_small", marks=pytest.mark.slow),
+        pytest.param("torch", "mobilenet_v3_small", marks=pytest.mark.slow),
+    ],
+)
+def test_an_exported_file_gives_the_models_logits_from_pixels(tmp_path: Path, kind: Format, architecture: str) -> None:
+    uri, model = checkpoint(tmp_path, architecture)
+    noise_BHWC = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    exporting.export_model(uri, kind, noise_BHWC, str(tmp_path / "out"))
+    path = tmp_path / "out" / exporting.FILENAMES[kind]
+    cuts = [
+        center_crop(decode_image(pictures.picture(label, label, size=40)), PREPROCESSING) for label in (0, 1, 2, 0, 1)
+    ]
+    for images_BHWC in (np.stack(cuts), np.stack(cuts[:1])):
+        with torch.inference_mode():
+            expected_BC = model(
+                checkpoint_io.to_normalized_batch(images_BHWC, PREPROCESSING, torch.device("cpu"))
+            ).numpy()
+        np.testing.assert_allclose(logits(path, images_BHWC), expected_BC, rtol=1e-3, atol=1e-4)
+
+
+def metadata(path: Path) -> ExportMetadata:
+    """Read what an exported file says of itself."""
+    if path.suffix == ".pt2":
+        kept = {"semiscale": ""}
+        torch.export.load(path, extra_files=kept)
+        return ExportMetadata.model_validate_json(kept["semiscale"])
+    import onnxruntime
+
+    said = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    return ExportMetadata.model_validate_json(said["semiscale"])
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_an_exported_file_describes_itself(tmp_path: Path, kind: Format) -> None:
+    uri, _ = checkpoint(tmp_path)
+    exporting.export_model(uri, kind, np.zeros((2, 32, 32, 3), np.uint8), str(tmp_path))
+    path = tmp_path / exporting.FILENAMES[kind]
+    inside, beside = metadata(path), ExportMetadata.model_validate_json(Path(f"{path}.json").read_text())
+    assert inside.classes == beside.classes == CLASSES
+    assert inside.preprocessing == PREPROCESSING
+    assert "short side to 37 pixels" in inside.before
+    assert "32 x 32 x 3, RGB" in inside.input
+    assert beside.verified_images == 2
+    assert beside.model_dump(exclude={"verified_images", "verified_difference"}) == inside.model_dump(
+        exclude={"verified_images", "verified_difference"}
+    )
+
+
+@pytest.mark.slow
+def test_what_one_file_cannot_hold_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "ONNX_FILE_BYTES", 0)
+    uri, model = checkpoint(tmp_path)
+    images_BHWC = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    exporting.export_model(uri, "onnx", images_BHWC, str(tmp_path / "out"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "model.onnx",
+        "model.onnx.data",
+        "model.onnx.json",
+    }
+    with torch.inference_mode():
+        expected_BC = model(checkpoint_io.to_normalized_batch(images_BHWC, PREPROCESSING, torch.device("cpu"))).numpy()
+    np.testing.assert_allclose(logits(tmp_path / "out" / "model.onnx", images_BHWC), expected_BC, rtol=1e-3, atol=1e-4)
+
+
+def test_a_file_that_gives_other_logits_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, _ = checkpoint(tmp_path / "model")
+    black = np.zeros((2, 32, 32, 3), np.uint8)
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)  # two runtimes that agree to the bit would still be refused
+    with pytest.raises(SemiscaleError, match=r"the exported file's logits differ by .*, allowed are -"):
+        exporting.export_model(uri, "torch", black, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_student_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = Stages(tmp_path)
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(yaml.safe_dump(stages.content))
+    assert main(NO_PIPELINE, ["export", str(run_file)]) == 2
+    assert "run the stage that writes it first" in capsys.readouterr().err
+    assert stages.report
+    assert main(NO_PIPELINE, ["export", str(run_file), "--format", "torch"]) == 0
+    assert "checked on 8 validation images" in capsys.readouterr().out
+    path = tmp_path / "work" / "trial" / "export" / "student" / "model.pt2"
+    measured = {receipt.digest: receipt.checkpoint for receipt in stages.students}
+    assert metadata(path).checkpoint == measured[stages.evaluation.models["student"].receipt]
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(NO_PIPELINE, ["export", str(tmp_path / "model.pth")]) == 2
+    assert "no checkpoint of ours" in capsys.readouterr().err
+
+
+def test_missing_packages_are_asked_for_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "ONNX_PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(
+        InvalidInputError, match=r"ONNX needs no_such_package, not installed here: pip install no_such_package"
+    ):
+        exporting.export_model(checkpoint(tmp_path)[0], "onnx", np.zeros((2, 32, 32, 3), np.uint8), str(tmp_path))

@@ -1,0 +1,377 @@
+"""Weights from elsewhere: real files in torchvision's and the authors' layout, and everything that is refused."""
+
+import hashlib
+import io
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from semiscale.common.errors import InvalidInputError
+from semiscale.models import checkpoint_io, pretrained_weights
+from semiscale.models.checkpoint_metadata import CheckpointRef
+from semiscale.receipts.train import TrainReceipt
+from semiscale.stages.plan.stage import PlanConfig, plan
+from semiscale.stages.train.pretrained_teacher import min_accepted_accuracy, swapped_classes
+from tests.support import pictures
+from tests.support.stages import Stages
+
+State = dict[str, Tensor]
+
+
+def saved(path: Path, content: object, **options: Any) -> CheckpointRef:
+    """Write a .pth file as training scripts do."""
+    torch.save(content, path, **options)
+    return CheckpointRef(str(path))
+
+
+def network(classes: int = 3, seed: int = 0) -> nn.Module:
+    """A small network whose weights depend on a seed."""
+    torch.manual_seed(seed)
+    return checkpoint_io.build_model("resnet8_small", classes)
+
+
+def same(one: nn.Module, other: nn.Module, but: str = "-") -> bool:
+    """Say whether two networks have equal tensors, but for names that begin so."""
+    states = one.state_dict(), other.state_dict()
+    return all(torch.equal(states[0][name], states[1][name]) for name in states[0] if not name.startswith(but))
+
+
+def wrapped(key: str) -> Callable[[State], object]:
+    return lambda state: {key: state, "epoch": 90, "optimizer": {"lr": 0.1}}
+
+
+def without_counters(state: State) -> State:
+    """As files from before torch 0.4.1 are."""
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        dict,
+        wrapped("state_dict"),
+        wrapped("model"),
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+        without_counters,
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "pickle"])  # the authors' files are from 2019: not zipped
+def test_every_layout_is_read(tmp_path: Path, layout: Callable[[State], object], zipped: bool) -> None:
+    source, target = network(seed=1), network(seed=2)
+    pinned = saved(tmp_path / "a.pth", layout(source.state_dict()), _use_new_zipfile_serialization=zipped)
+    pretrained_weights.load_strict(target, "resnet8_small", pretrained_weights.read_state_dict(pinned))
+    assert same(source, target)
+
+
+def test_the_authors_released_layout_is_torchvisions(tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+
+    torch.manual_seed(1)
+    released = resnet18()
+    pinned = saved(tmp_path / "semi_supervised_resnet18.pth", released.state_dict())
+    model = checkpoint_io.build_model("resnet18", 1000)
+    pretrained_weights.load_strict(model, "resnet18", pretrained_weights.read_state_dict(pinned))
+    assert same(released, model)
+
+
+def test_densenets_old_names_are_read(tmp_path: Path) -> None:
+    source = checkpoint_io.build_model("densenet121", 3)
+    old = {
+        name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in name else name: tensor
+        for name, tensor in source.state_dict().items()
+    }
+    target = checkpoint_io.build_model("densenet121", 3)
+    pretrained_weights.load_strict(
+        target, "densenet121", pretrained_weights.read_state_dict(saved(tmp_path / "densenet121.pth", old))
+    )
+    assert same(source, target)
+
+
+def test_safetensors_alone_are_read(tmp_path: Path) -> None:
+    source, target = network(seed=1), network(seed=2)
+    save_file(source.state_dict(), tmp_path / "a.safetensors")
+    pretrained_weights.load_strict(
+        target, "resnet8_small", pretrained_weights.read_state_dict(CheckpointRef(str(tmp_path / "a.safetensors")))
+    )
+    assert same(source, target)
+
+
+def test_a_head_of_another_size_is_replaced_for_transfer_and_refused_for_scoring(tmp_path: Path) -> None:
+    source, target, fresh = network(classes=10, seed=1), network(seed=2), network(seed=2)
+    read = pretrained_weights.read_state_dict(saved(tmp_path / "a.pth", source.state_dict()))
+    assert pretrained_weights.load_except_head(target, "resnet8_small", read, 8)
+    assert same(source, target, but="fc.")
+    assert torch.equal(target.get_parameter("fc.weight"), fresh.get_parameter("fc.weight"))
+    with pytest.raises(
+        InvalidInputError, match=r"not a resnet8_small of as many classes: its fc.bias is 10, expected 3|fc.weight"
+    ):
+        pretrained_weights.load_strict(target, "resnet8_small", read)
+
+
+def test_a_head_of_the_same_size_is_kept(tmp_path: Path) -> None:
+    source, target = network(seed=1), network(seed=2)
+    assert not pretrained_weights.load_except_head(
+        target, "resnet8_small", pretrained_weights.read_state_dict(saved(tmp_path / "a.pth", source.state_dict())), 8
+    )
+    assert same(source, target)
+
+
+class Malicious:
+    """A pickle that runs a program when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "pickle"])
+def test_a_pickle_that_would_run_a_program_is_refused_and_does_not(tmp_path: Path, zipped: bool) -> None:
+    content = {"state_dict": {"fc.weight": Malicious(tmp_path / "ran")}}
+    pinned = saved(tmp_path / "a.pth", content, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        InvalidInputError, match=r"a.pth: damaged, or more than tensors, which is not read; expected"
+    ) as refusal:
+        pretrained_weights.read_state_dict(pinned)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_bare_pickle_that_would_run_a_program_is_refused_and_does_not(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
+    with pytest.raises(InvalidInputError, match="more than tensors, which is not read"):
+        pretrained_weights.read_state_dict(CheckpointRef(str(tmp_path / "a.pth")))
+    assert not (tmp_path / "ran").exists()
+
+
+def whole_model() -> bytes:
+    buffer = io.BytesIO()
+    torch.save(network(), buffer)
+    return buffer.getvalue()
+
+
+def cut_short() -> bytes:
+    buffer = io.BytesIO()
+    torch.save(network().state_dict(), buffer)
+    return buffer.getvalue()[:5000]
+
+
+def of_numbers() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"epoch": 3}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.pth", whole_model, "more than tensors"),
+        ("a.pth", cut_short, "damaged"),
+        ("a.pth", bytes, "damaged"),
+        ("a.pth", lambda: b"<html>not found</html>", "damaged"),
+        ("a.pth", of_numbers, "not a state dict"),
+        ("a.safetensors", lambda: b"<html>not found</html>", "not a safetensors file"),
+    ],
+)
+def test_files_of_other_kinds_are_refused(tmp_path: Path, name: str, content: Callable[[], bytes], line: str) -> None:
+    (tmp_path / name).write_bytes(content())
+    with pytest.raises(InvalidInputError, match=line) as refusal:
+        pretrained_weights.read_state_dict(CheckpointRef(str(tmp_path / name)))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda state: state.pop("fc.bias"), "not a resnet8_small: it has no fc.bias"),
+        (lambda state: state.update({"layer9.weight": torch.ones(1)}), "it has an unknown layer9.weight"),
+        (lambda state: state.update({"stem.0.weight": torch.ones(64, 3, 7, 7)}), "is 64 x 3 x 7 x 7, expected 16 x 3"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path: Path, change: Callable[[State], None], line: str) -> None:
+    state = network().state_dict()
+    change(state)
+    read = pretrained_weights.read_state_dict(saved(tmp_path / "a.pth", state))
+    with pytest.raises(InvalidInputError, match=line):
+        pretrained_weights.load_strict(network(), "resnet8_small", read)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's, at what is made here
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda tensor: tensor.to_sparse(), "sparse"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "quantized"),
+        (lambda tensor: tensor.to(torch.complex64), "complex"),
+        (lambda tensor: tensor.to("meta"), "without values"),
+        (lambda tensor: tensor.where(tensor < tensor.max(), torch.nan), "not a number somewhere"),
+    ],
+)
+def test_what_are_no_plain_numbers_is_refused(tmp_path: Path, change: Callable[[Tensor], Tensor], line: str) -> None:
+    state = network().state_dict()
+    state["fc.weight"] = change(state["fc.weight"])
+    with pytest.raises(InvalidInputError, match=f"a.pth: its fc.weight is {line}; expected what torch.save"):
+        pretrained_weights.read_state_dict(saved(tmp_path / "a.pth", state))
+
+
+# A ready-made teacher, in a run.
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainReceipt:
+    """A teacher that another run trained on the same three colours."""
+    return Stages(tmp_path_factory.mktemp("other")).teacher
+
+
+def foreign(path: Path, receipt: TrainReceipt, order: tuple[int, ...] = (0, 1, 2)) -> Path:
+    """Save a trained teacher as a .pth file, its outputs in some order."""
+    state = checkpoint_io.load_model(receipt.checkpoint)[0].state_dict()
+    for name in ("fc.weight", "fc.bias"):
+        state[name] = state[name][list(order)]
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, path)
+    return path
+
+
+def test_a_ready_made_teacher_is_used_as_it_is(tmp_path: Path, trained: TrainReceipt) -> None:
+    path = foreign(tmp_path / "teacher.pth", trained)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    stages = Stages(tmp_path, teacher_checkpoint=f"{path}#sha256={sha256[:12]}", teacher_classes="")
+    receipt = stages.train("teacher", checkpoint=stages.config.teacher_checkpoint)
+    assert (receipt.images_processed, receipt.source) == (0, f"{path}#sha256={sha256}")
+    assert receipt.validation_top1 == trained.validation_top1
+    assert same(checkpoint_io.load_model(receipt.checkpoint)[0], checkpoint_io.load_model(trained.checkpoint)[0])
+    stages.teacher = receipt  # what the scan is given
+    assert sum(score.scored for score in stages.scores) == 120
+
+
+def test_other_trainings_and_labels_leave_a_ready_made_teacher_what_it_is(
+    tmp_path: Path, trained: TrainReceipt
+) -> None:
+    path = str(foreign(tmp_path / "teacher.pth", trained))
+    first = Stages(tmp_path / "a").train("teacher", checkpoint=path)
+    more = Stages(tmp_path / "b", seed=3, validation=[]).train("teacher", checkpoint=path, batch_size=6, seed=3)
+    other = Stages(tmp_path / "c").train("teacher", checkpoint=trained.checkpoint)
+    assert first.digest == more.digest != other.digest
+    assert first.folder != more.folder
+
+
+def test_new_bytes_at_the_same_place_are_another_teacher(tmp_path: Path, trained: TrainReceipt) -> None:
+    path = foreign(tmp_path / "teacher.pth", trained)
+    stages = Stages(tmp_path)
+    first = stages.train("teacher", checkpoint=str(path))
+    assert stages.train("teacher", checkpoint=str(path)) == first
+    saved(path, checkpoint_io.load_model(trained.checkpoint)[0].state_dict())
+    assert stages.train("teacher", checkpoint=str(path)).digest != first.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment", "order", "line"),
+    [
+        ("teacher.pth", "#sha256=" + "0" * 64, (0, 1, 2), r"its SHA-256 is .*, and 0000.* was expected; it is another"),
+        ("teacher.pth", "", (1, 2, 0), r"top-1 0.00% on 12 validation images, and .* must exceed 74.16%.*in the run's"),
+        ("teacher.pth", "", (0, 1), r"not a resnet8_small of as many classes: its fc"),
+    ],
+)
+def test_a_teacher_that_fails_its_check_is_refused(
+    tmp_path: Path, trained: TrainReceipt, name: str, fragment: str, order: tuple[int, ...], line: str
+) -> None:
+    path = foreign(tmp_path / name, trained, order)
+    with pytest.raises(InvalidInputError, match=line) as refusal:
+        Stages(tmp_path).train("teacher", checkpoint=f"{path}{fragment}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_a_teacher_must_exceed() -> None:
+    assert min_accepted_accuracy([0, 1] * 200) == pytest.approx(0.5 + 3 * 0.025)
+    assert min_accepted_accuracy([0, 1, 2]) == pytest.approx(2 / 3)
+    assert min_accepted_accuracy(list(range(1000))) == pytest.approx(0.001 + 3 * (0.001 * 0.999 / 1000) ** 0.5)
+
+
+def test_classes_that_are_taken_for_each_other() -> None:
+    labels = [label for label in range(6) for _ in range(10)]
+    circles: list[dict[int, int]] = [{}, {1: 4, 4: 1}, {0: 1, 1: 2, 2: 0}]
+    for taken in circles:
+        assert swapped_classes(labels, [taken.get(label, label) for label in labels]) == taken
+    assert swapped_classes(labels, [5 if label == 3 else label for label in labels]) == {}, "two classes that are one"
+    assert swapped_classes(labels, [{0: 1, 1: 4, 4: 1}.get(label, label) for label in labels]) == {1: 4, 4: 1}
+    half = [4 if number < 5 else 1 for number in range(10)]
+    assert swapped_classes([1] * 10 + [4] * 10, half + [1] * 10) == {}
+    assert swapped_classes([1] * 9 + [4] * 10, [4] * 9 + [1] * 10) == {}, "too few to say"
+
+
+def class_list(path: Path, *names: str) -> str:
+    path.write_text("\n".join(names))
+    return str(path)
+
+
+COLOURS = {"blue": (2,), "cyan": (1, 2), "green": (1,), "magenta": (0, 2), "red": (0,)}  # the channels that are bright
+
+
+def write_colours(root: Path, seed: int) -> list[str]:
+    """Write class folders of five colours, ten images each."""
+    for name, channels in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.random.default_rng([seed, number]).integers(0, 100, (8, 8, 3), np.uint8)
+            pixels[..., channels] += 150
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return [str(root)]
+
+
+def test_a_teacher_whose_classes_are_exchanged_is_refused(tmp_path: Path) -> None:
+    """Two of five: three in five of its answers are right, far above chance."""
+    sets = {name: write_colours(tmp_path / name, seed) for seed, name in enumerate(("labeled", "validation", "test"))}
+    stages = Stages(tmp_path, classes="", **sets)
+    assert stages.teacher.validation_top1 > 0.9
+    path = str(foreign(tmp_path / "teacher.pth", stages.teacher, (0, 4, 2, 3, 1)))
+    line = "images of 'cyan' are mostly taken for 'red', and those, in the end, for 'cyan': its classes seem to be in"
+    with pytest.raises(InvalidInputError, match=line):
+        stages.train("teacher", checkpoint=path)
+    named = class_list(tmp_path / "classes.txt", *sorted(COLOURS))
+    assert 0.5 < stages.train("teacher", checkpoint=path, checkpoint_classes=named).validation_top1 < 0.7
+
+
+def planned(root: Path, **changes: object) -> None:
+    plan(PlanConfig.model_validate(pictures.write_run(root, **changes)))
+
+
+def test_what_is_known_of_a_teacher_is_refused_before_a_gpu_is_asked_for(tmp_path: Path, trained: TrainReceipt) -> None:
+    pth = str(foreign(tmp_path / "teacher.pth", trained))
+    ours, swapped = trained.checkpoint, class_list(tmp_path / "swapped.txt", "green", "red", "blue")
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"teacher_checkpoint": "/nowhere/a.pth"}, "teacher_checkpoint: /nowhere/a.pth: no checkpoint here"),
+        ({"student_start_weights": str(tmp_path / "a.zip")}, "student_start_weights: .*expected a .safetensors, .pth"),
+        ({"teacher_checkpoint": f"{pth}#sha256=xyz"}, "after #sha256= expected 8 to 64 lower-case hexadecimal digits"),
+        ({"teacher_checkpoint": pth, "teacher_start_weights": pth}, "a ready-made teacher is not trained"),
+        ({"teacher_classes": swapped}, "teacher_classes: says what a ready-made teacher's outputs mean"),
+        ({"teacher_checkpoint": pth, "teacher_classes": swapped}, "class 0 is 'green' and the labeled set's is 'red'"),
+        ({"teacher_checkpoint": pth, "teacher_classes": "/nowhere"}, "teacher_classes: /nowhere: no such file"),
+        ({"teacher_checkpoint": ours, "resolution": 16}, "was trained on 8 x 8 pixels, .*, the run is of 16 x 16"),
+        ({"teacher_checkpoint": ours, "teacher_architecture": "resnet50"}, "a resnet8_small, .* says resnet50"),
+        ({"teacher_checkpoint": ours, "classes": swapped}, "its class 0 is 'red' and the labeled set's is 'green'"),
+        ({"teacher_architecture": "r2plus1d_34"}, "teacher_architecture: 'r2plus1d_34' sees clips of video"),
+    ]  # fmt: skip
+    for number, (changes, line) in enumerate(cases):
+        with pytest.raises(InvalidInputError, match=line):
+            planned(tmp_path / str(number), **changes)
+    planned(tmp_path / "good", teacher_checkpoint=pth, teacher_classes=class_list(tmp_path / "c", *pictures.CLASSES))
+
+
+def test_a_training_starts_from_weights_of_other_classes(tmp_path: Path) -> None:
+    source = network(classes=10, seed=7)
+    pinned = saved(tmp_path / "pretrained.pth", source.state_dict())
+    receipt = Stages(tmp_path).train("teacher", start_weights=pinned.uri, images_processed=12, learning_rate=1e-9)
+    assert receipt.source.startswith(f"{pinned.uri}#sha256=")
+    convolution = checkpoint_io.load_model(receipt.checkpoint)[0].get_parameter("stem.0.weight")
+    torch.testing.assert_close(convolution, source.get_parameter("stem.0.weight"), rtol=0, atol=1e-6)

@@ -1,0 +1,298 @@
+"""Progress as lines and as objects in the store, and what a budget does with them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semiscale.common.errors import BudgetExceededError, InvalidInputError, SemiscaleError
+from semiscale.common.signals import TerminatedError
+from semiscale.observability import budget, status_reporter
+from semiscale.observability.progress import Progress, log_fatal, log_info
+from semiscale.observability.status_reporter import report_status
+from semiscale.observability.task_status import RunStatusStore, TaskStatus
+from semiscale.runtime.entrypoints import run_as_task
+from semiscale.stages.plan.stage import plan
+from tests.support.boards import put
+from tests.support.stages import Stages
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_progress() -> Iterator[None]:
+    """What another test counted is not this one's."""
+    Progress.latest = None
+    yield
+    Progress.latest = None
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_line_every_five_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = Progress("score", 48_000, clock)
+    for clock.now in (1.0, 5.0, 9.0):
+        progress.update(4_000, "12% of the pool")
+    assert (
+        capsys.readouterr().out
+        == "score · 8,000 of 48,000 images · 17% · 1,600/s · 0:25 left · 12% of the pool\n"
+    )  # fmt: skip
+
+
+def test_lines_are_json_where_asked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEMISCALE_LOG", "json")
+    log_info("merge", "class 'ä' is short", done=3)
+    log_fatal("refused: no", 2)
+    out, err = capsys.readouterr()
+    line = json.loads(out)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*\+00:00", line.pop("time"))
+    assert line == {"level": "info", "message": "class 'ä' is short", "stage": "merge", "done": 3}
+    assert (json.loads(err)["message"], json.loads(err)["exit_code"]) == ("refused: no", 2)
+
+
+@pytest.mark.parametrize("chosen", ["", "json"])
+def test_a_stage_that_writes_to_no_terminal_logs_json(tmp_path: Path, chosen: str) -> None:
+    """Also its receipt, which is the last line, and the reason why it stops."""
+    stages = Stages(tmp_path)
+    plan = stages.uri(stages.plan)
+    command = [
+        sys.executable,
+        "-m",
+        "semiscale.stages.merge",
+        f"--workdir={stages.workdir}",
+        f"--plan={plan}",
+        "--scores=[]",
+    ]
+    options = ["--images-per-class=1", "--classes-per-image=1", "--max-failed-fraction=0"]
+    environment = {**os.environ, "SEMISCALE_LOG": chosen}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
+    assert done.returncode != 0
+    (error,) = map(json.loads, done.stderr.splitlines())
+    assert error["level"] == "error"
+    (task,) = RunStatusStore(stages.workdir, "trial").current_tasks()
+    assert (task.task, task.state, task.exit_code) == ("merge", "failed", done.returncode)
+    assert task.reason
+    assert task.reason in error["message"]
+
+
+def test_a_task_says_how_far_it_is_and_how_it_ended(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_reporter, "HEARTBEAT_INTERVAL_S", 0.01)
+    board = RunStatusStore(bucket, "trial")
+    with report_status(board, "pack", "pack"):
+        Progress("pack", 10).update(4, "tars")
+        running = waited(board, lambda task: task.done == 4)
+    assert (running.state, running.total, running.detail, running.devices) == ("running", 10, "tars", 0)
+    assert board.current_tasks()[0].state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code"),
+    [
+        (SemiscaleError("a hole in the ledger"), "failed", 1),
+        (MemoryError(), "failed", 1),
+        (TerminatedError("told to stop"), "stopped", 143),
+        (KeyboardInterrupt(), "stopped", 130),
+    ],
+)
+def test_how_a_task_failed(tmp_path: Path, error: BaseException, state: str, code: int) -> None:
+    board = RunStatusStore(str(tmp_path), "trial")
+    with pytest.raises(type(error)), report_status(board, "merge", "merge"):
+        raise error
+    (task,) = board.current_tasks()
+    assert (task.state, task.exit_code) == (state, code)
+    assert task.reason == (str(error) or type(error).__name__)
+
+
+def test_a_refused_stage_is_refused_again_by_kubeflows_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the input is mended in between: nothing is read again until a person starts the run again."""
+    stages = Stages(tmp_path)
+    labeled = Path(stages.config.labeled[0])
+    labeled.rename(tmp_path / "elsewhere")
+    lines = []
+    for index in ("0", "1", "2"):
+        monkeypatch.setenv(status_reporter.RETRY_INDEX_ENV, index)
+        with pytest.raises(InvalidInputError) as refusal:
+            run_as_task(stages.config, plan)
+        lines.append(str(refusal.value))
+        if index == "0":
+            (tmp_path / "elsewhere").rename(labeled)
+    assert "nothing here" in lines[0]
+    assert lines == lines[:1] * 3
+    monkeypatch.setenv(status_reporter.RETRY_INDEX_ENV, "0")
+    assert run_as_task(stages.config, plan).name == "trial"
+
+
+def test_a_try_after_another_failure_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = Stages(tmp_path)
+    monkeypatch.setenv(status_reporter.RETRY_INDEX_ENV, "1")
+    board = RunStatusStore(stages.workdir, "trial")
+    put(board, "plan", started=1000.0, updated=1001.0, state="failed", exit_code=1, reason="the store is gone")
+    assert run_as_task(stages.config, plan).name == "trial"
+
+
+def test_a_training_is_refused_again_without_torch(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    (tmp_path / "weights.pth").write_bytes(b"no tensors")
+    config = {
+        "workdir": stages.workdir,
+        "plan": stages.uri(stages.plan),
+        "recipe": "teacher",
+        "architecture": stages.config.teacher_architecture,
+        "images-processed": 24,
+        "learning-rate": 1.0,
+        "batch-size": 24,
+        "device-batch-size": 24,
+        "weight-decay": 0.0,
+        "resolution": stages.config.resolution,
+        "augmentation": stages.config.augmentation,
+        "start-weights": tmp_path / "weights.pth",
+    }
+    command = [sys.executable, "-X", "importtime", "-m", "semiscale.stages.train"]
+    lines = []
+    for index in ("0", "1"):
+        environment = {**os.environ, status_reporter.RETRY_INDEX_ENV: index}
+        options = [f"--{name}={value}" for name, value in config.items()]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
+        lines.append(done.stderr.splitlines()[-1])
+        assert done.returncode == 2, done.stderr[-500:]
+    assert re.match("refused: .*weights.pth: damaged, or more than tensors", lines[0])
+    assert lines[0] == lines[1]
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+
+
+def test_a_store_that_fails_is_said_once_and_fails_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_reporter, "HEARTBEAT_INTERVAL_S", 0.01)
+    (tmp_path / "progress").write_text("a file where the folder should be")
+    with report_status(RunStatusStore(str(tmp_path), "trial"), "merge", "merge"):
+        time.sleep(0.1)
+    assert capsys.readouterr().out.count("progress cannot be stored, the work goes on") == 1
+
+
+def test_a_pod_goes_on_in_the_object_of_the_one_that_it_replaces(tmp_path: Path) -> None:
+    board = RunStatusStore(str(tmp_path), "trial")
+    put(board, "plan", started=1000.0, updated=1001.0)
+    put(board, "score-0", started=1002.0, updated=1010.0, device_s=50.0, state="running")
+    put(board, "score-1", started=900.0, updated=990.0, device_s=70.0)
+    assert [task.task for task in board.current_tasks()] == ["plan", "score-0"], "an earlier try's tasks are over"
+    with report_status(board, "score-0", "score", on_device=True):
+        time.sleep(0.2)
+    task = board.current_tasks()[-1]
+    assert task.state == "finished"
+    assert 50.0 < task.device_s < 60.0
+
+
+def test_a_process_that_has_others_work_leaves_the_telling_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_reporter, "HEARTBEAT_INTERVAL_S", 0.01)
+    board = RunStatusStore(str(tmp_path), "trial")
+    with report_status(board, "train-teacher-0.1", "train", on_device=True):
+        waited(board, lambda task: task.state == "running")
+        for _ in range(20):  # it may cross with a write that is under way: another process tells again and again
+            now = time.time() + 1
+            put(board, "train-teacher-0.1", state="running", started=now, updated=now, done=7, total=9, device_s=1e4)
+            time.sleep(0.05)
+            if board.current_tasks()[0].done == 7:
+                break
+        time.sleep(0.1)
+        assert board.current_tasks()[0].done == 7
+    (task,) = board.current_tasks()
+    assert (task.state, task.done, task.total, task.device_s) == ("finished", 7, 9, 1e4)
+
+
+def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
+    board = RunStatusStore(str(tmp_path), "trial")
+    put(board, "score-0", started=1.0, updated=2.0, device_s=3600.0)
+    worked = False
+    with (
+        pytest.raises(BudgetExceededError, match="1.00 of 1 device-hours are spent"),
+        report_status(board, "score-1", "score", on_device=True, budget_hours=1.0),
+    ):
+        worked = True
+    assert not worked
+    with report_status(board, "merge", "merge", on_device=False, budget_hours=1.0):
+        worked = True
+    assert worked, "what needs no device is not what the budget is for"
+
+
+def test_a_budget_that_runs_out_stops_the_work_as_sigterm_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_reporter, "HEARTBEAT_INTERVAL_S", 0.01)
+    board = RunStatusStore(str(tmp_path), "trial")
+    put(board, "score-0", started=time.time(), updated=time.time(), device_s=3599.5, state="running", devices=1)
+    cleaned = []
+
+    def work() -> None:
+        with report_status(board, "score-1", "score", on_device=True, budget_hours=1.0):
+            try:
+                time.sleep(30)
+            except TerminatedError:
+                cleaned.append(True)
+                raise
+
+    started = time.monotonic()
+    with pytest.raises(BudgetExceededError, match="run it again to go on"):
+        work()
+    assert cleaned
+    assert time.monotonic() - started < 10
+    task = board.current_tasks()[-1]
+    assert (task.task, task.state, task.exit_code) == ("score-1", "stopped", 3)
+
+
+def test_the_first_task_of_a_run_counts_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its budget used up long before it would look what others spent, or write again."""
+    monkeypatch.setattr(budget, "count_gpus", lambda: 0)
+    started = time.monotonic()
+    with (
+        pytest.raises(BudgetExceededError),
+        report_status(
+            RunStatusStore(str(tmp_path), "trial"), "train-teacher-1.0", "train", on_device=True, budget_hours=0.0001
+        ),
+    ):
+        time.sleep(30)
+    assert time.monotonic() - started < status_reporter.HEARTBEAT_INTERVAL_S
+
+
+def test_a_killed_process_leaves_its_task_running_and_a_stopped_one_says_so(tmp_path: Path) -> None:
+    script = (
+        "from semiscale.observability.status_reporter import report_status\n"
+        "from semiscale.observability.task_status import RunStatusStore\nimport time, sys\n"
+        "with report_status(RunStatusStore(sys.argv[1], 'trial'), 'pack', 'pack'):\n    print('up', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    for number, state in ((signal.SIGKILL, "running"), (signal.SIGTERM, "stopped")):
+        board = RunStatusStore(str(tmp_path), "trial")
+        with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            process.stdout.readline()
+            waited(board, lambda task: task.state == "running")
+            process.send_signal(number)
+        assert board.current_tasks()[0].state == state
+
+
+def waited(board: RunStatusStore, ready: Any) -> TaskStatus:
+    """Look until the only task of a run is as asked."""
+    until = time.monotonic() + 60
+    while not (found := board.current_tasks()) or not ready(found[0]):
+        assert time.monotonic() < until, f"never so: {found}"
+        time.sleep(0.05)
+    return found[0]

@@ -1,0 +1,281 @@
+"""What Kubeflow is given: compiled files that are current, and that say what the run file's hardware says."""
+
+import difflib
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+import pipeline
+from components import container_images
+from semiscale.cli.compile import (
+    COMPILED_RUNS,
+    DEFAULT_PIPELINE_YAML,
+    MANIFESTS,
+    compile_pipeline,
+    replace_images,
+    write_pipeline_yaml,
+)
+from semiscale.common.errors import InvalidInputError
+from semiscale.config import run_config
+from semiscale.config.resources import PROMETHEUS_ANNOTATIONS, S3_CREDENTIAL_ENV, TRAINJOB_ENV, TrainJobSettings
+from semiscale.config.run_config import RunConfig
+
+SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
+LEAST: dict[str, Any] = {"name": "a.b", "workdir": "gs://b/w", "labeled": "l", "unlabeled": "u", "test": "t"}
+STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "promote", "report")
+COUNTS = ("count-unscored", "count-unpacked")
+
+
+def compiled(path: Path, **changes: Any) -> list[dict[str, Any]]:
+    """Compile a run file with these keys and return its YAML documents."""
+    write_pipeline_yaml(pipeline.semiscale, path, run_config.validate_run_config({**LEAST, **changes}, "here"))
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def as_objects(path: Path, **changes: Any) -> list[dict[str, Any]]:
+    """Compile a run file with these keys to Kubernetes objects, as the verb does."""
+    run_file = path.with_name("run.yaml")
+    run_file.write_text(yaml.safe_dump({**LEAST, **changes}))
+    compile_pipeline(pipeline.semiscale, run_file, path, kubernetes=True)
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def container(documents: list[dict[str, Any]], stage: str) -> dict[str, Any]:
+    """Return the container that a stage runs in."""
+    found: dict[str, Any] = documents[0]["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
+    return found
+
+
+def on_kubernetes(documents: list[dict[str, Any]], stage: str) -> dict[str, Any]:
+    """Return what of a stage's pod only Kubernetes knows."""
+    found: dict[str, Any] = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{stage}"]
+    return found
+
+
+@pytest.mark.parametrize("name", ["", *COMPILED_RUNS])
+def test_the_compiled_files_are_current(name: str, tmp_path: Path) -> None:
+    committed = MANIFESTS / "compiled" / f"{name}.yaml" if name else DEFAULT_PIPELINE_YAML
+    settings = run_config.load_run_config(MANIFESTS / "runs" / f"{name}.yaml") if name else None
+    write_pipeline_yaml(pipeline.semiscale, tmp_path / "fresh.yaml", settings)
+    assert (tmp_path / "fresh.yaml").read_text() == committed.read_text(), "run: python pipeline.py compile"
+
+
+def test_the_teacher_alone_has_clips_of_a_length_of_its_own() -> None:
+    components = yaml.safe_load(DEFAULT_PIPELINE_YAML.read_text().partition("\n---")[0])
+    dags = [components["root"], *components["components"].values()]
+    tasks = [task for one in dags if "dag" in one for task in one["dag"]["tasks"].values()]
+    given = [task.get("inputs", {}).get("parameters", {}) for task in tasks]
+    own = [one["own_frames"] for one in given if "own_frames" in one]
+    assert own == [{"componentInputParameter": "teacher_frames"}]
+
+
+def test_two_hundred_pods_compile_to_what_one_does(tmp_path: Path) -> None:
+    texts = []
+    for pods in (1, 200):
+        compiled(tmp_path / "p.yaml", pods=pods)
+        texts.append((tmp_path / "p.yaml").read_text().splitlines())
+    changed = [line for line in difflib.ndiff(texts[0], texts[1]) if line[0] in "+-"]
+    assert [line.split()[-1].strip("]") for line in changed] == ["1.0", "200.0", "1.0", "200.0"], changed
+
+
+def test_every_part_of_the_hardware_arrives_at_the_pods(tmp_path: Path) -> None:
+    scan = {
+        "gpus": 2,
+        "gpu": "nvidia.com/mig-1g.10gb",
+        "cpu": "12",
+        "memory": "40Gi",
+        "shared_memory": "6Gi",
+        "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-l4"},
+        "tolerations": [{"key": "spot", "value": "yes", "operator": "Equal", "effect": "NoExecute"}],
+        "timeout_s": 7200,
+        "retries": 7,
+    }
+    documents = compiled(
+        tmp_path / "p.yaml", hardware={"scan": scan, "queue": "gpus", "priority": "low", "secret": "s3"}
+    )
+    resources = container(documents, "score")["resources"]
+    assert resources["accelerator"]["resourceType"] == "nvidia.com/mig-1g.10gb"
+    assert resources["accelerator"]["resourceCount"] == "2"
+    assert resources["resourceCpuLimit"] == resources["resourceCpuRequest"] == "12"
+    assert resources["resourceMemoryLimit"] == resources["resourceMemoryRequest"] == "40Gi"
+    labels = {
+        "app.kubernetes.io/part-of": "semiscale",
+        "kueue.x-k8s.io/queue-name": "gpus",
+        "kueue.x-k8s.io/priority-class": "low",
+    }
+    expected = {
+        "activeDeadlineSeconds": "7200",
+        "emptyDirMounts": [
+            {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": "6Gi", "volumeName": "shared-memory"}
+        ],
+        "nodeSelector": {"labels": {"cloud.google.com/gke-accelerator": "nvidia-l4"}},
+        "podMetadata": {"annotations": PROMETHEUS_ANNOTATIONS, "labels": labels},
+        "secretAsEnv": [
+            {
+                "keyToEnv": [{"envVar": key, "secretKey": key} for key in S3_CREDENTIAL_ENV],
+                "optional": False,
+                "secretName": "s3",
+                "secretNameParameter": {"runtimeValue": {"constant": "s3"}},
+            }
+        ],
+        "securityContext": {"runAsGroup": "1000", "runAsNonRoot": True, "runAsUser": "1000"},
+        "tolerations": [{"key": "spot", "value": "yes", "operator": "Equal", "effect": "NoExecute"}],
+    }
+    assert on_kubernetes(documents, "score") == on_kubernetes(documents, "evaluate") == expected
+    (score,) = documents[0]["components"]["comp-for-loop-1"]["dag"]["tasks"].values()
+    assert score["retryPolicy"]["maxRetryCount"] == 7
+    window_s = int(score["retryPolicy"]["backoffMaxDuration"].removesuffix("s"))
+    assert window_s > 8 * 7200, "Argo counts it from the start of the first try"
+
+
+@pytest.mark.parametrize("stage", [*STAGES, *COUNTS])
+def test_every_stage_has_its_bounds(stage: str, tmp_path: Path) -> None:
+    documents = list(yaml.safe_load_all(DEFAULT_PIPELINE_YAML.read_text()))
+    on_gpu = stage in ("train", "score", "evaluate", "promote")
+    assert ("accelerator" in container(documents, stage)["resources"]) == on_gpu
+    assert ("tolerations" in on_kubernetes(documents, stage)) == on_gpu
+    assert int(on_kubernetes(documents, stage)["activeDeadlineSeconds"]) > 0
+    assert on_kubernetes(documents, stage)["securityContext"]["runAsNonRoot"]
+
+
+@pytest.mark.parametrize(
+    "path", [DEFAULT_PIPELINE_YAML, *sorted((MANIFESTS / "compiled").glob("*.yaml"))], ids=lambda path: path.name
+)
+def test_the_graph_is_named_in_words(path: Path) -> None:
+    """kfp's own names are those of functions and `for-loop-N`: lower case, and no spaces."""
+    (document, _) = yaml.safe_load_all(path.read_text())
+    dags = [one["dag"]["tasks"] for one in [document["root"], *document["components"].values()] if "dag" in one]
+    names = [task["taskInfo"]["name"] for tasks in dags for task in tasks.values()]
+    assert len(set(names)) == len(names) == 14 + 4, "stages and loops"
+    assert [name for name in names if re.fullmatch(r"[a-z0-9-]+", name)] == []
+    loops = [task["taskInfo"]["name"] for task in dags[0].values() if "parameterIterator" in task]
+    assert sorted(loops) == [
+        "2 Pack D̂, on every pod",
+        "2 Score U, on every pod",
+        "4 Fine-tune at every learning rate",
+        "Train the baseline at every learning rate",
+    ]
+
+
+def test_no_task_is_cached_by_kubeflow_which_does_not_see_a_bucket_grow() -> None:
+    (document, _) = yaml.safe_load_all(DEFAULT_PIPELINE_YAML.read_text())
+    dags = [document["root"], *document["components"].values()]
+    tasks = [task for one in dags for task in one.get("dag", {}).get("tasks", {}).values()]
+    stages = [
+        task
+        for task in tasks
+        if task["componentRef"]["name"].removeprefix("comp-").rstrip("-234") in (*STAGES, *COUNTS)
+    ]
+    assert len(stages) == 14
+    assert [task["taskInfo"]["name"] for task in stages if task.get("cachingOptions", {}).get("enableCache")] == []
+
+
+def test_the_readmes_hardware_is_valid() -> None:
+    (block,) = re.findall(r"```yaml\n(hardware:.*?)```", (MANIFESTS.parent / "README.md").read_text(), re.DOTALL)
+    settings = run_config.validate_run_config(LEAST | yaml.safe_load(block), "README.md")
+    assert settings.hardware.training.nodes == 8
+
+
+def test_the_demo_asks_for_no_gpu() -> None:
+    assert "accelerator" not in (MANIFESTS / "compiled" / "demo.yaml").read_text()
+
+
+def test_a_training_on_many_nodes_is_followed_by_a_small_pod(tmp_path: Path) -> None:
+    documents = compiled(tmp_path / "p.yaml", hardware={"training": {"nodes": 8, "gpus": 8}, "queue": "gpus"})
+    follower = container(documents, "train")
+    assert "accelerator" not in follower["resources"]
+    assert "kueue" not in json.dumps(on_kubernetes(documents, "train"))
+    launch = TrainJobSettings.model_validate_json({one["name"]: one["value"] for one in follower["env"]}[TRAINJOB_ENV])
+    assert (launch.image, launch.machine.nodes, launch.machine.gpus, launch.queue) == (
+        container_images.CUDA_IMAGE,
+        8,
+        8,
+        "gpus",
+    )
+
+
+def test_a_fixed_choice_is_a_drop_down_with_the_run_files_value(tmp_path: Path) -> None:
+    documents = compiled(tmp_path / "p.yaml", augmentation="shift", labeled=["gs://b/a", "gs://b/c"])
+    parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
+    choices = {name: one["literals"] for name, one in parameters.items() if "literals" in one}
+    assert choices == {
+        "augmentation": ["crop-flip", "shift-flip", "shift"],
+        "baseline_recipe": ["baseline", "modern"],
+        "decoder": ["cpu", "gpu"],
+        "promotion": ["if-not-worse", "never"],
+    }
+    assert parameters["augmentation"]["defaultValue"] == "shift"
+    assert parameters["labeled"]["defaultValue"] == ["gs://b/a", "gs://b/c"]
+
+
+def test_as_kubernetes_objects(tmp_path: Path) -> None:
+    objects = as_objects(tmp_path / "p.yaml")
+    assert [one["kind"] for one in objects] == ["Pipeline", "PipelineVersion"]
+    pipeline_name, version = [one["metadata"]["name"] for one in objects]
+    assert pipeline_name == "semiscale"
+    assert re.fullmatch("semiscale-a-b-[0-9a-f]{16}", version)
+    assert as_objects(tmp_path / "p.yaml")[1] == objects[1], "applied again, it is unchanged"
+    other = as_objects(tmp_path / "p.yaml", pods=3)[1]
+    assert other["metadata"]["name"] != version, "the cluster refuses a version that changed"
+    for one in objects:
+        schema = json.loads((SCHEMAS / f"pipelines.kubeflow.org_v2beta1_{one['kind']}.json").read_text())
+        jsonschema.validate(one, schema)
+        with pytest.raises(jsonschema.ValidationError, match="surplus"):
+            jsonschema.validate({**one, "spec": {**one["spec"], "surplus": 1}}, schema)
+    spec = objects[1]["spec"]
+    documents = compiled(tmp_path / "p.yaml")
+    assert spec["pipelineName"] == "semiscale"
+    assert [spec["pipelineSpec"], spec["platformSpec"]] == documents
+
+
+def test_compile_for_a_run_names_pushed_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = f"registry.example/me/python-cuda@sha256:{'0' * 64}"
+    (tmp_path / "images.json").write_text(json.dumps({container_images.CUDA_IMAGE: digest}))
+    monkeypatch.setattr(container_images, "PUSHED_IMAGES_FILE", tmp_path / "images.json")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**LEAST, "hardware": {"training": {"nodes": 2}}}))
+    output = tmp_path / "out.yaml"
+    compile_pipeline(pipeline.semiscale, tmp_path / "run.yaml", output, kubernetes=False)
+    assert capsys.readouterr().out == f"compiled: {output}\n"
+    documents = list(yaml.safe_load_all(output.read_text()))
+    assert container(documents, "score")["image"] == digest
+    assert container(documents, "plan")["image"] == container_images.CPU_IMAGE
+    assert container_images.CUDA_IMAGE not in output.read_text(), "nor in what the training launches"
+
+
+def test_images_are_named_as_they_are_where_none_was_pushed() -> None:
+    assert replace_images(f"image: {container_images.CPU_IMAGE}", {}) == f"image: {container_images.CPU_IMAGE}"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "line"),
+    [
+        ({"gpus": 1}, r"^here: hardware.gpus: unknown key"),
+        ({"scan": {"node_selectors": {}}}, r"^here: hardware.scan.node_selectors: unknown key; did you mean 'node_sel"),
+        ({"scan": {"memory": "40 GB"}}, r"^here: hardware.scan.memory: .*found '40 GB'$"),
+        ({"training": {"nodes": 0}}, r"^here: hardware.training.nodes: .*found 0$"),
+        ({"scan": {"tolerations": [{"effect": "Never"}]}}, r"^here: hardware.scan.tolerations.0.effect: .*"),
+    ],
+)
+def test_hardware_that_cannot_be_is_refused(hardware: dict[str, Any], line: str) -> None:
+    with pytest.raises(InvalidInputError, match=line):
+        run_config.validate_run_config({**LEAST, "hardware": hardware}, "here")
+
+
+def test_hardware_is_no_parameter_of_the_run() -> None:
+    settings = RunConfig.model_validate({**LEAST, "hardware": {"scan": {"gpus": 4}}})
+    assert "hardware" not in settings.parameters()
+
+
+def test_what_a_budget_counts_are_the_stages_on_gpus() -> None:
+    (document, _) = yaml.safe_load_all(DEFAULT_PIPELINE_YAML.read_text())
+    for stage in STAGES:
+        config = getattr(importlib.import_module(f"semiscale.stages.{stage}.stage"), f"{stage.capitalize()}Config")
+        assert config.on_device == ("accelerator" in container([document], stage)["resources"]), stage

@@ -1,0 +1,331 @@
+"""Scheduled retraining: three rounds of one run over a pool that grows, and the champion that comes of them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from semiscale import storage
+from semiscale.cli.main import main
+from semiscale.common.errors import InvalidInputError
+from semiscale.evaluation import metrics
+from semiscale.receipts.merge import PoolAccounting, SelectionReceipt
+from semiscale.stages.merge.retrain_gate import fraction_changed, keep_or_replace
+from semiscale.stages.plan.stage import plan
+from semiscale.stages.promote.champion import (
+    Champion,
+    ChampionRecord,
+    champion_uri,
+    promote_record,
+    rollback_record,
+    update_champion,
+)
+from semiscale.stages.promote.stage import SIGNIFICANCE_LEVEL, PromoteConfig, decide
+from semiscale.storage.documents import load_document
+from tests.support import pictures
+from tests.support.stages import Stages
+
+NO_PIPELINE: Any = None
+GROWTH = (("first", 3, 40, 1000), ("second", 1, 4, 5000), ("third", 3, 40, 9000))  # folder, shards, images, seed
+
+
+class Rounds:
+    """The three rounds, each finished with its report before the pool grows."""
+
+    def __init__(self, root: Path, bucket: str = "") -> None:
+        self.root = root
+        places = {"workdir": f"{bucket}/work", "unlabeled": [f"{bucket}/pool"]} if bucket else {}
+        rates = {"baseline_learning_rates": [1.0], "finetune_learning_rates": [0.1]}
+        first = Stages(root, retrain_above=0.25, pods=5, **rates, **places)
+        pool = root / "data" / "pool"
+        shutil.rmtree(pool)
+        self.stages = []
+        for name, shards, images, seed in GROWTH:
+            pictures.write_pool(pool / name, shards, images, seed)
+            for path in (pool / name).iterdir() if bucket else []:
+                storage.upload(path, f"{bucket}/pool/{name}/{path.name}")
+            stages = Stages.on(first.config, root)
+            assert stages.report
+            self.stages.append(stages)
+
+
+@pytest.fixture(scope="module")
+def rounds(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
+    return Rounds(tmp_path_factory.mktemp("rounds"))
+
+
+def test_three_rounds_over_a_bucket_that_grows(tmp_path: Path, gs_bucket: str) -> None:
+    """All that the rounds below do in a folder, with the pool, the workdir and the champion in an object store."""
+    first, second, third = Rounds(tmp_path, gs_bucket).stages
+    assert [one.selection.ledger.listed for one in (first, second, third)] == [120, 124, 244]
+    before = json.loads(storage.read_bytes(second.plan.units))
+    assert sum(pod.units_found for pod in third.scores) == len(before), "only new shards were scored"
+    assert (second.students, second.pretrained) == (first.students, first.pretrained), "it changed little"
+    assert third.students[0].digest != first.students[0].digest
+    assert third.promotion.comparison
+    assert third.promotion.comparison.against == "champion"
+    found = load_document(champion_uri(f"{gs_bucket}/work", "trial"), Champion)
+    assert found.current.model == (third if third.promotion.promoted else first).promotion.model
+
+
+def test_a_round_scores_only_new_shards(rounds: Rounds) -> None:
+    before: set[str] = set()
+    for one in rounds.stages:
+        units = {unit["digest"] for unit in json.loads(Path(one.plan.units).read_text())}
+        assert sum(pod.units - pod.units_found for pod in one.scores) == len(units - before)
+        assert before < units, "a unit that was scored is kept"
+        before = units
+    assert [one.selection.ledger.listed for one in rounds.stages] == [120, 124, 244]
+    assert len({one.teacher.digest for one in rounds.stages}) == 1
+
+
+def test_a_round_has_as_many_scoring_pods_as_there_are_new_shards(rounds: Rounds) -> None:
+    assert [one.plan.pods for one in rounds.stages] == [3, 4, 5]
+    assert [len(one.scores) for one in rounds.stages] == [3, 1, 3]
+    assert rounds.stages[1].unscored.why == "1 of 4 pods: 1 of 4 shards to score, 1 of 2 units to seal"
+    again = Stages.on(rounds.stages[-1].config, rounds.root)
+    again.__dict__["teacher"] = again.teacher.model_copy(update={"digest": "another"})
+    assert again.unscored.why == "5 of 5 pods: 7 of 7 shards to score, 3 of 3 units to seal"
+
+
+def test_a_quiet_round_has_one_pod_a_loop_and_leaves_what_was_there(rounds: Rounds) -> None:
+    third = rounds.stages[-1]
+    before = json.loads(Path(third.report.results).read_text())
+    quiet = Stages.on(third.config, rounds.root)
+    assert quiet.unscored.why == "1 of 5 pods: 0 of 7 shards to score, 0 of 3 units to seal"
+    assert quiet.unpacked.why == "1 of 5 pods: 0 of 1 tars to pack"
+    (alone,) = quiet.scores
+    assert (alone.listed, alone.units, alone.units_found) == (244, 3, 3), "it counts for all pods there ever were"
+    assert (quiet.selection.selection, quiet.packed) == (third.selection.selection, third.packed)
+    assert (quiet.students, quiet.evaluation) == (third.students, third.evaluation)
+    after = json.loads(Path(quiet.report.results).read_text())
+    assert {**after, "promotion": None} == {**before, "promotion": None}
+
+
+def test_one_pod_over_the_whole_pool_leaves_the_bytes_of_three_rounds(rounds: Rounds, tmp_path: Path) -> None:
+    third = rounds.stages[-1]
+    alone = Stages.on(third.config.model_copy(update={"workdir": str(tmp_path / "work"), "pods": 1}), tmp_path)
+    alone.__dict__["teacher"] = third.teacher
+    assert len(alone.scores) == 1
+    assert Path(alone.selection.selection).read_bytes() == Path(third.selection.selection).read_bytes()
+    tars = [sorted(Path(one.packed.folder).glob("*.tar")) for one in (alone, third)]
+    assert [path.read_bytes() for path in tars[0]] == [path.read_bytes() for path in tars[1]] != []
+
+
+def test_a_round_that_changes_little_trains_nothing(rounds: Rounds) -> None:
+    first, second, _ = rounds.stages
+    assert first.selection.renewal is None
+    assert second.selection.renewal
+    assert second.selection.renewal.kept
+    assert second.selection.renewal.changed <= 0.25
+    assert second.selection.selection == first.selection.selection
+    assert second.pretrained == first.pretrained
+    assert second.students == first.students
+    assert second.evaluation == first.evaluation
+    assert second.promotion.why == "the student is the champion already"
+
+
+def test_a_round_that_changes_much_trains_anew(rounds: Rounds) -> None:
+    first, _, third = rounds.stages
+    assert third.selection.renewal
+    assert not third.selection.renewal.kept
+    assert third.selection.renewal.changed > 0.25
+    assert third.students[0].digest != first.students[0].digest
+    assert third.baselines == first.baselines
+
+
+def test_a_new_label_trains_everything_anew(rounds: Rounds) -> None:
+    stages = rounds.stages[-1]
+    path = Path(str(stages.content["labeled"][0])) / "red" / "new.png"
+    path.write_bytes(pictures.picture(0, 77))
+    try:
+        assert plan(stages.config).digest != stages.plan.digest
+    finally:
+        path.unlink()
+
+
+def test_the_first_opponent_is_the_baseline_then_the_champion(rounds: Rounds) -> None:
+    first, _, third = rounds.stages
+    for one, against in ((first, "baseline"), (third, "champion")):
+        assert one.promotion.comparison
+        assert one.promotion.comparison.against == against
+        assert one.promotion.promoted == (one.promotion.comparison.p_worse > SIGNIFICANCE_LEVEL)
+    found = load_document(champion_uri(third.workdir, "trial"), Champion)
+    reigns = [found.current, *found.former]
+    assert [reign.model for reign in reversed(reigns)] == [
+        one.promotion.model for one in (first, third) if one.promotion.promoted
+    ]
+
+
+def test_the_verb_goes_back_and_on(rounds: Rounds, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _, third = rounds.stages
+    path = rounds.root / "run.yaml"
+    path.write_text(yaml.safe_dump(first.content))
+    uri = champion_uri(third.workdir, "trial")
+    mine, before = third.promotion.model, first.promotion.model
+
+    def promote(*options: str) -> int:
+        return main(NO_PIPELINE, ["promote", str(path), *options])
+
+    def now() -> tuple[str, list[str], list[str]]:
+        found = load_document(uri, Champion)
+        return found.current.model, [one.model for one in found.former], found.withdrawn
+
+    assert promote("--force") == 0
+    assert now() == (mine, [before], [])
+    assert promote() == 0, "it is the champion already"
+    assert promote("--rollback") == 0
+    assert now() == (before, [], [mine])
+    assert f"champion: {before} of run 'trial' again" in capsys.readouterr().out
+    assert promote() == 1
+    assert "not promoted: the student was rolled back before" in capsys.readouterr().err
+    assert promote("--rollback") == 2
+    assert "is the first" in capsys.readouterr().err
+    assert promote("--force") == 0
+    assert now() == (mine, [before], [])
+
+
+def test_a_champion_of_another_test_set_is_measured_on_this_one(rounds: Rounds) -> None:
+    stages = rounds.stages[-1]
+    baseline = stages.baselines[0]
+    shutil.rmtree(Path(stages.workdir) / "stages" / "evaluate" / "predictions")
+    other = reign(baseline.digest, training=storage.join(baseline.folder, "receipt.json"), test="another")
+    update_champion(champion_uri(stages.workdir, "other"), lambda champion: promote_record(champion, other))
+    receipt = stages.promote(champion="other", promotion="never")
+    expected = next(one for one in stages.evaluation.comparisons if one.against == "baseline")
+    assert receipt.comparison == expected.model_copy(update={"against": "champion"})
+    assert not receipt.promoted
+    assert receipt.why.startswith("promotion is never; against the champion: ")
+
+
+def reign(model: str, **changes: Any) -> ChampionRecord:
+    """Return a reign of a model."""
+    known = {"checkpoint": "", "training": "", "run": "trial", "test": "t", "top1": 0.5, "since": "", "why": ""}
+    return ChampionRecord.model_validate({"model": model, **known, **changes})
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "promoted"), [(9, 9, True), (0, 4, True), (0, 5, False), (30, 40, True), (30, 47, False)]
+)
+def test_not_worse_is_a_paired_one_sided_test(rounds: Rounds, wins: int, losses: int, promoted: bool) -> None:
+    model_B = np.array([True] * wins + [False] * losses + [True] * 100)
+    other_B = np.array([False] * wins + [True] * losses + [True] * 100)
+    comparison = metrics.compare_paired("student", model_B, "champion", other_B)
+    config = PromoteConfig(workdir="w", plan="p", evaluation="e")
+    champion = promote_record(None, reign("former"))
+    assert decide(config, champion, rounds.stages[0].students[0], comparison)[0] is promoted
+    forced = config.model_copy(update={"force": True})
+    assert decide(forced, champion, rounds.stages[0].students[0], comparison) == (True, "by force")
+    assert not decide(config, champion, rounds.stages[0].students[0], None)[0], "of other classes"
+
+
+def test_the_champion_is_switched_in_every_store(bucket: str) -> None:
+    uri = champion_uri(bucket, "birds")
+    assert update_champion(uri, lambda _: None) is None
+    assert storage.head(uri) is None
+    with pytest.raises(InvalidInputError, match="no champion yet"):
+        update_champion(uri, lambda champion: rollback_record(uri, champion))
+    for number in range(3):
+        update_champion(uri, lambda champion, number=number: promote_record(champion, reign(f"m{number}")))  # type: ignore[misc]
+    assert update_champion(uri, lambda _: None) == load_document(uri, Champion)
+    update_champion(uri, lambda champion: rollback_record(uri, champion))
+    assert load_document(uri, Champion) == Champion(current=reign("m1"), former=[reign("m0")], withdrawn=["m2"])
+
+
+def test_a_switch_takes_in_what_another_process_wrote(bucket: str) -> None:
+    uri = champion_uri(bucket, "birds")
+    seen: list[str | None] = []
+
+    def change(champion: Champion | None) -> Champion:
+        seen.append(champion.current.model if champion else None)
+        if len(seen) == 1:  # another process is faster, once
+            storage.write_bytes(uri, promote_record(champion, reign("theirs")).model_dump_json().encode())
+        return promote_record(champion, reign("mine"))
+
+    switched = update_champion(uri, change)
+    assert seen == [None, "theirs"]
+    assert switched
+    assert (switched.current.model, [one.model for one in switched.former]) == ("mine", ["theirs"])
+
+
+def test_an_object_that_is_no_champion_is_refused(tmp_path: Path) -> None:
+    uri = champion_uri(str(tmp_path), "birds")
+    storage.write_bytes(uri, json.dumps({"current": "me"}).encode())
+    with pytest.raises(InvalidInputError, match="not a champion's object"):
+        update_champion(uri, lambda champion: champion)
+
+
+def selection(folder: Path, images: range) -> SelectionReceipt:
+    """Return a receipt of a selection with one row an image, in three classes."""
+    rows = {
+        "class": pa.array([image % 3 for image in images], pa.uint16()),
+        "shard": [f"shard-{image // 10}" for image in images],
+        "index": pa.array([image % 10 for image in images], pa.int64()),
+    }
+    uri = folder / f"{images.start}-{images.stop}.parquet"
+    pq.write_table(pa.table(rows), uri, row_group_size=7)
+    return SelectionReceipt.model_validate(
+        {
+            "stage": "merge", "digest": uri.stem, "folder": str(folder), "seconds": 1, "selection": str(uri),
+            "teacher": "t", "images": len(images), "unique_images": len(images), "images_per_class": 40,
+            "classes_per_image": 1, "per_class": [], "failed": {}, "bytes_read": 1, "changed_by_last_tenth": 0.1,
+            "ledger": PoolAccounting(listed=images.stop, scored=images.stop, failed=0, removed=0),
+        }
+    )  # fmt: skip
+
+
+def test_small_changes_add_up(tmp_path: Path) -> None:
+    nights = [selection(tmp_path, range(start, start + 100)) for start in (0, 8, 16, 20)]
+    found = [keep_or_replace(night, str(tmp_path), "family", retrain_above=0.1) for night in nights]
+    assert [one.digest for one in found] == ["0-100", "0-100", "16-116", "16-116"]
+    assert [one.renewal and one.renewal.changed for one in found] == [None, 0.08, 0.16, 0.04]
+    assert [one.ledger.listed for one in found] == [100, 108, 116, 120], "the ledger is always tonight's"
+    assert keep_or_replace(nights[0], str(tmp_path), "another", 0.1).digest == "0-100"
+
+
+def test_a_night_without_news_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    night = selection(tmp_path, range(100))
+    keep_or_replace(night, str(tmp_path), "f", 0.1)
+    assert capsys.readouterr().out == ""
+    assert keep_or_replace(night, str(tmp_path), "f", 0.1) == night
+    assert "nothing new to train on" in capsys.readouterr().out
+
+
+def test_the_threshold_0_trains_anew_for_any_change_but_not_for_none(tmp_path: Path) -> None:
+    same = selection(tmp_path, range(50)).model_copy(update={"digest": "of a larger pool"})
+    found = [keep_or_replace(one, str(tmp_path), "f", 0.0) for one in (selection(tmp_path, range(50)), same)]
+    assert [one.digest for one in found] == ["0-50", "0-50"]
+    assert keep_or_replace(selection(tmp_path, range(51)), str(tmp_path), "f", 0.0).digest == "0-51"
+
+
+def test_a_selection_that_was_deleted_is_not_kept(tmp_path: Path) -> None:
+    first, second = selection(tmp_path, range(100)), selection(tmp_path, range(1, 101))
+    keep_or_replace(first, str(tmp_path), "f", 0.5)
+    Path(first.selection).unlink()
+    assert keep_or_replace(second, str(tmp_path), "f", 0.5) == second
+
+
+def test_what_changed_counts_rows_that_came_or_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(earlier: range, fresh: range) -> float:
+        return fraction_changed(selection(tmp_path, earlier).selection, selection(tmp_path, fresh).selection)
+
+    monkeypatch.setattr("semiscale.stages.merge.retrain_gate.ROWS_PER_BATCH", 16)
+    assert share(range(100), range(100)) == 0
+    assert share(range(100), range(50)) == pytest.approx(0.5)
+    assert share(range(100), range(200)) == pytest.approx(0.5)
+    assert share(range(100), range(90, 190)) == pytest.approx(0.9)
+    assert share(range(100), range(100, 200)) == 1
+
+
+def test_an_image_in_another_class_is_another_row(tmp_path: Path) -> None:
+    earlier = selection(tmp_path, range(30)).selection
+    table = pq.read_table(earlier)
+    label = pa.array([(one + 1) % 3 for one in table["class"].to_pylist()], pa.uint16())
+    pq.write_table(table.set_column(0, "class", label), tmp_path / "moved.parquet")
+    assert fraction_changed(earlier, str(tmp_path / "moved.parquet")) == 1

@@ -1,0 +1,353 @@
+"""A run of videos: refused in one line where it is mixed up with images, and whole from the plan to the report."""
+
+import importlib.util
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from semiscale import storage
+from semiscale.cli.export import random_images
+from semiscale.cli.throughput_probe import measure_device_rates, measure_inputs, measure_throughput
+from semiscale.common.digest import content_digest
+from semiscale.common.errors import InvalidInputError
+from semiscale.config.run_config import RunConfig
+from semiscale.data.listing import list_shards
+from semiscale.data.preprocessing import Preprocessing
+from semiscale.data.reader import iter_samples
+from semiscale.data.shard import SampleFields
+from semiscale.evaluation.inference import EvalLoader, predict_logits
+from semiscale.evaluation.prediction_cache import Predictions
+from semiscale.models import checkpoint_io
+from semiscale.models.export import Format, export_model
+from semiscale.receipts.base import Receipt
+from semiscale.stages.plan.stage import PlanConfig, plan
+from semiscale.stages.score.scorer import top_class_log_odds, top_class_mean_log_odds
+from semiscale.stages.train.config import TrainConfig
+from semiscale.stages.train.recipes import RECIPES
+from tests.support import pictures, videos
+from tests.support.stages import Stages
+
+REAL = Path(os.environ.get("SEMISCALE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "clips"
+
+
+def stages(root: Path, **changes: object) -> Stages:
+    """Stages on a small run of videos."""
+    return Stages.on(PlanConfig.model_validate(videos.write_run(root, **changes)), root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"frames": 0}, "teacher_architecture: 'r2plus1d_8_small' sees clips of video and the run has images"),
+        (
+            {"frames": 0, "teacher_frames": 32, "teacher_architecture": "resnet8_small"},
+            "teacher_frames: 32, and the run has images; set frames, or leave it out",
+        ),
+        ({"student_architecture": "resnet18"}, "student_architecture: 'resnet18' sees images and the run has videos"),
+        ({"augmentation": "shift"}, "augmentation: shift is for images; leave it out"),
+        ({"decoder": "gpu"}, "decoder: gpu is for images; leave it out"),
+        ({"baseline_recipe": "modern"}, "baseline_recipe: modern is for images; leave it out"),
+    ],
+)
+def test_images_and_videos_are_not_mixed_up(tmp_path: Path, changes: dict[str, object], line: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"^{line}"):
+        plan(PlanConfig.model_validate(videos.write_run(tmp_path, **changes)))
+
+
+def test_without_av_videos_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        InvalidInputError, match="^frames: videos need PyAV, which is not installed here: pip install av$"
+    ):
+        plan(PlanConfig.model_validate(videos.write_run(tmp_path)))
+
+
+def test_a_class_folder_of_images_has_no_video(tmp_path: Path) -> None:
+    content = videos.write_run(tmp_path)
+    picture = tmp_path / "data" / "labeled" / "yellow" / "0.png"
+    picture.parent.mkdir()
+    picture.write_bytes(pictures.picture(0, 0))
+    with pytest.raises(InvalidInputError, match="yellow has no video; add some or remove the folder$"):
+        plan(PlanConfig.model_validate(content))
+
+
+def test_of_a_sample_with_both_a_run_of_videos_reads_the_video(tmp_path: Path) -> None:
+    film, still = videos.video(0, 0), pictures.picture(0, 0)
+    pictures.write_tar(tmp_path / "a.tar", {"a.png": still, "a.avi": film, "b.png": still})
+    (tmp_path / "c.webm").write_bytes(film)
+    (tmp_path / "d.png").write_bytes(still)
+    found = {
+        kind: [
+            (sample.key, sample.image, sample.problem)
+            for shard in list_shards([str(tmp_path)], kind)
+            for sample in iter_samples(shard, SampleFields(label="", videos=kind))
+        ]
+        for kind in (True, False)
+    }
+    assert found[True] == [("a", film, ""), ("b", b"", "no video members"), ("c.webm", film, "")]
+    assert found[False] == [("a", still, ""), ("b", still, ""), ("d.png", still, "")]
+
+
+def test_damaged_and_truncated_videos_are_counted_with_their_reasons(tmp_path: Path) -> None:
+    content = videos.write_run(tmp_path, max_failed_fraction=0.5)
+    red = tmp_path / "data" / "labeled" / "red"
+    whole = (red / "0.avi").read_bytes()
+    (red / "cut.avi").write_bytes(whole[:-100])
+    (red / "still.mp4").write_bytes(pictures.picture(0, 0))
+    (red / "sound.mkv").write_bytes(b"\x1aE\xdf\xa3" + bytes(64))
+    planned = plan(PlanConfig.model_validate(content))
+    reasons = {failure.key: failure.reason for failure in planned.failures}
+    assert reasons == {"red/cut.avi": "video cut off", "red/still.mp4": "not a video", "red/sound.mkv": "damaged video"}
+
+
+def test_digests_of_images_are_what_they_were_before_there_were_videos(tmp_path: Path) -> None:
+    """Finished work of earlier versions is found."""
+    settings = {"name": "a", "workdir": "w", "labeled": ["l"], "unlabeled": ["u"], "test": ["t"]}
+    config = PlanConfig.model_validate(settings)
+    assert config.digest() == content_digest("plan", config.model_dump(exclude={"workdir", "frames", "teacher_frames"}))
+    assert config.model_copy(update={"frames": 8}).digest() != config.digest()
+    receipt = tmp_path / "plan.json"
+    receipt.write_text(json.dumps({"digest": "0"}))
+    training: dict[str, object] = {
+        "workdir": "w",
+        "recipe": "teacher",
+        "architecture": "resnet50",
+        "plan": str(receipt),
+    }
+    training |= {"resolution": 224, "augmentation": "crop-flip"}
+    assert TrainConfig.model_validate(training).digest() == "63567ad86742ed8c"
+    assert TrainConfig.model_validate({**training, "frames": 8}).digest() != "63567ad86742ed8c"
+
+
+def test_a_run_file_of_an_earlier_version_is_the_same_run(tmp_path: Path) -> None:
+    config = PlanConfig.model_validate(pictures.write_run(tmp_path))
+    plan(config)
+    run = tmp_path / "work" / "trial" / "run.json"
+    kept = json.loads(run.read_text())
+    del kept["frames"], kept["teacher_frames"]
+    run.write_text(json.dumps(kept))
+    plan(config)
+
+
+@pytest.mark.parametrize(("frames", "nearest"), [(4, 8), (8, 8), (16, 8), (32, 32)])
+def test_trainings_of_clips_follow_the_papers_tables(tmp_path: Path, frames: int, nearest: int) -> None:
+    receipt = tmp_path / "plan.json"
+    receipt.write_text("{}")
+    common: dict[str, object] = {"workdir": "w", "architecture": "r2plus1d_18", "plan": str(receipt), "resolution": 112}
+    common |= {"augmentation": "crop-flip", "frames": frames}
+    kinds = {"teacher": "supervised", "baseline": "supervised", "pretrain": "pretrain", "finetune": "finetune"}
+    for recipe, kind in kinds.items():
+        config = TrainConfig.model_validate({**common, "recipe": recipe})
+        expected = RECIPES[f"video-{kind}-{nearest}"]  # type: ignore[index]
+        assert config.resolved_recipe == expected
+        assert (config.learning_rate, config.batch_size) == (expected.learning_rate, expected.batch_size)
+
+
+def test_a_teacher_of_longer_clips_is_one_that_was_trained_on_those(tmp_path: Path) -> None:
+    """Table 7: students of 8 frames, and the teacher's are 32: its minibatch too is the one of 32 frames."""
+    receipt = tmp_path / "plan.json"
+    receipt.write_text(json.dumps({"digest": "0"}))
+    common: dict[str, object] = {"workdir": "w", "recipe": "teacher", "architecture": "r2plus1d_34"}
+    common |= {"plan": str(receipt), "resolution": 112, "augmentation": "crop-flip"}
+    alone, in_a_run = (
+        TrainConfig.model_validate({**common, **given}) for given in ({"frames": 32}, {"frames": 8, "own_frames": 32})
+    )
+    assert in_a_run == alone
+    assert in_a_run.digest() == alone.digest()
+    assert in_a_run.preprocessing.frames == 32
+    assert in_a_run.batch_size == 128 * 8
+
+
+class TestMeanLogOdds:
+    """Videos are ranked by the mean of ten softmaxes; the fast fp32 way equals the slow fp64 one."""
+
+    @staticmethod
+    def slowly(logits_BVC: torch.Tensor) -> torch.Tensor:
+        """Of every class: log(mean p) - log(mean of the others' p), each summed in fp64 without subtracting."""
+        odds = torch.empty(logits_BVC.shape[0], logits_BVC.shape[2], dtype=torch.float64)
+        log_p_BVC = logits_BVC.double().log_softmax(2)
+        for label in range(logits_BVC.shape[2]):
+            others = [other for other in range(logits_BVC.shape[2]) if other != label]
+            odds[:, label] = log_p_BVC[:, :, label].logsumexp(1) - log_p_BVC[:, :, others].logsumexp((1, 2))
+        return odds
+
+    @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 300.0])
+    @pytest.mark.parametrize("classes", [2, 7, 400])
+    def test_it_equals_float64(self, scale: float, classes: int) -> None:
+        logits_BVC = torch.randn(20, 10, classes, generator=torch.Generator().manual_seed(classes)) * scale
+        labels_BP, scores_BP = top_class_mean_log_odds(logits_BVC, min(5, classes))
+        expected_BP = self.slowly(logits_BVC).gather(1, labels_BP)
+        assert torch.allclose(scores_BP.double(), expected_BP, rtol=1e-5, atol=2e-6 * max(scale, 1) * 8)
+        best_BP = self.slowly(logits_BVC).topk(min(5, classes)).values
+        assert torch.allclose(scores_BP.double(), best_BP, rtol=1e-5, atol=2e-6 * max(scale, 1) * 8)
+
+    def test_saturated_videos_are_told_apart(self) -> None:
+        """All ten probabilities are 1 in fp32; one clip that is less sure decides the mean's distance from 1."""
+        sure = torch.full((1, 10, 3), 0.0)
+        sure[:, :, 0] = torch.tensor([40.0 + clip for clip in range(10)])
+        surer = sure + torch.tensor([0.5, 0.0, 0.0])
+        scores = [top_class_mean_log_odds(one, 1)[1].item() for one in (sure, surer)]
+        assert scores[1] - scores[0] == pytest.approx(0.5, abs=1e-5)
+        assert (sure.softmax(2)[..., 0] == 1).all()
+
+    def test_equal_clips_score_as_one_image(self) -> None:
+        logits_BC = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)) * 4
+        of_clips, of_image = (
+            top_class_mean_log_odds(logits_BC[:, None].expand(6, 10, 9), 4),
+            top_class_log_odds(logits_BC, 4),
+        )
+        assert torch.equal(of_clips[0], of_image[0])
+        assert torch.allclose(of_clips[1], of_image[1], atol=1e-5)
+
+    def test_clips_that_disagree_are_ranked_by_their_mean(self) -> None:
+        logits_BVC = torch.tensor([[[50.0, 0.0, 10.0]] * 5 + [[0.0, 50.0, 10.0]] * 5])
+        labels_BP, scores_BP = top_class_mean_log_odds(logits_BVC, 3)
+        assert sorted(labels_BP[0, :2].tolist()) == [0, 1]
+        assert scores_BP[0, :2].tolist() == pytest.approx([0.0, 0.0], abs=1e-5)
+        assert scores_BP[0, 2] == pytest.approx(-40.0, abs=1e-4)
+
+
+class _Brightness(nn.Module):
+    """Three logits of a clip: its mean brightness by channel."""
+
+    def forward(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
+        return clips_BCTHW.mean((2, 3, 4)) * 3
+
+
+def test_logits_of_a_video_are_those_of_the_mean_softmax(tmp_path: Path) -> None:
+    run = stages(tmp_path)
+    seen = Preprocessing(resolution=16, augmentation="crop-flip", frames=4)
+    prepared = EvalLoader(run.plan.test, SampleFields(videos=True), seen)
+    cpu = torch.device("cpu")
+    found_BC = predict_logits(_Brightness(), prepared, cpu)
+    views = np.concatenate(list(prepared.batches()))
+    assert views.shape == (9, 10, 4, 16, 16, 3)
+    for row, view in zip(found_BC.softmax(1), views, strict=True):
+        alone = torch.stack(
+            [_Brightness()(checkpoint_io.to_normalized_batch(clip[None], seen, cpu))[0].softmax(0) for clip in view]
+        )
+        assert torch.allclose(row, alone.mean(0), atol=1e-6)
+
+
+def test_the_whole_pipeline_on_videos(tmp_path: Path) -> None:
+    """Class folders, tars, Parquet and loose files of four containers, one of them damaged, from plan to report.
+
+    The teacher sees longer clips than the students (Table 7).
+    """
+    content = videos.write_run(tmp_path, max_failed_fraction=0.1, frames=2, teacher_frames=4)
+    (tmp_path / "data" / "pool" / "broken.avi").write_bytes(videos.video(0, 0)[:-50])
+    run = Stages.on(PlanConfig.model_validate(content), tmp_path)
+    report: Receipt = run.report
+    assert run.selection.ledger.model_dump() == {"listed": 32, "scored": 31, "failed": 1, "removed": 0}
+    assert run.selection.failed == {"video cut off": 1}
+    assert run.packed.samples == run.selection.images == 12
+    assert run.teacher.preprocessing.frames == 4
+    for receipt in (run.pretrained, *run.students, *run.baselines):
+        assert receipt.preprocessing.frames == 2
+        assert np.isfinite([point.loss for point in receipt.curve]).all()
+    assert set(run.evaluation.models) == {"teacher", "baseline", "pretrained", "student"}
+    assert run.evaluation.models["student"].images == 9
+    assert run.evaluation.models["student"].top1 > 0.6
+    assert_measured_alike(run)
+    assert_taken_as_ready_made(run)
+    page = storage.read_bytes(run.report.report).decode()
+    assert page.count("data:image/png;base64") >= 3
+    assert [page.count(f"r2plus1d_8_small, {frames} frames") for frames in (4, 2)] == [1, 3]
+    assert report.stage == "report"
+    kinds = {str(row["shard"]).partition(".")[2] for row in run.selection_rows()}
+    assert kinds <= {"tar", "parquet", "avi"}  # loose files are called after the first of them
+
+
+def assert_measured_alike(run: Stages) -> None:
+    """Every model was measured on the same videos, each on clips of the length that it was trained on."""
+    kept = {
+        name: Predictions.from_bytes(storage.read_bytes(one.predictions)) for name, one in run.evaluation.models.items()
+    }
+    for receipt, name in ((run.teacher, "teacher"), (run.pretrained, "pretrained")):
+        prepared = EvalLoader(run.plan.test, SampleFields(videos=True), receipt.preprocessing)
+        assert next(prepared.batches()).shape[2] == receipt.preprocessing.frames
+        expected_BC = predict_logits(
+            checkpoint_io.load_model(receipt.checkpoint)[0], prepared, torch.device("cpu")
+        ).softmax(1)
+        assert kept[name].probability_B == pytest.approx(expected_BC.max(1).values.numpy())
+    asked = [(one.keys, one.labels_B.tolist()) for one in kept.values()]
+    assert asked == [asked[0]] * 4
+
+
+def assert_taken_as_ready_made(run: Stages) -> None:
+    """The run's teacher is another run's, where that says how long its clips are; and refused where it does not."""
+    given = {"name": "other", "teacher_checkpoint": run.teacher.checkpoint}
+    other = Stages.on(run.config.model_copy(update=given), run.root)
+    taken = other.train("teacher", checkpoint=run.teacher.checkpoint)
+    assert (taken.images_processed, taken.preprocessing) == (0, run.teacher.preprocessing)
+    shorter = other.config.model_copy(update={"name": "shorter", "teacher_frames": 0})
+    with pytest.raises(
+        InvalidInputError, match="was trained on 4 frames of 8 x 8 pixels, .*, the run is of 2 frames of 8 x 8"
+    ):
+        plan(shorter)
+
+
+def _identity(row: dict[str, object]) -> dict[str, object]:
+    return {name: row[name] for name in ("class", "shard", "index", "score")}
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_model_of_clips_is_exported_and_says_what_it_takes(tmp_path: Path, kind: Format) -> None:
+    seen = Preprocessing(resolution=16, augmentation="crop-flip", frames=4)
+    model = checkpoint_io.build_model("r2plus1d_8_small", 3)
+    with torch.no_grad():
+        model(torch.randn(8, 3, 4, 16, 16))
+    described = checkpoint_io.CheckpointMetadata(
+        architecture="r2plus1d_8_small", classes=["a", "b", "c"], preprocessing=seen, recipe="teacher", digest="0"
+    )
+    uri = checkpoint_io.save_model(model, described, str(tmp_path))
+    exported = export_model(uri, kind, random_images(uri), str(tmp_path / "out"))
+    assert exported.input.startswith("clips: uint8, batch x 4 frames x 16 x 16 x 3")
+    assert exported.before.startswith("take 10 clips of 4 neighbouring frames, uniformly spaced")
+    assert "short side to 18 pixels" in exported.before
+    assert exported.verified_images == 8
+
+
+def test_the_estimate_decodes_videos_whole(tmp_path: Path) -> None:
+    settings = RunConfig.model_validate(videos.write_run(tmp_path))
+    seen, inputs = measure_throughput(settings), measure_inputs(settings, 0)
+    assert (seen.samples, seen.failed) == (23, 0)  # eight of each tar, and what the others have
+    assert seen.decode.source == "measured here on 23 videos, one core"
+    assert (inputs.labeled.images, inputs.test.images, inputs.unlabeled.images) == (12, 9, 31)
+    rates = measure_device_rates("r2plus1d_8_small", 8, 3, frames=4)
+    assert rates["forward"].value < rates["train"].value  # ten clips against one, forward and backward
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real clips are not here")
+def test_the_whole_pipeline_on_real_videos(tmp_path: Path) -> None:
+    content = {
+        **videos.write_run(tmp_path, resolution=32, frames=8, classes="", validation=[], validation_fraction=0.2),
+        **{
+            "labeled": [str(REAL / "labeled")],
+            "test": [str(REAL / "test")],
+            "unlabeled": [str(REAL / "unlabeled-*.tar")],
+        },
+    }
+    run = Stages.on(PlanConfig.model_validate(content), tmp_path)
+    assert storage.read_bytes(run.report.report)
+    assert (run.selection.ledger.scored, run.selection.ledger.failed) == (36, 0)
+    assert run.evaluation.models["student"].images == 16
+
+
+@pytest.mark.slow
+def test_the_same_scores_whatever_the_pods(tmp_path: Path) -> None:
+    short = {"teacher_images_processed": 24}
+    one, three = (stages(tmp_path / str(pods), pods=pods, **short) for pods in (1, 3))
+    rows = [[_identity(row) for row in run.selection_rows()] for run in (one, three)]
+    assert rows[0] == rows[1]
+    table = pq.read_table(io.BytesIO(storage.read_bytes(one.selection.selection)))
+    assert np.isfinite(table["score"].to_numpy()).all()

@@ -1,0 +1,197 @@
+"""From scores to the selection: the balance of the ledger, the places of the winners."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from semiscale import storage
+from semiscale.common.errors import SemiscaleError, TooManyBadSamplesError
+from semiscale.data import reader
+from semiscale.stages.plan import shard_groups
+from tests.scores.test_sample_locations import damage, rewritten
+from tests.support import pictures
+from tests.support.stages import Stages
+
+
+def test_every_class_gets_its_best_images(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    receipt = stages.selection
+    rows = pq.read_table(io.BytesIO(storage.read_bytes(receipt.selection))).to_pylist()
+    assert [row["class"] for row in rows] == [0] * 12 + [1] * 12 + [2] * 12
+    for start in (0, 12, 24):
+        assert [row["rank"] for row in rows[start : start + 12]] == list(range(12))
+        scores = [row["score"] for row in rows[start : start + 12]]
+        assert scores == sorted(scores, reverse=True)
+    # The image numbered n is of class n % 4 - 1: the selection should be right about nearly all.
+    right = sum(int(row["key"]) % 4 - 1 == row["class"] for row in rows)
+    assert right >= 34
+    assert receipt.ledger.model_dump() == {"listed": 120, "scored": 120, "failed": 0, "removed": 0}
+    for row in rows:
+        image = reader.read_sample_bytes(row["uri"], row["offset"], row["size_bytes"])
+        assert image == pictures.picture(int(row["key"]) % 4 - 1, 1000 + int(row["key"]))
+
+
+def test_the_receipt_says_how_each_class_came_out(tmp_path: Path) -> None:
+    receipt = Stages(tmp_path, images_per_class=60, classes_per_image=2).selection
+    rows = pq.read_table(receipt.selection).to_pylist()
+    classes_of: dict[tuple[str, int], list[int]] = {}
+    for row in rows:
+        classes_of.setdefault((row["shard"], row["index"]), []).append(row["class"])
+    assert receipt.unique_images == len(classes_of) < receipt.images == len(rows)
+    for number, one in enumerate(receipt.per_class):
+        mine = [row for row in rows if row["class"] == number]
+        assert (one.wanted, one.found, one.full) == (60, len(mine), len(mine) == 60)
+        assert one.unique == sum(classes == [number] for classes in classes_of.values())
+        assert one.last_score == mine[-1]["score"]
+    last = sorted({row["shard"] for row in rows})[-1]  # a tenth of three shards, rounded up
+    assert receipt.changed_by_last_tenth == round(sum(row["shard"] == last for row in rows) / len(rows), 4)
+
+
+def test_a_class_with_too_few_is_short(tmp_path: Path) -> None:
+    receipt = Stages(tmp_path, images_per_class=100, classes_per_image=1).selection
+    assert all(one.wanted == 100 and 0 < one.found < 100 for one in receipt.per_class)
+    assert receipt.unique_images == receipt.images == 120
+
+
+def test_an_image_in_two_classes_counts_once_as_unique(tmp_path: Path) -> None:
+    receipt = Stages(tmp_path, images_per_class=100, classes_per_image=2).selection
+    assert receipt.unique_images == 120
+    assert receipt.images > 120
+
+
+@pytest.mark.parametrize(
+    ("shards", "pods_and_units"),
+    [
+        (12, [(1, 1000), (2, 7), (7, 100)]),
+        pytest.param(256, [(1, 1000), (256, 7)], marks=pytest.mark.slow),
+    ],
+)
+def test_the_selections_bytes_depend_neither_on_the_pods_nor_on_the_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, pods_and_units: list[tuple[int, int]]
+) -> None:
+    pool = pictures.write_pool(tmp_path / "many", shards, 256 // shards)
+    first = Stages(tmp_path, unlabeled=[str(pool)], images_per_class=70)
+    found = set()
+    for pods, images_per_unit in pods_and_units:
+        monkeypatch.setattr(shard_groups, "TARGET_IMAGES_PER_GROUP", images_per_unit)
+        changes = {"pods": pods, "workdir": str(tmp_path / f"{pods}-pods")}
+        stages = Stages.on(first.config.model_copy(update=changes), tmp_path / f"{pods}")
+        stages.teacher = first.teacher
+        assert len(stages.scores) == pods
+        found.add(Path(stages.selection.selection).read_bytes())
+    assert len(found) == 1
+
+
+def test_a_hole_is_named(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    folder = Path(stages.scores[0].folder)
+    victim = next(folder.glob("*/receipt.json")).parent
+    shutil.rmtree(victim)
+    with pytest.raises(SemiscaleError, match=rf"unit {victim.name} has no scores \(pool-00"):
+        stages.merge()
+
+
+def test_a_shard_that_does_not_add_up_is_refused_by_name(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    victim = next(Path(stages.scores[0].folder).glob("*/receipt.json"))
+    receipt = json.loads(victim.read_text())
+    receipt["shards"][0]["scored"] -= 1
+    victim.write_text(json.dumps(receipt))
+    name = receipt["shards"][0]["shard"]
+    with pytest.raises(
+        SemiscaleError, match=rf"shard {name}: 40 listed, but 39 scored, failed: none; a sample was lost"
+    ):
+        stages.merge()
+
+
+def test_scores_of_two_teachers_are_refused(tmp_path: Path) -> None:
+    one = Stages(tmp_path)
+    other = Stages.on(one.config, tmp_path)
+    other.teacher = one.train("teacher", learning_rate=0.5)
+    mixed = [one.scores[0], other.scores[1]]
+    with pytest.raises(SemiscaleError, match=rf"the scores are of 2 teachers: .*{other.scores[1].folder}.*; expected"):
+        one.merge(scores=[one.uri(receipt) for receipt in mixed])
+
+
+@pytest.mark.parametrize("foreign", ["teacher", "unit"])
+def test_a_foreign_receipt_is_refused(tmp_path: Path, foreign: str) -> None:
+    stages = Stages(tmp_path)
+    folder = Path(stages.scores[0].folder)
+    victim, neighbour, *_ = sorted(folder.glob("*/receipt.json"))
+    if foreign == "teacher":
+        other = Stages.on(stages.config, tmp_path)
+        other.teacher = stages.train("teacher", learning_rate=0.5)
+        source = Path(other.scores[0].folder) / victim.parent.name / "receipt.json"
+        expected = (
+            f"of unit {victim.parent.name} by teacher {other.teacher.digest}; expected .* by {stages.teacher.digest}"
+        )
+    else:
+        source, expected = neighbour, f"of unit {neighbour.parent.name} by .*; expected {victim.parent.name} by .*"
+    shutil.copy(source, victim)
+    with pytest.raises(SemiscaleError, match=f"{victim}: {expected}; delete the folder and run the scoring again"):
+        stages.merge()
+
+
+def test_another_units_score_file_is_refused(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    one, other, *_ = (path.parent for path in Path(stages.scores[0].folder).glob("*/receipt.json"))
+    shutil.copy(one / "scores.parquet", other / "scores.parquet")
+    with pytest.raises(SemiscaleError, match=rf"scores of unit {one.name} by teacher .*; expected {other.name}"):
+        stages.merge()
+
+
+@pytest.mark.parametrize("rows", [0, 30, 119])
+def test_a_score_file_that_lost_rows_is_refused(tmp_path: Path, rows: int) -> None:
+    stages = Stages(tmp_path)
+    victim = next(Path(stages.scores[0].folder).glob("*/scores.parquet"))
+    whole = pq.read_metadata(victim).num_rows
+    rewritten(victim, rows)
+    with pytest.raises(
+        SemiscaleError, match=f"{victim}: {rows} rows; expected 3 for each of {whole // 3} images; delete"
+    ):
+        stages.merge()
+
+
+@pytest.mark.parametrize("how", ["gone", "cut off", "overwritten"])
+def test_a_damaged_score_file_is_refused_by_name_and_made_anew(tmp_path: Path, how: str) -> None:
+    stages = Stages(tmp_path)
+    undisturbed = Path(stages.selection.selection).read_bytes()
+    victim = next(Path(stages.scores[0].folder).glob("*/scores.parquet"))
+    damage(victim, how)
+    with pytest.raises(
+        SemiscaleError, match=f"^{victim}: .*; delete the folder {victim.parent} and run the scoring again$"
+    ):
+        stages.merge(images_per_class=13)
+    shutil.rmtree(victim.parent)
+    stages.score(0)
+    assert Path(stages.merge(workdir=str(tmp_path / "again")).selection).read_bytes() == undisturbed
+
+
+def test_the_ledger_has_a_line_a_shard(tmp_path: Path) -> None:
+    members = {f"{n}.png": b"text" if n % 3 else pictures.picture(0, n) for n in range(7)}
+    pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", members)
+    receipt = Stages(tmp_path, max_failed_fraction=1).selection
+    whole = {"listed": 40, "scored": 40, "failed": 0, "removed": 0}
+    assert pq.read_table(receipt.shards).to_pylist() == [
+        {"shard": "bad.tar", "listed": 7, "scored": 3, "failed": 4, "removed": 0},
+        *({"shard": f"pool-{shard:03}.tar", **whole} for shard in range(3)),
+    ]
+    assert receipt.ledger.model_dump() == {"listed": 127, "scored": 123, "failed": 4, "removed": 0}
+
+
+def test_a_pool_without_a_readable_image_is_said_so(tmp_path: Path) -> None:
+    pool = pictures.write_tar(tmp_path / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
+    stages = Stages(tmp_path, unlabeled=[str(pool)], max_failed_fraction=1)
+    with pytest.raises(SemiscaleError, match="the pool has no readable image"):
+        stages.merge()
+
+
+def test_too_many_failures_in_the_pool_are_refused(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
+    with pytest.raises(TooManyBadSamplesError, match=r"unlabeled: 5 of 125 images failed, .*bad.tar 0: not an image"):
+        stages.merge()

@@ -1,0 +1,150 @@
+"""Units of many more images than the plan took them for: ranked in pieces, each as large as a pod can rank at once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from semiscale.common.errors import SemiscaleError
+from semiscale.data.listing import list_shards
+from semiscale.data.shard import Shard, ShardGroup
+from semiscale.receipts.score import ShardAccounting, ShardGroupReceipt
+from semiscale.scores import score_file
+from semiscale.stages.plan import shard_groups
+from semiscale.stages.score import group_compaction, shard_scores
+from semiscale.stages.score.group_compaction import GroupCompactor
+from semiscale.stages.score.shard_scores import ShardScores
+from tests.support import pictures
+from tests.support.stages import Stages
+
+MOST = 75  # half more than what a unit is planned to have (conftest.py)
+
+
+def misleading_pool(root: Path) -> Path:
+    """Write 24 tars. Those that the plan opens have two large images each; the others, of smaller ones, twenty."""
+    for shard in range(24):
+        count, size = (2, 128) if shard % (24 // shard_groups.SAMPLED_SHARDS) == 0 else (20, 8)
+        numbers = range(shard * 20, shard * 20 + count)
+        members = {f"{number:05}.png": pictures.picture(number % 4 - 1, number, size) for number in numbers}
+        pictures.write_tar(root / f"pool-{shard:03}.tar", members)
+    return root
+
+
+def sealed(stages: Stages, folder: Path, pods: int) -> Stages:
+    """Score the same pool by the same teacher in a workdir of its own."""
+    changes = {"workdir": str(folder / "work"), "pods": pods}
+    again = Stages.on(stages.config.model_copy(update=changes), folder)
+    again.teacher = stages.teacher
+    assert again.scores
+    return again
+
+
+def files_of(stages: Stages) -> dict[str, bytes]:
+    """What was sealed, by its place."""
+    folder = Path(stages.scores[0].folder)
+    found = [path for path in folder.rglob("*.parquet") if path.parent.name != "parts"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def unit_receipt(stages: Stages) -> tuple[Path, ShardGroupReceipt]:
+    """The receipt of the only unit."""
+    (path,) = Path(stages.scores[0].folder).rglob("receipt.json")
+    return path, ShardGroupReceipt.model_validate_json(path.read_text())
+
+
+def test_a_unit_that_the_probed_shards_mislead_about_is_ranked_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[int] = []
+    head_size = score_file.first_band_size
+
+    def seen(images_per_class: int, units: float) -> int:
+        heads.append(head_size(images_per_class, units))
+        return heads[-1]
+
+    monkeypatch.setattr(score_file, "first_band_size", seen)
+    first = Stages(tmp_path, unlabeled=[str(misleading_pool(tmp_path / "misleading"))], images_per_class=40)
+    whole = sealed(first, tmp_path / "whole", pods=1)
+    monkeypatch.setattr(group_compaction, "MAX_IMAGES_PER_RANKING", MOST)
+    one, three = sealed(first, tmp_path / "one", pods=1), sealed(first, tmp_path / "three", pods=3)
+
+    path, receipt = unit_receipt(one)
+    assert unit_receipt(whole)[1].pieces == []
+    assert receipt.scored == 8 * 2 + 16 * 20 > 4 * MOST
+    assert len(receipt.pieces) > 4
+    assert max(piece.scored for piece in receipt.pieces) <= MOST
+    assert all(head < heads[0] for head in heads[1:]), "a piece has a smaller share of the best"
+    assert files_of(one) == files_of(three)
+    assert len(files_of(one)) == 3 * len(receipt.pieces)
+    assert sum(pod.scored for pod in three.scores) == receipt.scored
+
+    remove = tmp_path / "remove.txt"
+    keys = [row["key"] for row in whole.selection_rows()]
+    remove.write_text("\n".join(keys[:5]))
+    for changes in ({}, {"images_per_class": 1000, "classes_per_image": 3}, {"remove": str(remove)}):
+        selections = [stages.merge(**changes) for stages in (whole, one)]
+        assert len({Path(selection.selection).read_bytes() for selection in selections}) == 1
+        assert selections[0].ledger == selections[1].ledger
+        assert selections[0].changed_by_last_tenth == selections[1].changed_by_last_tenth
+
+    lost = receipt.model_copy(update={"pieces": receipt.pieces[1:]})
+    path.write_text(lost.model_dump_json())
+    with pytest.raises(SemiscaleError, match=f"unit {receipt.digest}: its scores are of other shards than the plan's"):
+        one.merge(images_per_class=7)
+    path.unlink()
+    before = files_of(one)
+    again = sealed(first, tmp_path / "one", pods=1)
+    assert json.loads(path.read_text())["pieces"]
+    assert files_of(again) == before, "sealed again after its receipt was lost"
+
+
+@pytest.mark.parametrize(
+    "how", ["cut off", "empty", "another Parquet file", "overwritten", "another shard's", "another teacher's"]
+)
+def test_a_part_that_is_damaged_or_foreign_is_refused_by_name(tmp_path: Path, how: str) -> None:
+    images = pictures.write_pool(tmp_path / "pool", 2, 4)
+    shards = list_shards([str(images)])
+    for shard in shards:
+        path = Path(shard_scores.shard_scores_uri(str(tmp_path), shard))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(some_part(shard).to_parquet("t"))
+    damage(
+        Path(shard_scores.shard_scores_uri(str(tmp_path), shards[0])),
+        how,
+        Path(shard_scores.shard_scores_uri(str(tmp_path), shards[1])),
+    )
+    with pytest.raises(SemiscaleError, match=f"^{path.parent}/{shards[0].digest()}.parquet: .+; delete it and run the"):
+        GroupCompactor(str(tmp_path), "t", 0, 12, 1, 3, lambda: None).compact(
+            ShardGroup(digest="u", shards=shards), str(tmp_path / "u")
+        )
+    assert not (tmp_path / "u").exists()
+
+
+def some_part(shard: Shard) -> ShardScores:
+    """Four images' scores."""
+    count = ShardAccounting(shard=shard.name, digest=shard.digest(), listed=4, scored=4, failed={})
+    samples = {
+        "index": range(4),
+        "key": list("abcd"),
+        "uri": [shard.uri] * 4,
+        "offset": range(4),
+        "size_bytes": range(4),
+    }
+    labels_BP = np.tile(np.arange(3, dtype=np.uint16), (4, 1))
+    return ShardScores(count, [], 0.0, pa.table(samples), labels_BP, np.ones((4, 3), np.float32))
+
+
+def damage(path: Path, how: str, other: Path) -> None:
+    """Cut a file, empty it, overwrite its middle, or put another one in its place."""
+    data = path.read_bytes()
+    if how == "another Parquet file":
+        pq.write_table(pa.table({"a": [1]}), path)
+    elif how == "another teacher's":
+        path.write_bytes(shard_scores.shard_scores_from_parquet(data, str(path), "t").to_parquet("u"))
+    else:
+        cut, half = data[: len(data) // 2], len(data) // 2
+        overwritten = data[:4] + bytes(half) + data[4 + half :]
+        path.write_bytes({"cut off": cut, "empty": b"", "overwritten": overwritten}.get(how, other.read_bytes()))

@@ -1,0 +1,286 @@
+"""Pods that are killed, stopped, hung and raced, as real processes: the scores are those of an undisturbed run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from semiscale import storage
+from semiscale.common.errors import SemiscaleError
+from semiscale.stages.score import stage
+from semiscale.stages.score.config import ScoreConfig
+from semiscale.storage import leases
+from semiscale.storage.leases import LeaseManager
+from tests.support import pictures
+from tests.support.flaky import relayed
+from tests.support.stages import Stages
+
+
+def stages_of(root: Path, shards: int, per_shard: int) -> Stages:
+    """A run with a larger pool and a trained teacher."""
+    stages = Stages(root, unlabeled=[str(pictures.write_pool(root / "large", shards, per_shard))])
+    assert stages.teacher
+    return stages
+
+
+def config_of(stages: Stages, workdir: Path, pod: int = 0) -> ScoreConfig:
+    """The config of a pod that works in a workdir of its own, on the planned pool."""
+    return ScoreConfig(
+        workdir=str(workdir),
+        plan=stages.uri(stages.plan),
+        teacher=stages.uri(stages.teacher),
+        pod=pod,
+        images_per_class=12,
+    )
+
+
+def start(config: ScoreConfig, program: str = "", **environment: str) -> subprocess.Popen[bytes]:
+    """Start a pod as a process of its own, or a program that is one with other settings."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
+    command = [sys.executable, *(["-c", program] if program else ["-m", "semiscale.stages.score"]), *options]
+    environment = {**os.environ, **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+
+
+def scores_in(workdir: Path) -> dict[str, bytes]:
+    """The bytes of every score and sample file by its place in the workdir."""
+    units = [path.parent for path in workdir.rglob("receipt.json")]
+    files = sorted(file for unit in units for file in unit.glob("*.parquet"))
+    return {str(file.relative_to(workdir)): file.read_bytes() for file in files}
+
+
+def parts_in(workdir: Path) -> int:
+    """How many shards have been scored of units that are not finished, and how many units are finished."""
+    return len(list(workdir.rglob("parts/*.parquet"))) + len(list(workdir.rglob("receipt.json")))
+
+
+def wait_for_a_part(workdir: Path, more_than: int, pods: list[subprocess.Popen[bytes]]) -> None:
+    """Wait until the pods have finished another shard, or are done."""
+    while parts_in(workdir) <= more_than and any(pod.poll() is None for pod in pods):
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)])
+def test_pods_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
+    stages = stages_of(tmp_path, shards=4 * kills, per_shard=64)
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    stage.score(config_of(stages, undisturbed))
+    moments = random.Random(kills)
+    for _ in range(kills):
+        pods = [start(config_of(stages, disturbed, pod)) for pod in (0, 1)]
+        wait_for_a_part(disturbed, parts_in(disturbed), pods)
+        time.sleep(moments.random() * 0.2)
+        for pod in pods:
+            pod.send_signal(signal.SIGKILL)
+            pod.communicate()
+        for claim in disturbed.rglob("claims/*/*"):  # the dead pods' leases, two minutes long, are over
+            claim.write_text(json.dumps({"holder": "dead", "until": 0}))
+    stage.score(config_of(stages, disturbed))
+    assert scores_in(disturbed) == scores_in(undisturbed)
+    assert len(list(disturbed.rglob("receipt.json"))) > 1, "several units"
+
+
+def test_two_pods_at_once_share_the_work(tmp_path: Path) -> None:
+    stages = stages_of(tmp_path, shards=12, per_shard=256)
+    workdir = tmp_path / "both"
+    pods = [start(config_of(stages, workdir, pod)) for pod in (0, 1)]
+    outputs = [pod.communicate()[0].decode() for pod in pods]
+    assert [pod.returncode for pod in pods] == [0, 0], outputs
+    logs = "".join(outputs)
+    for number in range(12):
+        assert logs.count(f"pool-{number:03}.tar: 256 images scored") == 1
+
+
+def test_a_pod_that_is_told_to_stop_gives_its_claim_back(tmp_path: Path) -> None:
+    stages = stages_of(tmp_path, shards=8, per_shard=512)
+    workdir = tmp_path / "stopped"
+    pod = start(config_of(stages, workdir))
+    wait_for_a_part(workdir, 0, [pod])
+    pod.send_signal(signal.SIGTERM)
+    output = pod.communicate(timeout=300)[0].decode()
+    assert pod.returncode == 128 + signal.SIGTERM, output
+    assert "told to stop; what was finished is kept" in output
+    assert not list(workdir.rglob("claims/*/*"))
+    done = stage.score(config_of(stages, workdir))
+    assert done.scored == 8 * 512
+
+
+def test_a_claim_has_one_holder_until_it_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, yours = LeaseManager(str(tmp_path)), LeaseManager(str(tmp_path))
+    with mine.lease("u") as first, yours.lease("u") as second:
+        assert (first, second) == (True, False)
+    with yours.lease("u") as later:
+        assert later
+    hung = LeaseManager(str(tmp_path))._claim("hung")
+    assert hung is not None
+    assert yours._claim("hung") is None
+    later_s = time.time() + leases.LEASE_DURATION_S
+    monkeypatch.setattr(time, "time", lambda: later_s)
+    assert yours._claim("hung") is not None
+
+
+def test_a_dead_pods_clock_that_was_fast_holds_nothing_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LEASE_DURATION_S", 0.2)
+    uri = LeaseManager(str(tmp_path))._claim("u")
+    assert uri is not None
+    storage.write_bytes(uri, json.dumps({"holder": "dead", "until": time.time() + 86_400}).encode())
+    mine = LeaseManager(str(tmp_path))
+    assert mine.active() == {"u"}
+    assert mine._claim("u") is None
+    time.sleep(0.25)
+    assert mine.active() == set()
+    assert mine._claim("u") is not None
+
+
+def test_a_claim_is_renewed_while_its_holders_work_advances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LEASE_DURATION_S", 1.0)  # a busy machine may stop every thread for half of it
+    monkeypatch.setattr(leases, "RENEW_INTERVAL_S", 0.05)
+    monkeypatch.setattr(leases, "STALL_TIMEOUT_S", 0.4)
+    working = LeaseManager(str(tmp_path))
+    with working.lease("u"):
+        for _ in range(13):
+            time.sleep(0.1)
+            working.heartbeat()
+        assert LeaseManager(str(tmp_path))._claim("u") is None
+        until = time.monotonic() + 60
+        while LeaseManager(str(tmp_path))._claim("u") is None:
+            assert time.monotonic() < until, "its holder hangs"
+            time.sleep(0.05)
+
+
+HURRIED = """
+import sys
+from semiscale import storage
+from semiscale.stages.score import stage
+from semiscale.storage import leases
+leases.LEASE_DURATION_S, leases.RENEW_INTERVAL_S, leases.STALL_TIMEOUT_S, stage.POLL_INTERVAL_S = 1.0, 0.1, 1.0, 0.2
+from semiscale.runtime.entrypoints import run_from_cli
+sys.exit(run_from_cli(stage.ScoreConfig, stage.score))
+"""
+
+
+@pytest.mark.slow
+def test_a_pod_that_hangs_loses_its_shards_and_wakes_up_harmless(
+    tmp_path: Path, gs_server: str, gs_bucket: str
+) -> None:
+    # One pod's reading hangs, at a store that does not answer, one is frozen as a whole; the third does all of it.
+    for path in pictures.write_pool(tmp_path / "large", 24, 64).iterdir():
+        storage.upload(path, f"{gs_bucket}/pool/{path.name}")
+    stages = Stages(tmp_path, unlabeled=[f"{gs_bucket}/pool"], pods=3)
+    stage.score(config_of(stages, tmp_path / "undisturbed"))
+    workdir = tmp_path / "disturbed"
+    with relayed(gs_server, latency_s=0.02) as relay:
+        reading, frozen = (
+            start(config_of(stages, workdir, pod), HURRIED, STORAGE_EMULATOR_HOST=relay.address) for pod in (0, 1)
+        )
+        wait_for_a_part(workdir, 0, [reading, frozen])
+        relay.stall()
+        frozen.send_signal(signal.SIGSTOP)
+        assert list(workdir.rglob("claims/*/*"))
+        third = start(config_of(stages, workdir, 2), HURRIED)
+        output = third.communicate(timeout=300)[0].decode()
+        assert third.returncode == 0, output
+        receipts = {path: path.read_bytes() for path in workdir.rglob("receipt.json")}
+        assert reading.poll() is None
+        relay.resume()
+        frozen.send_signal(signal.SIGCONT)
+        outputs = [pod.communicate(timeout=300)[0].decode() for pod in (reading, frozen)]
+        assert [pod.returncode for pod in (reading, frozen)] == [0, 0], outputs
+    assert scores_in(workdir) == scores_in(tmp_path / "undisturbed")
+    assert {path: path.read_bytes() for path in workdir.rglob("receipt.json")} == receipts
+
+
+def test_what_others_hold_is_one_listing_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LEASE_DURATION_S", 2.0)
+    monkeypatch.setattr(leases, "RENEW_INTERVAL_S", 0.1)
+    asked: list[str] = []
+    read = storage.read_or_none
+
+    def counted(uri: str) -> bytes | None:
+        asked.append(uri)
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_or_none", counted)
+    mine, yours = LeaseManager(str(tmp_path)), LeaseManager(str(tmp_path))
+    before = set(threading.enumerate())  # threads of tests before this one may end meanwhile
+    with mine.lease("a"), mine.lease("b"):
+        assert len(set(threading.enumerate()) - before) == 1, "one thread renews both"
+        assert yours._claim("dead") is not None
+        for _ in range(25):
+            assert yours.active() >= {"a", "b"}
+            time.sleep(0.1)
+        assert yours.active() == {"a", "b"}, "renewed, and what was not is void"
+        assert len([uri for uri in asked if "/claims/" in uri]) == 3, "each was read once"
+    assert yours.active() == set()
+
+
+def test_a_claim_whose_answer_was_lost_is_its_pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client writes again when it gets no answer, and is then told that there is an object: its own."""
+    write = storage.write_bytes
+
+    def written_twice(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
+        write(uri, data, if_absent=if_absent)
+        return write(uri, data, if_absent=if_absent)
+
+    monkeypatch.setattr(storage, "write_bytes", written_twice)
+    with LeaseManager(str(tmp_path)).lease("u") as mine, LeaseManager(str(tmp_path)).lease("u") as yours:
+        assert (mine, yours) == (True, False)
+
+
+RACE = """
+import sys, time
+from semiscale.storage.leases import LeaseManager
+claims = LeaseManager(sys.argv[1])
+print("ready", flush=True)
+start = float(input())
+for turn in range(20):
+    time.sleep(max(start + turn / 10 - time.time(), 0))
+    print(int(bool(claims._claim(f"shard-{turn}"))), end=" ")
+"""
+
+
+def test_of_many_processes_that_want_one_shard_at_once_one_gets_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RACE, str(tmp_path)]
+    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(12)]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    start = f"{time.time() + 0.5}\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write(start)
+        racer.stdin.flush()
+    won = [racer.communicate()[0].split() for racer in racers]
+    assert [sum(map(int, turn)) for turn in zip(*won, strict=True)] == [1] * 20
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_a_shard_that_disappeared_or_changed_is_refused_by_name(tmp_path: Path, damage: str) -> None:
+    stages = stages_of(tmp_path, shards=2, per_shard=8)
+    victim = tmp_path / "large" / "pool-001.tar"
+    if damage == "gone":
+        victim.unlink()
+    else:
+        pictures.write_tar(victim, {"new.png": pictures.picture(0, 1)})
+    with pytest.raises((SemiscaleError, FileNotFoundError), match=r"pool-001\.tar"):
+        stage.score(config_of(stages, tmp_path / "work2"))
+
+
+def test_the_batch_that_an_image_comes_in_changes_nothing(tmp_path: Path) -> None:
+    """The same images in shards of other sizes: other batches, other places in the batch, equal scores to the bit."""
+    found = []
+    for per_shard in (1, 7, 64, 200):
+        root = tmp_path / str(per_shard)
+        pool = pictures.write_pool(root / "pool", -(-200 // per_shard), per_shard)
+        stages = Stages(root, unlabeled=[str(pool)], images_per_class=1000, classes_per_image=3)
+        rows = stages.selection_rows()
+        found.append({(row["key"], row["class"]): row["score"] for row in rows if int(row["key"]) < 200})
+    assert len(found[0]) == 600
+    assert found[0] == found[1] == found[2] == found[3]

@@ -1,0 +1,194 @@
+"""Trainings that are killed, stopped and shared out, as real processes: they end as an undisturbed one does."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semiscale import storage
+from semiscale.common.errors import InvalidInputError
+from semiscale.common.signals import TerminatedError
+from semiscale.stages.train import distributed
+from semiscale.stages.train.checkpoint_manager import CheckpointManager
+from semiscale.stages.train.config import TrainConfig
+from semiscale.stages.train.stage import train
+from tests.support.stages import Stages
+from tests.support.trainings import LONG, assert_equal, config_of, start, vouchers, wait_for_a_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("kills", "recipe"),
+    [
+        (2, "teacher"),
+        pytest.param(10, "teacher", marks=pytest.mark.slow),
+        pytest.param(5, "modern", marks=pytest.mark.slow),
+    ],
+)
+def test_a_training_killed_at_random_steps(tmp_path: Path, kills: int, recipe: str) -> None:
+    stages = Stages(tmp_path)
+    # So long that no machine gets to the end before the last kill: some 40 steps lie between two of them.
+    steps = 150 * kills
+    long = {"recipe": recipe, "images_processed": steps * LONG["batch_size"]}
+    # With the plan's labeled set shifted and mirrored at random: order and augmentation must go on where they were.
+    undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), checkpoint_minutes=10, **long))
+    config = config_of(stages, str(tmp_path / "disturbed"), **long)
+    moments = random.Random(kills)
+    for number in range(kills):
+        process = start(config)
+        wait_for_a_checkpoint(config, process)
+        time.sleep(moments.random() * 0.2)
+        process.send_signal(signal.SIGTERM if number % 2 else signal.SIGKILL)
+        output = process.communicate(timeout=300)[0].decode()
+        expected = 128 + signal.SIGTERM if number % 2 else -signal.SIGKILL
+        assert process.returncode == expected, output
+        assert number % 2 == 0 or "told to stop; what was finished is kept" in output
+        assert len(vouchers(config)) <= 3  # the last two, and one more if it was killed in between
+    assert 0 < json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]["step"] < steps
+    assert_equal(train(config.model_copy(update={"checkpoint_minutes": 10})), undisturbed)
+    assert len(vouchers(config)) == 2
+
+
+def stopped_halfway(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until some checkpoints are there, and stop as SIGTERM does."""
+    save, saved = CheckpointManager.save, []
+
+    def save_and_stop(self: CheckpointManager, *content: Any) -> None:
+        save(self, *content)
+        saved.append(self)
+        if len(saved) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointManager, "save", save_and_stop)
+        with pytest.raises(TerminatedError):
+            train(config)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a byte changed", "no tensors", "voucher cut short"])
+def test_a_damaged_checkpoint_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], damage: str
+) -> None:
+    stages = Stages(tmp_path)
+    short = {"images_processed": 200, "checkpoint_minutes": 0.0001}
+    undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), images_processed=200))
+    config = config_of(stages, str(tmp_path / "disturbed"), **short)
+    stopped_halfway(config, monkeypatch)
+    before, newest = vouchers(config)
+    tensors = Path(newest.removesuffix(".json") + ".safetensors")
+    data = tensors.read_bytes()
+    changes = {
+        "cut short": (tensors, data[:-100]),
+        "a byte changed": (tensors, data[:-1] + bytes([data[-1] ^ 1])),
+        "voucher cut short": (Path(newest), Path(newest).read_bytes()[:-10]),
+    }
+    if damage == "no tensors":
+        tensors.unlink()
+    else:
+        path, content = changes[damage]
+        path.write_bytes(content)
+    capfd.readouterr()
+    assert_equal(train(config), undisturbed)
+    said = capfd.readouterr().out
+    assert f"{newest}: not a whole checkpoint" in said
+    step = json.loads(storage.read_bytes(before))["moment"]["step"] if Path(before).exists() else 0
+    assert not step or f"going on after {step * 5:,} images" in said
+
+
+@pytest.mark.parametrize("change", [{"architecture": "resnet14_small"}, {"images_processed": 100}, {"batch_size": 10}])
+def test_a_checkpoint_of_another_training_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """Of another network, of a longer training, of other batches."""
+    stages = Stages(tmp_path)
+    one = config_of(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=0)
+    stopped_halfway(one, monkeypatch)
+    other = one.model_copy(update=change)
+    shutil.copytree(f"{one.folder()}/checkpoints", f"{other.folder()}/checkpoints")
+    with pytest.raises(InvalidInputError, match=f"a checkpoint of another training, {one.digest()}, and this is"):
+        train(other)
+
+
+def test_checkpoints_lie_in_an_object_store_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gs_bucket: str
+) -> None:
+    stages = Stages(tmp_path)
+    undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), images_processed=100))
+    config = config_of(stages, gs_bucket, images_processed=100, checkpoint_minutes=0)
+    stopped_halfway(config, monkeypatch)
+    assert len(vouchers(config)) == 2
+    assert_equal(train(config), undisturbed)
+    lines = storage.read_bytes(storage.join(config.folder(), "metrics.jsonl")).splitlines()
+    assert [json.loads(line)["images_processed"] for line in lines] == list(range(5, 101, 5))
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "parts"),
+    [
+        (2, 13, 1),  # 6 and 7 images
+        pytest.param(3, 13, 1, marks=pytest.mark.slow),  # 4, 4 and 5
+        pytest.param(2, 25, 2, marks=pytest.mark.slow),  # 6 and 6; 6 and 7
+        pytest.param(2, 12, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_train_as_one_process_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, size: int, parts: int
+) -> None:
+    """The same global batch in the same parts: batch normalisation sees what it sees on each of the ranks."""
+    stages = Stages(tmp_path)
+    device_batch = -(-size // (count * parts))
+    shared = {
+        "batch_size": size, "device_batch_size": device_batch, "images_processed": 20 * size, "learning_rate": 0.5,
+        "checkpoint_minutes": 10,
+    }  # fmt: skip
+    alone = train(config_of(stages, str(tmp_path / "alone"), **shared))
+    monkeypatch.setattr(distributed, "local_device_count", lambda: count)
+    together = train(config_of(stages, str(tmp_path / "together"), **shared))
+    losses = [[point.loss for point in receipt.curve] for receipt in (alone, together)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[0][-1] < 0.8 * losses[0][0]
+    assert together.images_processed == 20 * size
+
+
+@pytest.mark.slow
+def test_ranks_mix_their_images_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixup and CutMix of the modern recipe are drawn for a part of the global batch, not for a rank."""
+    stages = Stages(tmp_path)
+    shared = {"recipe": "modern", "batch_size": 12, "device_batch_size": 6, "images_processed": 120}
+    alone = train(config_of(stages, str(tmp_path / "alone"), checkpoint_minutes=10, **shared))
+    monkeypatch.setattr(distributed, "local_device_count", lambda: 2)
+    together = train(config_of(stages, str(tmp_path / "together"), checkpoint_minutes=10, **shared))
+    losses = [[point.loss for point in receipt.curve] for receipt in (alone, together)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_another_number_of_ranks_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stages = Stages(tmp_path)
+    config = config_of(stages, str(tmp_path / "work"))
+    process = start(config, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--")
+    wait_for_a_checkpoint(config, process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=300)[0].decode()
+    assert process.returncode != 0, output
+    assert output.count("checkpoint after") >= 2, output  # the one that was waited for, and that of SIGTERM
+    moment = json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]
+    assert moment["ranks"] == 2
+    receipt = train(config.model_copy(update={"checkpoint_minutes": 10}))
+    assert f"going on after {moment['images_processed']:,} images by 2 ranks, now with 1" in capfd.readouterr().out
+    assert receipt.curve[-1].images_processed == 1500
+    assert [point.images_processed for point in receipt.curve] == list(range(15, 1501, 15))
+
+
+def test_the_failure_of_a_rank_is_the_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stages = Stages(tmp_path)
+    monkeypatch.setattr(distributed, "local_device_count", lambda: 2)
+    with pytest.raises(InvalidInputError, match="stopped with exit code 2; its own line is above"):
+        train(config_of(stages, str(tmp_path / "work"), batch_size=1))
+    assert "refused: batch_size: 1 images for 2 ranks" in capfd.readouterr().err

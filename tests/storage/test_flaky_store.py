@@ -1,0 +1,65 @@
+"""A store that answers 503, resets connections and cuts downloads short: the bytes are those of a good day."""
+
+from pathlib import Path
+
+import pytest
+
+from semiscale import storage
+from tests.support import pictures
+from tests.support.flaky import flaky
+from tests.support.stages import Stages
+
+# The vendors' clients leave a connection that was reset to the garbage collector, which complains of it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+ADDRESS = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL"}
+
+
+@pytest.fixture
+def scheme(remote: str) -> str:
+    """Which kind of store `remote` is in."""
+    return remote.partition("://")[0]
+
+
+def test_every_call_gets_through(
+    remote: str, scheme: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = request.getfixturevalue(f"{scheme}_server")
+    content = bytes(range(256)) * 32
+    with flaky(server, seed=1) as proxy:
+        monkeypatch.setenv(ADDRESS[scheme], proxy.address)
+        storage._open_store.cache_clear()
+        for number in range(15):
+            uri = f"{remote}/object-{number}"
+            assert storage.write_bytes(uri, content)
+            assert storage.read_bytes(uri) == content
+            assert storage.read_bytes(uri, 1000, 5000) == content[1000:6000]
+            entry = storage.head(uri)
+            assert entry is not None
+            assert entry.size_bytes == len(content)
+        assert len(list(storage.list_objects(remote))) == 15
+        storage.delete(f"{remote}/object-0")
+        assert proxy.faults["cut"] > 3
+        assert sum(proxy.faults.values()) > 4
+    storage._open_store.cache_clear()
+
+
+def test_scan_merge_and_pack_leave_the_same_bytes(
+    tmp_path: Path, remote: str, scheme: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Stages(tmp_path, unlabeled=[f"{remote}/pool"])
+    for path in pictures.write_pool(tmp_path / "pool", 4, 50).iterdir():
+        storage.upload(path, f"{remote}/pool/{path.name}")
+    expected = [
+        storage.read_bytes(uri) for uri in (good.selection.selection, f"{good.packed.folder}/packed-000000.tar")
+    ]
+    with flaky(request.getfixturevalue(f"{scheme}_server"), seed=2) as proxy:
+        monkeypatch.setenv(ADDRESS[scheme], proxy.address)
+        storage._open_store.cache_clear()
+        config = good.config.model_copy(update={"workdir": f"{remote}/work"})
+        bad = Stages.on(config, tmp_path / "bad")
+        bad.__dict__["teacher"] = good.teacher
+        found = [storage.read_bytes(uri) for uri in (bad.selection.selection, f"{bad.packed.folder}/packed-000000.tar")]
+        assert sum(proxy.faults.values()) > 2
+    storage._open_store.cache_clear()
+    assert found == expected

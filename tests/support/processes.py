@@ -1,0 +1,24 @@
+"""Processes that the tests have started, as Linux tells of them."""
+
+from pathlib import Path
+
+from benchmarks.turns import family
+
+
+def stat(process: int) -> list[str]:
+    """Return what the kernel says of a process from its state on; of one that is gone, what it says of the dead."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["X", "0"]
+
+
+def ended(process: int) -> bool:
+    """Say whether a process is over: gone, or waiting for somebody to ask how it went."""
+    return stat(process)[0] in "XZ"
+
+
+def besides(process: int) -> list[int]:
+    """Return the processes that work beside another one (semiscale/common/worker_process.py)."""
+    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in family(process)}
+    return [child for child, command in commands.items() if b"semiscale.common.worker_process" in command]

@@ -1,0 +1,77 @@
+"""A plan and a selection without the stages that make them: what tests of the packing start from, in milliseconds."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from semiscale.common.digest import content_digest
+from semiscale.data import listing, reader
+from semiscale.data.labeled import LabeledSplit
+from semiscale.data.shard import SampleFields, ShardGroup
+from semiscale.receipts.merge import ClassSelectionStats, PoolAccounting, SelectionReceipt
+from semiscale.receipts.plan import PlanReceipt
+
+CLASSES = 3
+NO_SPLIT = LabeledSplit(digest="", index="", shards="", samples=0, class_counts=[])
+
+
+def write(root: Path, pool: str, per_class: int, pods: int = 2) -> tuple[str, str]:
+    """Select images of a pool by lot, some of them for several classes; returns the URIs of both receipts."""
+    shards = listing.list_shards([pool])
+    rows = [
+        {
+            "shard": shard.name,
+            "index": sample.index,
+            "key": sample.key,
+            "uri": sample.uri,
+            "offset": sample.offset,
+            "size_bytes": len(sample.image),
+        }
+        for shard in shards
+        for sample in reader.iter_samples(shard, SampleFields("image", ""))
+    ]
+    lots = np.random.default_rng(0)
+    picked = [lots.permutation(len(rows))[:per_class] for _ in range(CLASSES)]
+    table = [
+        {"class": label, "rank": rank, "score": 0.0, "position": 0, **rows[place]}
+        for label, places in enumerate(picked)
+        for rank, place in enumerate(places)
+    ]
+    (root / "selection.parquet").write_bytes(parquet(table))
+    (root / "units.json").write_text(json.dumps([ShardGroup(digest="unit", shards=shards).model_dump()]))
+    plan, selection = receipts(root, content_digest([row["key"] for row in table]), len(table), pods)
+    for name, receipt in (("plan", plan), ("selection", selection)):
+        (root / f"{name}.json").write_text(receipt.model_dump_json())
+    return str(root / "plan.json"), str(root / "selection.json")
+
+
+def parquet(rows: list[dict[str, object]]) -> bytes:
+    """Write a selection's rows as the merge does."""
+    table = pa.Table.from_pylist(rows)
+    narrow = table.set_column(0, "class", table["class"].cast(pa.uint16()))
+    buffer = io.BytesIO()
+    pq.write_table(narrow, buffer, row_group_size=50)
+    return buffer.getvalue()
+
+
+def receipts(root: Path, identity: str, images: int, pods: int) -> tuple[PlanReceipt, SelectionReceipt]:
+    """Return the receipts that name what was written."""
+    common = {"digest": identity, "folder": str(root), "seconds": 0.0, "failed": {}}
+    plan = PlanReceipt(
+        **common, stage="plan", name="trial", pool_digest="", classes=[*"abc"], train=NO_SPLIT, validation=NO_SPLIT,
+        test=NO_SPLIT, units=str(root / "units.json"), shards=0, size_bytes=0, pods=pods, classes_per_image=3,
+        failures=[], notes=[], run={},
+    )  # fmt: skip
+    selection = SelectionReceipt(
+        **common, stage="merge", selection=str(root / "selection.parquet"), teacher="", images=images,
+        unique_images=images, changed_by_last_tenth=0.1, images_per_class=images // CLASSES, classes_per_image=3,
+        per_class=[
+            ClassSelectionStats(name=name, wanted=1, found=1, unique=1, full=True, last_score=0.0) for name in "abc"
+        ],
+        ledger=PoolAccounting(listed=0, scored=0, failed=0, removed=0), bytes_read=0,
+    )  # fmt: skip
+    return plan, selection

@@ -1,0 +1,227 @@
+"""The stages one after the other, as functions, on a small run: what tests of a single stage start from."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from semiscale.receipts.base import Receipt
+from semiscale.receipts.evaluate import EvaluationReceipt
+from semiscale.receipts.fanout import FanoutReceipt
+from semiscale.receipts.merge import SelectionReceipt
+from semiscale.receipts.pack import PackReceipt
+from semiscale.receipts.plan import PlanReceipt
+from semiscale.receipts.promote import PromotionReceipt
+from semiscale.receipts.report import ReportReceipt
+from semiscale.receipts.score import ScoreReceipt
+from semiscale.receipts.train import TrainReceipt
+from semiscale.stages.evaluate.config import EvaluateConfig
+from semiscale.stages.evaluate.stage import evaluate
+from semiscale.stages.merge.stage import MergeConfig, merge
+from semiscale.stages.pack.config import PackConfig, PackFanoutConfig
+from semiscale.stages.pack.fanout import plan_pack_fanout
+from semiscale.stages.pack.stage import pack
+from semiscale.stages.plan.stage import PlanConfig, plan
+from semiscale.stages.promote.stage import PromoteConfig, promote
+from semiscale.stages.report.stage import ReportConfig, report
+from semiscale.stages.score.config import ScoreConfig, ScoreFanoutConfig
+from semiscale.stages.score.fanout import plan_score_fanout
+from semiscale.stages.score.stage import score
+from semiscale.stages.train.config import TrainConfig
+from semiscale.stages.train.stage import train
+from tests.support import pictures
+
+
+class Stages:
+    """A small run; each stage's receipt is made when it is first asked for."""
+
+    def __init__(self, root: Path, **changes: Any) -> None:
+        self.root = root
+        self.content: dict[str, Any] = pictures.write_run(root, **changes)
+        self.config = PlanConfig.model_validate(self.content)
+
+    @classmethod
+    def on(cls, config: PlanConfig, root: Path) -> "Stages":
+        """Run stages on data that are there already."""
+        stages = cls.__new__(cls)
+        stages.root, stages.content, stages.config = root, config.model_dump(), config
+        return stages
+
+    @property
+    def workdir(self) -> str:
+        """Where everything is kept."""
+        return self.config.workdir
+
+    @cached_property
+    def plan(self) -> PlanReceipt:
+        """The planned inputs."""
+        return plan(self.config)
+
+    @cached_property
+    def teacher(self) -> TrainReceipt:
+        """A trained teacher."""
+        return self.train("teacher")
+
+    def train(self, recipe: str, **changes: Any) -> TrainReceipt:
+        """Train by a recipe."""
+        settings = {
+            "workdir": self.workdir,
+            "recipe": recipe,
+            "architecture": self.config.teacher_architecture,
+            "plan": self.uri(self.plan),
+            "images_processed": self.config.teacher_images_processed,
+            "learning_rate": self.config.teacher_learning_rate,
+            "batch_size": self.config.batch_size,
+            "device_batch_size": self.config.device_batch_size,
+            "weight_decay": self.config.weight_decay,
+            "resolution": self.config.resolution,
+            "augmentation": self.config.augmentation,
+            "frames": self.config.frames,
+            "own_frames": self.config.teacher_frames if recipe == "teacher" else 0,
+            **changes,
+        }
+        return train(TrainConfig.model_validate(settings))
+
+    @cached_property
+    def unscored(self) -> FanoutReceipt:
+        """How many pods score the pool."""
+        return plan_score_fanout(
+            ScoreFanoutConfig(workdir=self.workdir, plan=self.uri(self.plan), teacher=self.uri(self.teacher))
+        )
+
+    def score(self, pod: int) -> ScoreReceipt:
+        """Score one pod's share."""
+        return score(
+            ScoreConfig(
+                workdir=self.workdir,
+                plan=self.uri(self.plan),
+                teacher=self.uri(self.teacher),
+                count=self.uri(self.unscored),
+                pod=pod,
+                images_per_class=self.config.images_per_class,
+            )
+        )
+
+    @cached_property
+    def scores(self) -> list[ScoreReceipt]:
+        """The whole pool, scored."""
+        return [self.score(pod) for pod in range(self.unscored.pods)]
+
+    @cached_property
+    def selection(self) -> SelectionReceipt:
+        """The selection."""
+        return self.merge()
+
+    def selection_rows(self) -> list[dict[str, Any]]:
+        """The selection's rows."""
+        return list(pq.read_table(self.selection.selection).to_pylist())
+
+    def merge(self, **changes: Any) -> SelectionReceipt:
+        """Select."""
+        settings = {
+            "workdir": self.workdir,
+            "plan": self.uri(self.plan),
+            "scores": [self.uri(receipt) for receipt in self.scores],
+            "images_per_class": self.config.images_per_class,
+            "classes_per_image": self.config.classes_per_image,
+            "max_failed_fraction": self.config.max_failed_fraction,
+            "retrain_above": self.config.retrain_above,
+            **changes,
+        }
+        return merge(MergeConfig.model_validate(settings))
+
+    @cached_property
+    def unpacked(self) -> FanoutReceipt:
+        """How many pods pack the selection."""
+        plan, selection = self.uri(self.plan), self.uri(self.selection)
+        return plan_pack_fanout(PackFanoutConfig(workdir=self.workdir, plan=plan, selection=selection))
+
+    @cached_property
+    def packed(self) -> PackReceipt:
+        """The packed selection."""
+        return self.pack()
+
+    def pack(self, seed: int = 0) -> PackReceipt:
+        """Pack in another order."""
+        config = PackConfig(
+            workdir=self.workdir,
+            plan=self.uri(self.plan),
+            selection=self.uri(self.selection),
+            count=self.uri(self.unpacked),
+            seed=seed,
+        )
+        return pack(config)
+
+    @cached_property
+    def pretrained(self) -> TrainReceipt:
+        """The student before fine-tuning."""
+        return self.train("pretrain", packed=self.uri(self.packed))
+
+    @cached_property
+    def students(self) -> list[TrainReceipt]:
+        """The fine-tuned student at two learning rates."""
+        return [self.train("finetune", start=self.uri(self.pretrained), learning_rate=rate) for rate in (0.1, 0.2)]
+
+    @cached_property
+    def baselines(self) -> list[TrainReceipt]:
+        """The baseline at two learning rates."""
+        return [self.train("baseline", learning_rate=rate) for rate in (0.5, 1.0)]
+
+    @cached_property
+    def evaluation(self) -> EvaluationReceipt:
+        """All four models on the test set."""
+        return evaluate(
+            EvaluateConfig(
+                workdir=self.workdir,
+                plan=self.uri(self.plan),
+                teacher=self.uri(self.teacher),
+                baselines=[self.uri(receipt) for receipt in self.baselines],
+                pretrained=self.uri(self.pretrained),
+                students=[self.uri(receipt) for receipt in self.students],
+            )
+        )
+
+    def promote(self, **changes: Any) -> PromotionReceipt:
+        """Compare the student with the champion."""
+        settings = {
+            "workdir": self.workdir,
+            "plan": self.uri(self.plan),
+            "evaluation": self.uri(self.evaluation),
+            "promotion": self.config.promotion,
+            "champion": self.config.champion,
+            **changes,
+        }
+        return promote(PromoteConfig.model_validate(settings))
+
+    @cached_property
+    def promotion(self) -> PromotionReceipt:
+        """The promotion."""
+        return self.promote()
+
+    @cached_property
+    def report(self) -> ReportReceipt:
+        """The report, which also leaves the run's receipts in the workdir."""
+        uri = self.uri
+        return report(
+            ReportConfig(
+                workdir=self.workdir,
+                plan=uri(self.plan),
+                teacher=uri(self.teacher),
+                baselines=[uri(one) for one in self.baselines],
+                scores=[uri(one) for one in self.scores],
+                selection=uri(self.selection),
+                packed=uri(self.packed),
+                pretrained=uri(self.pretrained),
+                students=[uri(one) for one in self.students],
+                evaluation=uri(self.evaluation),
+                promotion=uri(self.promotion),
+            )
+        )
+
+    def uri(self, receipt: Receipt) -> str:
+        """Hand a receipt on as kfp does: as a file of its own."""
+        path = self.root / "receipts" / f"{receipt.stage}-{receipt.digest}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(receipt.model_dump_json())
+        return str(path)

@@ -1,0 +1,91 @@
+"""Trainings as tests start them: a config, a set of numbered images, real processes, and what they left."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semiscale import storage
+from semiscale.data import listing
+from semiscale.data.labeled import LabeledShard
+from semiscale.receipts.train import TrainReceipt
+from semiscale.stages.train.config import TrainConfig
+from tests.support import pictures
+from tests.support.stages import Stages
+
+LONG = {"batch_size": 5, "images_processed": 1500, "learning_rate": 0.2}  # 12 samples: epochs begin inside batches
+
+
+def config_of(stages: Stages, workdir: str, **changes: Any) -> TrainConfig:
+    """A training in a workdir of its own, on the planned set; it leaves a checkpoint several times a second."""
+    settings = {
+        "workdir": workdir,
+        "recipe": "teacher",
+        "architecture": "resnet8_small",
+        "plan": stages.uri(stages.plan),
+        "weight_decay": 0.0001,
+        "resolution": 8,
+        "augmentation": "shift-flip",
+        "checkpoint_minutes": 0.001,
+        **LONG,
+        **changes,
+    }
+    return TrainConfig.model_validate(settings)
+
+
+def start(config: TrainConfig, *launcher: str) -> subprocess.Popen[bytes]:
+    """Start a training as a process of its own, by a launcher or without."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
+    command = [sys.executable, *(launcher or ["-m"]), "semiscale.stages.train", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ))
+
+
+def vouchers(config: TrainConfig) -> list[str]:
+    """The checkpoints of a training, the newest last."""
+    found = storage.list_objects(storage.join(config.folder(), "checkpoints"))
+    return sorted(entry.uri for entry in found if entry.uri.endswith(".json"))
+
+
+def wait_for_a_checkpoint(config: TrainConfig, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a training has written another checkpoint."""
+    before = vouchers(config)[-1:]
+    while vouchers(config)[-1:] == before and process.poll() is None:
+        time.sleep(0.02)
+
+
+def assert_equal(one: TrainReceipt, two: TrainReceipt) -> None:
+    """Weights and learning curves are equal to the bit."""
+    assert storage.read_bytes(one.checkpoint) == storage.read_bytes(two.checkpoint)
+    assert one.curve == two.curve
+
+
+def numbered(folder: Path, sizes: list[int]) -> list[LabeledShard]:
+    """Tars of so many images, each with its place in the whole set as its label."""
+    ends = np.cumsum(sizes)
+    for shard, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+        members = {f"{number:05}.png": pictures.picture(number % 3, number) for number in range(end - size, end)}
+        pictures.write_tar(folder / f"{shard:03}.tar", members)
+    found = listing.list_shards([str(folder)])
+    return [
+        LabeledShard(shard, np.arange(end - size, end, dtype=np.int32))
+        for shard, size, end in zip(found, sizes, ends, strict=True)
+    ]
+
+
+def run_logged(
+    config: TrainConfig, window_bytes: int, folder: Path, *launcher: str, **moments: int
+) -> "subprocess.CompletedProcess[bytes]":
+    """Train by real processes that log their keys; `killed_at`, `broken_at` and `told_in` say what befalls them."""
+    folder.mkdir()
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
+    command = [sys.executable, *(launcher or ["-m"]), "tests.support.logged_training", *options]
+    numbers = {"window_bytes": window_bytes, "killed_at": 0, "broken_at": 0, "told_in": 0, **moments}
+    given = {"KEYS": str(folder), **{name.upper(): str(number) for name, number in numbers.items()}}
+    # Seconds; on a machine with much else to do, minutes.
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **given}, timeout=600
+    )

@@ -1,0 +1,107 @@
+"""Small real videos for the tests: a square of the class's colour that moves over noise, in the usual containers."""
+
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from tests.support.pictures import CLASSES, write_tar
+
+FORMATS = {  # suffix: FFmpeg's container, codec and its options
+    "avi": ("avi", "mpeg4", {"g": "6", "bf": "2"}),
+    "mp4": ("mp4", "libx264", {"g": "6", "bf": "2"}),
+    "mov": ("mov", "mjpeg", {}),
+    "mkv": ("matroska", "ffv1", {}),
+    "webm": ("webm", "libvpx-vp9", {"g": "6"}),
+}
+
+
+def encoded(frames: NDArray[np.uint8], kind: str = "avi") -> bytes:
+    """Encode frames_THWC, 25 a second."""
+    container, codec, options = FORMATS[kind]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=25, options=options)
+        assert isinstance(stream, VideoStream)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = {"ffv1": "bgr0", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+        stream.bit_rate = 2_000_000
+        for pixels in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def numbered(count: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    """Return frames whose brightness says which one it is: frame t is 6 t + 20 all over."""
+    levels = (6 * np.arange(count) + 20).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
+
+
+def video(label: int, seed: int, frames: int = 12, kind: str = "avi") -> bytes:
+    """Return a video: noise that stands still, and a moving square of the label's colour; label -1 has no colour."""
+    rng = np.random.default_rng([seed, label + 1])
+    scene = np.repeat(rng.integers(0, 100, (1, 24, 32, 3), np.uint8), frames, axis=0)
+    for time in range(frames):
+        left = 2 + time
+        scene[time, 6:18, left : left + 12] = 90
+        if label >= 0:
+            scene[time, 6:18, left : left + 12, label] = 240
+    return encoded(scene, kind)
+
+
+def write_run(root: Path, **changes: object) -> dict[str, object]:
+    """Write all four sets, each kind of storage once, and return the content of a run file for them."""
+    data = root / "data"
+    for label, name in enumerate(CLASSES):
+        folder = data / "labeled" / name
+        folder.mkdir(parents=True)
+        for number in range(4):
+            kind = ("avi", "mp4")[number % 2]
+            (folder / f"{number}.{kind}").write_bytes(video(label, number, kind=kind))
+    (data / "classes.txt").write_text("\n".join(CLASSES))
+    held = [(video(label, 100 + number), name) for label, name in enumerate(CLASSES) for number in range(2)]
+    pq.write_table(
+        pa.table({"image": [one for one, _ in held], "label": [name for _, name in held]}), data / "v.parquet"
+    )
+    members: dict[str, bytes] = {}
+    for number in range(9):
+        members |= {f"{number}.mkv": video(number % 3, 200 + number, kind="mkv"), f"{number}.cls": b"%d" % (number % 3)}
+    write_tar(data / "test" / "test.tar", members)
+    for shard in range(2):
+        pool = {f"{number}.avi": video(number % 4 - 1, 300 + 12 * shard + number) for number in range(12)}
+        write_tar(data / "pool" / f"pool-{shard}.tar", pool)
+    (data / "pool" / "loose.webm").write_bytes(video(1, 400, kind="webm"))
+    inside = [video(number % 3, 500 + number, kind="mp4") for number in range(6)]
+    pq.write_table(pa.table({"image": inside}), data / "pool" / "inside.parquet")
+    return {
+        "name": "trial",
+        "workdir": str(root / "work"),
+        "labeled": [str(data / "labeled")],
+        "validation": [str(data / "v.parquet")],
+        "test": [str(data / "test")],
+        "unlabeled": [str(data / "pool")],
+        "classes": str(data / "classes.txt"),
+        "images_per_class": 4,
+        "classes_per_image": 3,
+        "teacher_architecture": "r2plus1d_8_small",
+        "student_architecture": "r2plus1d_8_small",
+        "teacher_images_processed": 240,
+        "pretrain_images_processed": 240,
+        "finetune_epochs": 4,
+        "batch_size": 12,
+        "device_batch_size": 12,
+        "baseline_learning_rates": [0.5],
+        "finetune_learning_rates": [0.1],
+        "teacher_learning_rate": 1.0,
+        "pretrain_learning_rate": 1.0,
+        "resolution": 8,
+        "frames": 4,
+        "pods": 2,
+        **changes,
+    }
