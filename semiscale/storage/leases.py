@@ -48,18 +48,23 @@ class LeaseManager:
         The claim is renewed, while the work advances, by the thread of all this pod's claims, and given back at the
         end, so that the next pod need not wait.
         """
-        uri = self._claim(work)
+        uri = self._next(work)
         if uri is None:
             yield False
             return
-        self.heartbeat()
-        self._hold(uri)
+        mine = None
         try:
-            yield True
+            mine = self._create(uri)
+            if mine:
+                self.heartbeat()
+                self._hold(uri)
+            yield mine
         finally:
             with self._lock:
-                self._held.remove(uri)
-            storage.delete(uri)
+                self._held.discard(uri)
+            # SIGTERM may interrupt the request that creates the claim, after the store has taken it.
+            if mine or (mine is None and self._read(uri)[0] == self._holder):
+                storage.delete(uri)
 
     def active(self) -> set[str]:
         """Return the work that any pod holds: one listing, which is a request for every thousand claims.
@@ -80,18 +85,25 @@ class LeaseManager:
             return min(self._read(entry.uri)[1], now + LEASE_DURATION_S)
         return until if version == entry.version else now + LEASE_DURATION_S
 
-    def _claim(self, work: str) -> str | None:
-        """Create the next claim after those that are void; whoever creates it first has it."""
+    def _next(self, work: str) -> str | None:
+        """Return the URI of the next claim after those that are void; None where a claim is valid."""
         folder = storage.join(self._folder, "claims", work)
         *_, latest = [None, *storage.list_objects(folder)]
         if latest and self._holds_until(latest, time.time()) > time.time():
             return None
         number = int(latest.uri.rpartition("/")[2]) + 1 if latest else 0
-        uri = storage.join(folder, f"{number:06}")
+        return storage.join(folder, f"{number:06}")
+
+    def _create(self, uri: str) -> bool:
+        """Create a claim; whoever creates it first has it."""
         claim = self._content(time.time() + LEASE_DURATION_S)
-        # Where the answer to a write is lost, the client writes again and is told that there is a claim: this one.
-        mine = storage.write_bytes(uri, claim, if_absent=True) or self._read(uri)[0] == self._holder
-        return uri if mine else None
+        # If the answer to a write is lost, the client writes again and is told that there is a claim: this one.
+        return storage.write_bytes(uri, claim, if_absent=True) or self._read(uri)[0] == self._holder
+
+    def _claim(self, work: str) -> str | None:
+        """Return the URI of a new claim; None where another process has the work."""
+        uri = self._next(work)
+        return uri if uri and self._create(uri) else None
 
     @staticmethod
     def _read(uri: str) -> tuple[str, float]:
