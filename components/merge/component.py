@@ -11,30 +11,16 @@ from components import container_images
 def merge(
     receipt: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
-    workdir: str,
-    plan: dsl.Input[dsl.Artifact],
     scores: dsl.Input[List[dsl.Artifact]],
-    images_per_class: int,
-    classes_per_image: int,
-    max_failed_fraction: float,
-    remove: str,
-    retrain_above: float,
 ):
-    """Select the exact top K images of every class over the whole pool: the balanced pseudo-labeled set.
+    """Select the exact top K images of every class over the whole pool: the balanced pseudo-labeled set (section 3.2).
 
     Args:
-        workdir: URI of the folder that everything bulky goes under.
-        plan: The plan's receipt: every unit in its ledger must have scores.
         scores: The receipts of all scoring pods.
-        images_per_class: K.
-        classes_per_image: P.
-        remove: URI of a text file of keys that may not be selected, or nothing.
-        max_failed_fraction: Share of unreadable images above which the run fails.
-        retrain_above: Share of the selection that must have changed for it to replace the run's earlier one.
 
     Returns:
-        receipt: What was done, as JSON: what the next stages read.
-        summary: What was done, in words.
+        receipt: The selection as JSON, for the packing.
+        summary: The selection in words.
     """
     from semiscale.runtime.entrypoints import run_in_kfp
     from semiscale.stages.merge.stage import MergeConfig

@@ -1,4 +1,4 @@
-"""The contracts of the packing: the count of what is left, and the pack stage, one pod of the fan-out."""
+"""The contracts of the packing: the count of the tars to write, and the pack stage, one pod of the fan-out."""
 
 from typing import List
 
@@ -11,66 +11,44 @@ from components import container_images
 def count_unpacked(
     receipt: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
-    workdir: str,
-    plan: dsl.Input[dsl.Artifact],
     selection: dsl.Input[dsl.Artifact],
-    image_column: str,
-    packed_tar_bytes: int,
-    seed: int,
 ) -> List[int]:
-    """Count what is not packed yet of the selection: how many pods the packing keeps busy.
+    """Count the tars of the selection that are not written yet: they decide the number of packing pods.
 
     Args:
-        workdir: URI of the folder that everything bulky goes under.
-        plan: The plan's receipt: it says how many pods there are at most.
         selection: The merge's receipt.
-        image_column: Parquet column of the images.
-        packed_tar_bytes: Size of a tar, about.
-        seed: Of the order.
 
     Returns:
-        receipt: What was counted, as JSON.
-        summary: What was counted, in words.
+        receipt: The count as JSON, for the packing.
+        summary: The count in words.
         Output: The numbers of the pods that share the packing.
     """
     from semiscale.runtime.entrypoints import run_in_kfp
-    from semiscale.stages.pack.config import PackFanoutConfig
+    from semiscale.stages.pack.fanout import PackFanoutConfig
     from semiscale.stages.pack.fanout import plan_pack_fanout as stage
 
-    return list(range(run_in_kfp(PackFanoutConfig, stage, locals()).pods))
+    return list(range(run_in_kfp(PackFanoutConfig, stage, locals()).receipt.pods))
 
 
 @dsl.component(base_image=container_images.CPU_IMAGE, install_kfp_package=False)
 def pack(
     receipt: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
-    workdir: str,
-    plan: dsl.Input[dsl.Artifact],
-    selection: dsl.Input[dsl.Artifact],
     count: dsl.Input[dsl.Artifact],
     pod: int,
-    image_column: str,
-    packed_tar_bytes: int,
-    seed: int,
 ):
     """Copy the selected images into shuffled WebDataset tars, together with the other pods.
 
     Args:
-        workdir: URI of the folder that everything bulky goes under.
-        plan: The plan's receipt: it names the shards to copy from.
-        selection: The merge's receipt.
-        count: The receipt of the count of what is left: how many pods there are.
-        pod: Which of the pods this is.
-        image_column: Parquet column of the images.
-        packed_tar_bytes: Size of a tar, about.
-        seed: Of the order.
+        count: The receipt of the count: how many pods share the packing.
+        pod: The number of this pod, from 0.
 
     Returns:
-        receipt: What was done, as JSON: what the next stages read.
-        summary: What was done, in words.
+        receipt: The packed set as JSON, for the pre-training.
+        summary: The packed set in words.
     """
     from semiscale.runtime.entrypoints import run_in_kfp
-    from semiscale.stages.pack.config import PackConfig
+    from semiscale.stages.pack.stage import PackConfig
     from semiscale.stages.pack.stage import pack as stage
 
     run_in_kfp(PackConfig, stage, locals())

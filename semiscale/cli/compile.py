@@ -4,7 +4,6 @@ import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
 
 from kfp import compiler, dsl
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
@@ -14,13 +13,14 @@ from components import container_images
 from components.placement import use_resources
 from semiscale.common.errors import InvalidInputError
 from semiscale.config import run_config
+from semiscale.config.form import SETTINGS
 from semiscale.config.resources import Resources
 from semiscale.config.run_config import RunConfig
-from semiscale.config.run_parameters import RunParameters
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "manifests"
 DEFAULT_PIPELINE_YAML = MANIFESTS / "pipeline.yaml"
+SETTINGS_COMMENT = re.compile(rf"^(#    {SETTINGS}: dict \[Default: ).*\]$", re.MULTILINE)
 COMPILED_RUNS = ("demo", "paper")  # the run files that are kept compiled
 
 
@@ -69,39 +69,31 @@ def write_pipeline_yaml(
     compiler.Compiler().compile(
         graph,
         str(path),
-        pipeline_parameters=settings.parameters() if settings else None,
+        pipeline_parameters=settings.form() if settings else None,
         kubernetes_manifest_format=bool(version),
         kubernetes_manifest_options=KubernetesManifestOptions(
             pipeline_version_name=f"{graph.name}-{version}", include_pipeline_manifest=True
         ),
     )
+    if settings:
+        # kfp writes the dict into a comment, in the order of a protobuf map, which differs between processes.
+        chosen = dict(sorted(settings.form()[SETTINGS].items()))
+        path.write_text(SETTINGS_COMMENT.sub(lambda line: f"{line[1]}{chosen}]", path.read_text(), count=1))
 
 
 def trace_pipeline(pipeline: GraphComponent, hardware: Resources) -> GraphComponent:
-    """Return the pipeline for this hardware, with drop-downs for the parameters that have a fixed choice.
+    """Return the pipeline, traced for this hardware.
 
     kfp 2.17 looks at the whole stack at every setting of a task, and for a frame of no module at every module that is
     loaded: seconds under a notebook or pytest. So it traces in a thread of its own, whose stack is short.
     """
     with ThreadPoolExecutor(1) as thread:
-        graph = thread.submit(_traced, pipeline, hardware).result()
-    # kfp 2.17's SDK refuses Literal in a signature; its backend and UI read `literals`.
-    inputs = graph.pipeline_spec.root.input_definitions.parameters
-    for name, choices in literal_choices().items():
-        for choice in choices:
-            inputs[name].literals.add().string_value = choice
-    return graph
+        return thread.submit(_traced, pipeline, hardware).result()
 
 
 def _traced(pipeline: GraphComponent, hardware: Resources) -> GraphComponent:
     with use_resources(hardware):
         return dsl.pipeline(name=pipeline.name, description=pipeline.description)(pipeline.pipeline_func)
-
-
-def literal_choices() -> dict[str, tuple[Any, ...]]:
-    """Return the parameters whose values are a fixed choice, with the choices."""
-    annotations = {name: field.annotation for name, field in RunParameters.model_fields.items()}
-    return {name: get_args(kind) for name, kind in annotations.items() if get_origin(kind) is Literal}
 
 
 def kubernetes_name(name: str) -> str:

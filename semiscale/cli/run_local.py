@@ -70,7 +70,7 @@ def run_compiled(settings: RunConfig, log: Path, docker: bool = False) -> None:
         pipeline = components.load_component_from_text(compiled)
         try:
             with restore_kfp_globals(), parent_exit.hold_parent_lock(Path(root, "lifeline")):
-                pipeline(**settings.parameters())
+                pipeline(**settings.form())
         except RuntimeError as error:
             failed = screen.failure or SemiscaleError(f"{screen.error or strip_ansi(str(error))} (see {log})")
             failed.exit_code = failed_task_exit_code(settings, failed)

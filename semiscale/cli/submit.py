@@ -62,7 +62,7 @@ def prepare_run(pipeline: GraphComponent, path: Path, server: Server, images_on_
     api = connect(server)
     experiment, _ = call_with_url(lambda: api.create_experiment(settings.name, namespace=server.namespace or None))
     pipeline_id, version = ensure_pipeline_version(api, text, server.namespace)
-    return PreparedRun(api, settings, experiment.experiment_id, pipeline_id, version, settings.parameters())
+    return PreparedRun(api, settings, experiment.experiment_id, pipeline_id, version, settings.form())
 
 
 def compile_for(pipeline: GraphComponent, hardware: Resources) -> str:

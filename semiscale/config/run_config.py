@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from semiscale import storage
 from semiscale.common.errors import InvalidInputError
+from semiscale.config.form import to_form
 from semiscale.config.resources import RESOURCE_KEYS, Resources
 from semiscale.config.run_parameters import INPUT_URI_KEYS, RunParameters
 from semiscale.config.validation_errors import format_validation_error
@@ -33,8 +34,12 @@ class RunConfig(RunParameters):
         return self.model_copy(update={name: absolute(getattr(self, name)) for name in ("workdir", *INPUT_URI_KEYS)})
 
     def parameters(self) -> dict[str, Any]:
-        """Return what the pipeline takes as its parameters."""
+        """Return the run's parameters: every key but `hardware`."""
         return {name: getattr(self, name) for name in RunParameters.model_fields}
+
+    def form(self) -> dict[str, Any]:
+        """Return the pipeline's arguments: the fields of its form, and all other keys in `settings`."""
+        return to_form(self)
 
 
 def load_run_config(path: Path) -> RunConfig:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, cast
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
@@ -17,13 +17,19 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 from semiscale import storage
 from semiscale.common import parent_exit
 from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.config.form import SETTINGS
+from semiscale.config.run_parameters import RunParameters
 from semiscale.config.validation_errors import format_validation_error
 from semiscale.observability import prometheus, status_reporter, task_status
 from semiscale.observability.progress import log_fatal, use_json_logs
 from semiscale.receipts.base import Receipt
 from semiscale.receipts.markdown import summarize
+from semiscale.runtime.lineage import publish, resolve_inputs
 from semiscale.runtime.run_once import R
 from semiscale.runtime.stage_config import C, StageConfig
+
+# A component takes these arguments beside the fields of its config.
+NOT_IN_CONFIG = ("role", SETTINGS)
 
 
 def run_from_cli(config_type: type[C], stage: Callable[[C], Receipt], prints: bool = True) -> int:
@@ -46,21 +52,41 @@ def run_from_cli(config_type: type[C], stage: Callable[[C], Receipt], prints: bo
     return run_with_exit_code(run)
 
 
-def run_in_kfp(config_type: type[C], stage: Callable[[C], R], arguments: Mapping[str, Any]) -> R:
-    """Run a stage inside a kfp component: its arguments are the config's fields, artifacts become their paths.
+class FinishedTask(NamedTuple, Generic[R]):
+    """What a kfp component reads of its finished stage."""
 
-    Returns the receipt, which also goes to the output artifact `receipt`, and in words to `summary` where there is one.
-    Exits with the error's code after one line.
+    receipt: R
+    run: RunParameters
+
+
+def run_in_kfp(config_type: type[C], stage: Callable[[C], R], arguments: Mapping[str, Any]) -> FinishedTask[R]:
+    """Run a stage inside a kfp component, and exit with its error's code after one line if it fails.
+
+    Args:
+        config_type: The stage's config.
+        stage: The stage.
+        arguments: The component's local variables. Input artifacts stand for their paths. The output artifact `receipt`
+            takes the receipt, and `summary`, where there is one, the same in words.
+
+    Returns:
+        The receipt, and the run's parameters.
     """
     parent_exit.exit_with_parent()
-    given = {name: _to_plain_argument(arguments[name]) for name in config_type.model_fields if name in arguments}
-    receipts: list[R] = []
-    if code := run_with_exit_code(lambda: receipts.append(run_as_task(config_type(**given), stage))):
+    names = {*config_type.model_fields, *NOT_IN_CONFIG}
+    inputs = {name: _to_plain_argument(value) for name, value in arguments.items() if name in names}
+    finished: list[FinishedTask[R]] = []
+
+    def run() -> None:
+        task = resolve_inputs(config_type, inputs)
+        receipt = run_as_task(cast(C, task.config), stage)
+        finished.append(FinishedTask(publish(receipt, task.run, task.lineage), task.run))
+
+    if code := run_with_exit_code(run):
         sys.exit(code)
-    Path(arguments["receipt"].path).write_text(receipts[0].model_dump_json(indent=1))
+    Path(arguments["receipt"].path).write_text(finished[0].receipt.model_dump_json(indent=1))
     if "summary" in arguments:
-        Path(arguments["summary"].path).write_text(summarize(receipts[0]))
-    return receipts[0]
+        Path(arguments["summary"].path).write_text(summarize(finished[0].receipt))
+    return finished[0]
 
 
 def run_as_task(config: C, stage: Callable[[C], R]) -> R:

@@ -20,6 +20,7 @@ from semiscale.common.digest import content_digest as digest_of_json
 from semiscale.common.errors import BudgetExceededError, InvalidInputError, SemiscaleError, TooManyBadSamplesError
 from semiscale.common.signals import TerminatedError
 from semiscale.config import run_config
+from semiscale.config.form import from_form, to_form
 from semiscale.config.run_parameters import RunParameters
 from semiscale.data.shard import Shard, ShardGroup
 from semiscale.models.checkpoint_metadata import CheckpointMetadata
@@ -98,6 +99,16 @@ DOCUMENTS: dict[str, Any] = {
 def config(stage: str, fields: Document) -> Any:
     """Return the config of a stage."""
     return STAGES[stage][0].model_validate(fields)
+
+
+def config_in_run(stage: str, run: Document, given: Document) -> Any:
+    """Return the config that a task of a pipeline gives to its stage."""
+    return STAGES[stage][0].from_run(RunParameters.model_validate(run), given)
+
+
+def plan_through_the_form(run: Document) -> Any:
+    """Return the plan's config for a run that is submitted through the form."""
+    return PlanConfig.model_validate(from_form(to_form(RunParameters.model_validate(run))))
 
 
 def digest(stage: str, fields: Document) -> str:

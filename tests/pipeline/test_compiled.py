@@ -66,15 +66,6 @@ def test_the_compiled_files_are_current(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "fresh.yaml").read_text() == committed.read_text(), "run: python pipeline.py compile"
 
 
-def test_the_teacher_alone_has_clips_of_a_length_of_its_own() -> None:
-    components = yaml.safe_load(DEFAULT_PIPELINE_YAML.read_text().partition("\n---")[0])
-    dags = [components["root"], *components["components"].values()]
-    tasks = [task for one in dags if "dag" in one for task in one["dag"]["tasks"].values()]
-    given = [task.get("inputs", {}).get("parameters", {}) for task in tasks]
-    own = [one["own_frames"] for one in given if "own_frames" in one]
-    assert own == [{"componentInputParameter": "teacher_frames"}]
-
-
 def test_two_hundred_pods_compile_to_what_one_does(tmp_path: Path) -> None:
     texts = []
     for pods in (1, 200):
@@ -200,17 +191,10 @@ def test_a_training_on_many_nodes_is_followed_by_a_small_pod(tmp_path: Path) -> 
     )
 
 
-def test_a_fixed_choice_is_a_drop_down_with_the_run_files_value(tmp_path: Path) -> None:
+def test_the_form_has_the_run_files_values(tmp_path: Path) -> None:
     documents = compiled(tmp_path / "p.yaml", augmentation="shift", labeled=["gs://b/a", "gs://b/c"])
     parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
-    choices = {name: one["literals"] for name, one in parameters.items() if "literals" in one}
-    assert choices == {
-        "augmentation": ["crop-flip", "shift-flip", "shift"],
-        "baseline_recipe": ["baseline", "modern"],
-        "decoder": ["cpu", "gpu"],
-        "promotion": ["if-not-worse", "never"],
-    }
-    assert parameters["augmentation"]["defaultValue"] == "shift"
+    assert parameters["settings"]["defaultValue"] == {"augmentation": "shift"}
     assert parameters["labeled"]["defaultValue"] == ["gs://b/a", "gs://b/c"]
 
 
@@ -271,7 +255,7 @@ def test_hardware_that_cannot_be_is_refused(hardware: dict[str, Any], line: str)
 
 def test_hardware_is_no_parameter_of_the_run() -> None:
     settings = RunConfig.model_validate({**LEAST, "hardware": {"scan": {"gpus": 4}}})
-    assert "hardware" not in settings.parameters()
+    assert "hardware" not in settings.form()["settings"]
 
 
 def test_what_a_budget_counts_are_the_stages_on_gpus() -> None:

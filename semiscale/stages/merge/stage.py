@@ -4,7 +4,7 @@ import functools
 import io
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from semiscale.receipts.merge import ClassSelectionStats, SelectionReceipt
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.score import ScoreReceipt, ShardGroupReceipt
 from semiscale.runtime.run_once import run_once
-from semiscale.runtime.stage_config import ReceiptUri, ReceiptUris, StageConfig
+from semiscale.runtime.stage_config import NOT_FROM_RUN, ReceiptUri, ReceiptUris, StageConfig
 from semiscale.scores.score_file import U64, ScoreFileReader, rank_within_class
 from semiscale.stages.merge.accounting import count_failures, load_unit_receipts, shard_accounting_table, sum_accounting
 from semiscale.stages.merge.locate_winners import exclusion_stats, find_excluded, locate_winners
@@ -59,7 +59,7 @@ class MergeConfig(StageConfig):
     """Softmax probability below which nothing is selected."""
     random_images: int = 0
     """Above 0: the control, so many images picked at random, instead of the top K."""
-    seed: int = 0
+    seed: Annotated[int, NOT_FROM_RUN] = 0
     """Of the control's choice."""
 
     def digest(self) -> str:

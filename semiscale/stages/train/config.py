@@ -1,11 +1,18 @@
 """The inputs of a training."""
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from semiscale.common.digest import content_digest
-from semiscale.config.run_parameters import OMIT_DEFAULT_FROM_DIGEST, RECIPE_DEFAULT, Augmentation, Positive
+from semiscale.config.run_parameters import (
+    OMIT_DEFAULT_FROM_DIGEST,
+    RECIPE_DEFAULT,
+    Augmentation,
+    Positive,
+    RunParameters,
+)
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.models import checkpoint_metadata
 from semiscale.runtime.stage_config import NOT_IN_DIGEST, ReceiptUri, StageConfig
@@ -67,6 +74,48 @@ class TrainConfig(StageConfig):
     """Of initial weights, data order and augmentation."""
     checkpoint_minutes: Annotated[float, NOT_IN_DIGEST, Field(ge=0)] = 10.0
     """Time between checkpoints: what a killed training repeats at most."""
+
+    @classmethod
+    def from_run(cls, run: RunParameters, given: Mapping[str, Any]) -> Self:
+        """Return the config of one of a run's trainings (section 4.1).
+
+        Args:
+            run: The run's parameters.
+            given: `role`, one of teacher, baseline, pretrain and finetune; the receipts; `learning_rate` in a sweep.
+        """
+        student = {"architecture": run.student_architecture, "start_weights": run.student_start_weights}
+        by_role: dict[str, dict[str, Any]] = {
+            "teacher": {
+                "recipe": "teacher",
+                "architecture": run.teacher_architecture,
+                "images_processed": run.teacher_images_processed,
+                "learning_rate": run.teacher_learning_rate,
+                "own_frames": run.teacher_frames,
+                "start_weights": run.teacher_start_weights,
+                "checkpoint": run.teacher_checkpoint,
+                "checkpoint_classes": run.teacher_classes,
+            },
+            # Section 4.3: the same network on D alone, for as many images as the student.
+            "baseline": {
+                "recipe": run.baseline_recipe,
+                "images_processed": run.pretrain_images_processed,
+                "epochs": run.finetune_epochs,
+                **student,
+            },
+            "pretrain": {
+                "recipe": "pretrain",
+                "images_processed": run.pretrain_images_processed,
+                "learning_rate": run.pretrain_learning_rate,
+                **student,
+            },
+            "finetune": {
+                "recipe": "finetune",
+                "architecture": run.student_architecture,
+                "epochs": run.finetune_epochs,
+            },
+        }
+        task = {name: value for name, value in given.items() if name != "role" and value != RECIPE_DEFAULT}
+        return super().from_run(run, {**by_role[given["role"]], **task})
 
     @model_validator(mode="before")
     @classmethod
