@@ -1,7 +1,8 @@
-"""The two container images that all components run in; docker/ builds them.
+"""The two container images that the components run in. `docker/` builds them.
 
-CUDA: with torch, for what trains and scores. CPU: without it, for what lists, merges, packs and reports. The contracts
-name them by version; a pipeline compiled for a run names them by the digests that `make images PUSH=…` wrote down.
+The CUDA image has torch, for the components that train and score. The CPU image has none, for those that list, merge,
+pack and report. The contracts name the images by version. A pipeline that is compiled for a run names them by the
+digests that `make images PUSH=…` wrote.
 """
 
 import json
@@ -16,6 +17,9 @@ PUSHED_IMAGES_FILE = Path(
 
 
 def load_pushed_images() -> dict[str, str]:
-    """Return each image's name in the registry, digest included; nothing where none was pushed from this checkout."""
-    found: dict[str, str] = json.loads(PUSHED_IMAGES_FILE.read_text()) if PUSHED_IMAGES_FILE.is_file() else {}
-    return found
+    """Return the names of the pushed images in the registry, with digests, by their names in the contracts.
+
+    It is empty if none was pushed from this checkout.
+    """
+    pushed: dict[str, str] = json.loads(PUSHED_IMAGES_FILE.read_text()) if PUSHED_IMAGES_FILE.is_file() else {}
+    return pushed

@@ -1,7 +1,7 @@
-"""Puts a stage's task on its hardware, in the graph: GPUs, CPUs, memory, nodes, timeouts, retries, security.
+"""Placement of tasks in the graph: GPUs, CPUs, memory, nodes, time limits, retries and the security context.
 
-What the hardware is, the run file says (semiscale/config/resources.py). kfp traces the graph by calling it;
-`asking_for` sets the hardware that it is traced for.
+The `hardware` section of the run file says what a task gets (semiscale/config/resources.py). kfp traces the graph by
+calling it. `use_resources` sets the hardware that it is traced for.
 """
 
 from collections.abc import Iterator
@@ -25,16 +25,20 @@ from semiscale.config.resources import (
 )
 from semiscale.observability.prometheus import PORT_ENV
 
-APP_LABELS = {"app.kubernetes.io/part-of": "semiscale"}  # what manifests/base selects our pods by
-IMAGE_UID = 1000  # of the images
-RETRY_BACKOFF = "120s"  # between two tries
-MAX_QUEUE_TIME_S = 24 * HOUR_S  # what a try may wait for a node, a quota or an image
+# The policies in manifests/base select the pods by this label.
+APP_LABELS = {"app.kubernetes.io/part-of": "semiscale"}
+# The user that the images run as.
+IMAGE_UID = 1000
+# Time between two attempts.
+RETRY_BACKOFF = "120s"
+# An attempt may wait so long for a node, a quota or an image.
+MAX_QUEUE_TIME_S = 24 * HOUR_S
 _HARDWARE = ContextVar("hardware", default=Resources())  # noqa: B039 - frozen
 
 
 @contextmanager
 def use_resources(hardware: Resources) -> Iterator[None]:
-    """Trace the graph for this hardware."""
+    """Trace the graph for this hardware within a `with`."""
     token = _HARDWARE.set(hardware)
     try:
         yield
@@ -53,7 +57,10 @@ def place_on_inference_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def place_on_training_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Place a training. One on more than one node becomes a small pod that creates a TrainJob and follows it."""
+    """Place a task that trains a model.
+
+    A training on more than one node becomes a small pod, which creates a TrainJob and follows it.
+    """
     hardware = _HARDWARE.get()
     machine = hardware.training
     if machine.nodes == 1:
@@ -62,7 +69,7 @@ def place_on_training_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
         image=container_images.CUDA_IMAGE, machine=machine, queue=hardware.queue, priority=hardware.priority
     )
     follower = CpuPodResources(cpu="1", memory="4Gi", timeout_s=machine.timeout_s, retries=machine.retries)
-    # Not in the queue: the TrainJob is, and its follower must not wait for the quota that it takes.
+    # The follower is not queued: it must not wait for the quota that its TrainJob takes.
     return _apply_resources(task, follower).set_env_variable(
         TRAINJOB_ENV, launch.model_dump_json(exclude_defaults=True)
     )
@@ -74,18 +81,18 @@ def _apply_resources(task: dsl.PipelineTask, machine: PodResources) -> dsl.Pipel
     if machine.gpus:
         task.set_accelerator_type(machine.gpu).set_accelerator_limit(machine.gpus)
     if machine.retries:
-        # Argo counts the longest duration from the start of the first try: what fails later is not tried again, and a
-        # later try is ended there (argo-workflows issue 13044). So it has room for every try at its full length.
+        # Argo counts the longest duration from the start of the first attempt, and ends a later attempt there
+        # (argo-workflows issue 13044). The duration has room for every attempt at its full length.
         window_s = (machine.retries + 1) * (machine.timeout_s + MAX_QUEUE_TIME_S)
         task.set_retry(machine.retries, RETRY_BACKOFF, backoff_factor=1.0, backoff_max_duration=f"{window_s}s")
-    # The stages find finished work by themselves; Kubeflow's cache does not see that a bucket grew.
+    # The stages find finished work by themselves. Kubeflow's cache does not see that a bucket grew.
     task.set_caching_options(enable_caching=False)
     return _apply_kubernetes_settings(task, machine)
 
 
 def _apply_kubernetes_settings(task: dsl.PipelineTask, machine: PodResources) -> dsl.PipelineTask:
     kubernetes.set_timeout(task, machine.timeout_s)
-    # The rest of the pod security level "restricted" KFP 2.17 sets by itself: no escalation, no capabilities, seccomp.
+    # KFP 2.17 sets the rest of the pod security level "restricted": no escalation, no capabilities, seccomp.
     kubernetes.set_security_context(task, run_as_user=IMAGE_UID, run_as_group=IMAGE_UID, run_as_non_root=True)
     for key, value in APP_LABELS.items():
         kubernetes.add_pod_label(task, key, value)
@@ -94,8 +101,8 @@ def _apply_kubernetes_settings(task: dsl.PipelineTask, machine: PodResources) ->
     task.set_env_variable(PORT_ENV, METRICS_PORT)
     for key, value in machine.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
-    for one in machine.tolerations:
-        kubernetes.add_toleration(task, one.key or None, one.operator, one.value or None, one.effect or None)
+    for taint in machine.tolerations:
+        kubernetes.add_toleration(task, taint.key or None, taint.operator, taint.value or None, taint.effect or None)
     if secret := _HARDWARE.get().secret:
         kubernetes.use_secret_as_env(task, secret, {key: key for key in S3_CREDENTIAL_ENV})
     if machine.shared_memory:
