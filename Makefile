@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --no-annotate
 
-.PHONY: help setup images demo demo-seeds study bench-merge bench-train bench-score bench-pack bench-reselect test test-slow check format lint types imports lock clean
+.PHONY: help setup images demo demo-seeds study bench-merge bench-train bench-score bench-pack bench-reselect docs docs-generate test test-slow check format lint types imports lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,13 @@ bench-score: .venv/bench ## the scan against the bare model and decoder, Ray Dat
 images: setup ## build both container images; PUSH=registry/prefix pushes them and notes their digests; BUILD= for docker build
 	@$(BIN)/python pipeline.py images $(if $(PUSH),--push $(PUSH)) -- $(BUILD)
 
+docs: setup ## build the documentation strictly into docs/_build/html; every warning is an error
+	@$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+docs-generate: setup ## write docs/schema/run.schema.json anew from the model of the run file
+	@$(BIN)/python docs/generate.py
+
 check: lint types imports ## format, lint, types, import rules and tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not docker"
 
@@ -85,5 +92,5 @@ lock: setup ## pin the requirements anew
 	  $(BIN)/uv pip compile $(LOCK) requirements/$$image.in -o requirements/$$image.txt \
 	    $$(case $$image in bench|cuda|cpu) echo "-c requirements/dev.txt";; esac); done
 
-clean: ## remove the environment and runs/: what the demo made, and every other run there
-	rm -rf .venv runs
+clean: ## remove the environment, the built documentation and runs/: what the demo made, and every other run there
+	rm -rf .venv runs docs/_build docs/_generated
