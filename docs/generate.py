@@ -86,7 +86,7 @@ def run_file_tables() -> str:
     fields = {name: field for name, field in RunFileModel.model_fields.items() if name != NESTED_KEY}
     rows = [
         (
-            f"[`{name}`]{{#key-{name}}}",
+            f"[`{name}`]{{#key-{name.replace('_', '-')}}}",
             type_text(schema["properties"][name], schema),
             default_text(field),
             prose(field.description),
