@@ -104,6 +104,17 @@ def test_the_schema_takes_one_uri_and_refuses_an_unknown_key() -> None:
     assert not validator.is_valid({key: value for key, value in run_file.items() if key != "test"})
 
 
+@pytest.mark.parametrize("path", ["README.md", *(f"docs/{page}.md" for page in PAGES)])
+def test_run_files_in_the_text_are_valid(path: str) -> None:
+    import jsonschema
+    import yaml
+
+    schema = json.loads((DOCS / "schema" / "run.schema.json").read_text(encoding="utf-8"))
+    required = {"name": "n", "workdir": "w", "labeled": "l", "unlabeled": "u", "test": "t"}
+    for block in re.findall(r"```yaml\n(.*?)```", (ROOT / path).read_text(encoding="utf-8"), re.DOTALL):
+        jsonschema.Draft202012Validator(schema).validate(required | yaml.safe_load(block))
+
+
 def test_the_licence_is_the_packages() -> None:
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").lstrip().startswith("Apache License\n")
     assert 'license = "Apache-2.0"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
