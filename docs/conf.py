@@ -32,6 +32,7 @@ html_css_files = ["tables.css"]
 # The editors' schema is served beside the pages.
 html_extra_path = ["schema"]
 html_show_sphinx = False
+html_show_copyright = False
 # The text of a shell block is copied without its prompts.
 copybutton_exclude = ".linenos, .gp, .go"
 
