@@ -1,17 +1,20 @@
 """Write the parts of the documentation that are generated from the program.
 
 The run-file reference and the JSON Schema come from the model of the run file. The reference of the command line comes
-from its parser. `python docs/generate.py` writes the schema, which is part of the repository, and the includes, which
-are not.
+from its parser, and the README of a component from its contract. `python docs/generate.py` writes the schema and the
+READMEs, which are part of the repository, and the includes, which are not.
 """
 
 import json
 import os
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
+from kfp.dsl.python_component import PythonComponent
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -39,6 +42,8 @@ def main() -> None:
     """Write the schema and the includes."""
     SCHEMA.parent.mkdir(exist_ok=True)
     SCHEMA.write_text(json_schema_text(), encoding="utf-8")
+    for path, text in component_readmes().items():
+        path.write_text(text, encoding="utf-8")
     write_includes()
 
 
@@ -78,6 +83,54 @@ def run_file_schema() -> Json:
 def field_of_one(items: Json) -> Json:
     """Return the schema of a single URI in the place of a list."""
     return {key: value for key, value in items.items() if key in ("type", "pattern")}
+
+
+def component_readmes() -> dict[Path, str]:
+    """Return the README of every folder of components, by its path: the contracts, with their inputs and outputs."""
+    readmes = {}
+    for path in sorted((ROOT / "components").glob("*/component.py")):
+        module = import_module(f"components.{path.parent.name}.component")
+        contracts = [one for one in vars(module).values() if isinstance(one, PythonComponent)]
+        parts = [f"# {path.parent.name}", (module.__doc__ or "").strip(), *map(contract_text, contracts)]
+        note = "The tables are generated from `component.py` by `make docs-generate`."
+        readmes[path.parent / "README.md"] = "\n\n".join([*parts, note]) + "\n"
+    return readmes
+
+
+def contract_text(contract: PythonComponent) -> str:
+    """Return the section of one contract: its image, and the tables of its inputs and outputs."""
+    docstring = docstring_parser.parse(contract.python_func.__doc__ or "")
+    spec = contract.component_spec
+    described = {one.arg_name: one.description for one in docstring.params}
+    inputs = [
+        (
+            f"`{name}`",
+            f"`{kfp_type(one.type)}`",
+            "yes" if one.optional else "",
+            prose(described.get(name) or form_text(name)),
+        )
+        for name, one in (spec.inputs or {}).items()
+    ]
+    outputs = [
+        (f"`{name}`", f"`{kfp_type(one.type)}`", prose(one.description)) for name, one in (spec.outputs or {}).items()
+    ]
+    text = "\n\n".join(filter(None, [docstring.short_description, docstring.long_description]))
+    image = spec.implementation.container.image
+    return (
+        f"## {spec.name}\n\n{text}\n\nImage: `{image}`\n\n"
+        f"{table(('input', 'type', 'optional', 'meaning'), inputs)}\n{table(('output', 'type', 'meaning'), outputs)}"
+    ).rstrip()
+
+
+def kfp_type(name: str) -> str:
+    """Return the type of an input or output without its schema's version."""
+    return name.partition("@")[0].removeprefix("system.").removeprefix("typing.")
+
+
+def form_text(name: str) -> str:
+    """Return the description of a run-file key; the plan has the form's."""
+    field = RunFileModel.model_fields.get(name)
+    return (field.description or "") if field else ""
 
 
 def run_file_tables() -> str:

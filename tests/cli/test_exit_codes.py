@@ -1,4 +1,7 @@
-"""Every exit code that the README lists, of real processes of `pipeline.py`, each with the one line that says why."""
+"""Every exit code that the documentation lists, of real processes.
+
+Each comes with the one line that says why.
+"""
 
 import os
 import signal
@@ -89,7 +92,7 @@ def test_a_verb_that_is_told_to_end(folder: Path, number: int, line: str) -> Non
 
 
 def test_every_code_of_the_table_is_tried() -> None:
-    table = (ROOT / "README.md").read_text().split("what happened\n")[1].split("```")[0]
+    table = (ROOT / "docs" / "command-line.md").read_text().split("what happened\n")[1].split("```")[0]
     tried = {code for *_, code, _ in ENDS.values()} | {128 + signal.SIGINT, 128 + signal.SIGTERM}
     assert {int(line.split()[0]) for line in table.splitlines()} == tried
 

@@ -45,8 +45,8 @@ def test_every_verb_has_help_with_examples_that_parse_and_the_exit_codes(
     assert re.findall(r"^ *(\d+)  \w", said.split("exit codes:")[1], re.MULTILINE) == list(CODES)
 
 
-def test_the_readme_has_every_verb_and_exit_code() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_documentation_has_every_verb_and_exit_code() -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text()
     for verb in (name for name in VERBS if not name.startswith("demo")):
         assert f"| `{verb}" in text, verb
     table = text.split("what happened\n")[1].split("```")[0]

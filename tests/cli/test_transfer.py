@@ -1,4 +1,4 @@
-"""Transfer to another class set (Table 13) and the measuring of one model, by the commands that the README has."""
+"""Transfer to another class set (Table 13) and the measuring of one model, by the commands of docs/models.md."""
 
 import io
 from pathlib import Path
@@ -70,7 +70,7 @@ def other(tmp_path: Path) -> dict[str, Any]:
 def test_a_trained_model_is_transferred_to_another_class_set_and_measured_there(
     teacher: Stages, other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the README's command: the head is new, the rest goes on from what was learnt, the test set is the new one's.
+    """By the command of the documentation: the head is new, and so is the test set.
 
     Eight images: Table 13's 300 epochs are four of its steps, so that here it is more of them.
     """

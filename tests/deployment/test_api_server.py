@@ -90,7 +90,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="module")
 def applied(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> ApiServer:
-    """The server with every overlay applied by README's line, with and without Kubeflow's profiles."""
+    """The server with every overlay applied, with and without Kubeflow's profiles, as docs/kubeflow.md says."""
     server.done("create", "namespace", "kubeflow")
     clone = tmp_path_factory.mktemp("clone") / "manifests"
     shutil.copytree(MANIFESTS, clone)

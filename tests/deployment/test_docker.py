@@ -201,8 +201,10 @@ def test_an_image_is_not_root_and_says_what_it_is(docker: Docker, image: str, ba
     )
 
 
-def test_an_image_is_as_large_as_the_readme_says(docker: Docker, image: str) -> None:
-    cpu_mb, cuda_gb = re.findall(r"take (\d+) MB \(no torch\) and ([\d.]+) GB", (ROOT / "README.md").read_text())[0]
+def test_an_image_is_as_large_as_the_documentation_says(docker: Docker, image: str) -> None:
+    cpu_mb, cuda_gb = re.findall(
+        r"take (\d+) MB \(no torch\) and ([\d.]+) GB", (ROOT / "docs" / "kubeflow.md").read_text()
+    )[0]
     said = {
         tag_of(container_images.CPU_IMAGE): float(cpu_mb) * 1e6,
         tag_of(container_images.CUDA_IMAGE): float(cuda_gb) * 1e9,

@@ -84,6 +84,17 @@ def test_the_schema_in_the_repository_is_the_models() -> None:
     assert (DOCS / "schema" / "run.schema.json").read_text(encoding="utf-8") == done.stdout
 
 
+def test_the_readmes_of_the_components_are_the_contracts() -> None:
+    """`make docs-generate` writes them."""
+    script = "import generate, json; print(json.dumps({str(k): v for k, v in generate.component_readmes().items()}))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=DOCS, capture_output=True, text=True, check=True)
+    readmes = {Path(path): text for path, text in json.loads(done.stdout).items()}
+    assert {path.parent.name for path in readmes} == {
+        path.parent.name for path in (ROOT / "components").glob("*/component.py")
+    }
+    assert [path for path, text in readmes.items() if path.read_text(encoding="utf-8") != text] == []
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "manifests" / "runs").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_schema_takes_the_run_files_of_the_repository(path: Path) -> None:
     import jsonschema

@@ -167,9 +167,11 @@ def test_no_task_is_cached_by_kubeflow_which_does_not_see_a_bucket_grow() -> Non
     assert [task["taskInfo"]["name"] for task in stages if task.get("cachingOptions", {}).get("enableCache")] == []
 
 
-def test_the_readmes_hardware_is_valid() -> None:
-    (block,) = re.findall(r"```yaml\n(hardware:.*?)```", (MANIFESTS.parent / "README.md").read_text(), re.DOTALL)
-    settings = run_config.validate_run_config(LEAST | yaml.safe_load(block), "README.md")
+def test_the_hardware_of_the_documentation_is_valid() -> None:
+    (block,) = re.findall(
+        r"```yaml\n(hardware:.*?)```", (MANIFESTS.parent / "docs" / "run-file.md").read_text(), re.DOTALL
+    )
+    settings = run_config.validate_run_config(LEAST | yaml.safe_load(block), "docs/run-file.md")
     assert settings.hardware.training.nodes == 8
 
 
