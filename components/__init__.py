@@ -1,0 +1,1 @@
+"""The contracts of the pipeline: typed inputs and outputs, image and placement of each component."""

@@ -90,7 +90,7 @@ def component_readmes() -> dict[Path, str]:
     readmes = {}
     for path in sorted((ROOT / "components").glob("*/component.py")):
         module = import_module(f"components.{path.parent.name}.component")
-        contracts = [one for one in vars(module).values() if isinstance(one, PythonComponent)]
+        contracts = [member for member in vars(module).values() if isinstance(member, PythonComponent)]
         parts = [f"# {path.parent.name}", (module.__doc__ or "").strip(), *map(contract_text, contracts)]
         note = "The tables are generated from `component.py` by `make docs-generate`."
         readmes[path.parent / "README.md"] = "\n\n".join([*parts, note]) + "\n"
@@ -101,18 +101,19 @@ def contract_text(contract: PythonComponent) -> str:
     """Return the section of one contract: its image, and the tables of its inputs and outputs."""
     docstring = docstring_parser.parse(contract.python_func.__doc__ or "")
     spec = contract.component_spec
-    described = {one.arg_name: one.description for one in docstring.params}
+    described = {parameter.arg_name: parameter.description for parameter in docstring.params}
     inputs = [
         (
             f"`{name}`",
-            f"`{kfp_type(one.type)}`",
-            "yes" if one.optional else "",
+            f"`{kfp_type(port.type)}`",
+            "yes" if port.optional else "",
             prose(described.get(name) or form_text(name)),
         )
-        for name, one in (spec.inputs or {}).items()
+        for name, port in (spec.inputs or {}).items()
     ]
     outputs = [
-        (f"`{name}`", f"`{kfp_type(one.type)}`", prose(one.description)) for name, one in (spec.outputs or {}).items()
+        (f"`{name}`", f"`{kfp_type(port.type)}`", prose(port.description))
+        for name, port in (spec.outputs or {}).items()
     ]
     text = "\n\n".join(filter(None, [docstring.short_description, docstring.long_description]))
     image = spec.implementation.container.image
@@ -202,8 +203,8 @@ def type_text(field: Json, schema: Json) -> str:
     if "const" in field:
         return literal(field["const"])
     if "anyOf" in field:
-        parts = [one for one in field["anyOf"] if one.get("const") != ""]
-        return " or ".join(type_text(one, schema) for one in parts)
+        parts = [choice for choice in field["anyOf"] if choice.get("const") != ""]
+        return " or ".join(type_text(choice, schema) for choice in parts)
     kind = field.get("type", "any")
     if kind == "array":
         return f"list of {type_text(field['items'], schema)}"
@@ -216,8 +217,8 @@ def type_text(field: Json, schema: Json) -> str:
 def bounds(field: Json) -> list[str]:
     """Return the bounds of a number, in words."""
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    found = [f"{sign} {field[key]:,}" for key, sign in signs.items() if key in field]
-    return [", ".join(found)] if found else []
+    words = [f"{sign} {field[key]:,}" for key, sign in signs.items() if key in field]
+    return [", ".join(words)] if words else []
 
 
 def default_text(field: FieldInfo) -> str:
@@ -226,7 +227,7 @@ def default_text(field: FieldInfo) -> str:
         return "**required**"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, list) and value and isinstance(value[0], BaseModel):
-        value = [one.model_dump(exclude_defaults=True) for one in value]
+        value = [model.model_dump(exclude_defaults=True) for model in value]
     return literal(value)
 
 
@@ -242,8 +243,8 @@ def paper_text(field: FieldInfo) -> str:
     """Return the part of the paper that states a key or its default; the declaration's own, or the description's."""
     extra = field.json_schema_extra
     declared = extra.get("paper") if isinstance(extra, dict) else None
-    found = PAPER.search(field.description or "")
-    return str(declared or (found[0] if found else ""))
+    match = PAPER.search(field.description or "")
+    return str(declared or (match[0] if match else ""))
 
 
 def prose(text: str | None) -> str:
@@ -263,7 +264,10 @@ def command_line_reference() -> str:
     parser = build_parser(pipeline)
     # The page states the exit codes once.
     commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
-    parts = [f"## `{name}`\n\n```text\n{help_text(one)}\n```\n" for name, one in ((PROGRAM, parser), *commands.items())]
+    parts = [
+        f"## `{name}`\n\n```text\n{help_text(command)}\n```\n"
+        for name, command in ((PROGRAM, parser), *commands.items())
+    ]
     return "\n".join(parts)
 
 

@@ -1,0 +1,1 @@
+"""Errors, text, signals, prefetching and worker processes: what every other package uses."""

@@ -50,7 +50,7 @@ def run_form(graph: Callable[..., Any]) -> Callable[..., Any]:
         return graph(**dict(zip(names, values, strict=True)))
 
     with_form.__dict__["__signature__"] = inspect.Signature([*parameters, settings])
-    with_form.__annotations__ = {one.name: one.annotation for one in [*parameters, settings]}
+    with_form.__annotations__ = {field.name: field.annotation for field in [*parameters, settings]}
     with_form.__doc__ = "\n".join(
         [
             inspect.getdoc(graph) or "",

@@ -1,0 +1,1 @@
+"""Shards and their readers, labels, decoding and transforms of images and videos."""

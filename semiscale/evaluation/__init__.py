@@ -1,0 +1,1 @@
+"""Inference over a labeled split, metrics, and the cache of predictions."""

@@ -1,0 +1,1 @@
+"""Architectures, networks, weights, checkpoints, execution mode and export."""

@@ -1,0 +1,1 @@
+"""The documents that stages leave, one module for each stage, and their summaries in Markdown."""

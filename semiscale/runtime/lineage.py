@@ -81,7 +81,7 @@ def read_lineage(receipts: list[str]) -> Lineage:
             raise InvalidInputError("SEMI-E010", f"{uri}: there is no receipt. Run the stage that writes it first.")
         for role, uris in json.loads(data).get("lineage", {}).items():
             known = joined.setdefault(role, [])
-            known.extend(one for one in uris if one not in known)
+            known.extend(earlier for earlier in uris if earlier not in known)
     if "plan" not in joined:
         raise InvalidInputError(
             "SEMI-E011", f"{', '.join(receipts)}: names no plan. Start the run again, from its first task."
@@ -96,11 +96,11 @@ def load_run_parameters(lineage: Lineage) -> RunParameters:
 
 def find_receipts(config_type: type[StageConfig], lineage: Lineage) -> dict[str, Any]:
     """Return the receipts that a stage requires, by the names of its config's fields, where the lineage has them."""
-    found: dict[str, Any] = {}
+    receipts: dict[str, Any] = {}
     for name, field in config_type.model_fields.items():
         if is_receipt_field(field) and field.is_required() and name in lineage:
-            found[name] = lineage[name] if field.annotation == list[str] else lineage[name][0]
-    return found
+            receipts[name] = lineage[name] if field.annotation == list[str] else lineage[name][0]
+    return receipts
 
 
 def publish(receipt: R, run: RunParameters, lineage: Lineage) -> R:

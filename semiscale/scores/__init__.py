@@ -1,0 +1,1 @@
+"""Score files in rank bands, and where the scored samples lie."""

@@ -1,0 +1,1 @@
+"""Evaluate: measure the four models on the test set."""

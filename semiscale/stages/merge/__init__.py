@@ -1,0 +1,1 @@
+"""Merge: select the exact top K images of every class over the whole pool."""

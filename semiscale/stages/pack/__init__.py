@@ -1,0 +1,1 @@
+"""Pack: copy the selected images into shuffled WebDataset tars."""

@@ -1,0 +1,1 @@
+"""Plan: list and check every input, and group the shards of the pool."""

@@ -1,0 +1,1 @@
+"""Promote: make the student the champion if it is not worse."""

@@ -1,0 +1,1 @@
+"""Score: run the teacher over the unlabeled pool, on any number of pods."""

@@ -1,0 +1,1 @@
+"""Train: one trainer for all recipes of the paper."""

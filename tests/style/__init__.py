@@ -1,0 +1,1 @@
+"""Checks of the style rules that ruff does not have."""
