@@ -18,6 +18,7 @@ from semiscale.evaluation import metrics
 from semiscale.evaluation.metrics import Bools, Labels
 from semiscale.observability.progress import Progress
 from semiscale.receipts.train import TrainReceipt
+from semiscale.storage.parquet import encode_parquet
 
 if TYPE_CHECKING:
     from semiscale.evaluation.inference import EvalLoader
@@ -50,9 +51,7 @@ class Predictions:
             "top": pa.FixedSizeListArray.from_arrays(pa.array(self.top_BR.ravel()), ranks),
             "probability": self.probability_B,
         }
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(columns), buffer, compression="zstd")
-        return buffer.getvalue()
+        return encode_parquet(pa.table(columns), compression="zstd")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Predictions":

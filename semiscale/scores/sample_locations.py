@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from semiscale import storage
 from semiscale.receipts.score import ShardGroupReceipt
 from semiscale.scores.score_file import U64, BandedRows
+from semiscale.storage.parquet import encode_parquet
 from semiscale.storage.parquet_row_groups import RowGroupReader, corrupt_file_error, reraise_as_corrupt
 
 ROWS_AT_ONCE = 1 << 18  # of a unit's samples
@@ -51,21 +52,16 @@ def write_locations(samples: pa.Table, unit: BandedRows, identity: str) -> tuple
 def _written(groups: list[pa.Table], identity: str) -> bytes:
     """Write one row group a table. Codes and offsets ascend, keys resemble their neighbours: 10 to 20 bytes a row."""
     ascending = {"sample": "DELTA_BINARY_PACKED", "offset": "DELTA_BINARY_PACKED", "size_bytes": "DELTA_BINARY_PACKED"}
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(
-        buffer,
+    return encode_parquet(
+        (group.cast(SCHEMA) for group in groups if len(group)),
         SCHEMA,
+        lambda: {_UNIT: identity},
         compression="zstd",
         use_dictionary=["uri"],
         column_encoding={**ascending, "key": "DELTA_BYTE_ARRAY"},
         write_statistics=False,
         store_schema=False,
-    ) as writer:
-        for group in groups:
-            if len(group):
-                writer.write_table(group.cast(SCHEMA), row_group_size=len(group))
-        writer.add_key_value_metadata({_UNIT: identity})
-    return buffer.getvalue()
+    )
 
 
 def locate_samples(unit: ShardGroupReceipt, codes: U64) -> tuple[pa.Table, int]:

@@ -11,7 +11,6 @@ depends neither on who scored it nor on when. `band` is also a column: any Parqu
 
 import base64
 import hashlib
-import io
 import json
 import math
 import zlib
@@ -22,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from semiscale.common.errors import InvalidInputError
+from semiscale.storage.parquet import encode_parquet
 from semiscale.storage.parquet_row_groups import RowGroupReader
 
 U64 = NDArray[np.uint64]
@@ -203,20 +202,17 @@ def _depths(band: NDArray[np.uint8], rows: ScoreRows, classes: int) -> NDArray[n
 def _written(table: pa.Table, cuts: NDArray[np.int64], footer: dict[str, Any]) -> bytes:
     """Write a table cut into row groups. Scores and samples are split into their bytes, of which the high ones repeat:
     6 bytes a row, and every Parquet reader understands it."""
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(
-        buffer,
+    groups = (table.slice(start, end - start) for start, end in pairwise([0, *cuts.tolist(), len(table)]))
+    return encode_parquet(
+        groups,
         _SCHEMA,
+        lambda: {_FOOTER: _packed(footer)},
         compression="zstd",
         use_dictionary=["band", "position"],
         column_encoding={"class": "DELTA_BINARY_PACKED", "score": "BYTE_STREAM_SPLIT", "sample": "BYTE_STREAM_SPLIT"},
         write_statistics=["band", "class"],
         store_schema=False,  # Arrow's copy of the schema is larger than Parquet's own
-    ) as writer:
-        for start, end in pairwise([0, *cuts.tolist(), len(table)]):
-            writer.write_table(table.slice(start, end - start), row_group_size=max(end - start, 1))
-        writer.add_key_value_metadata({_FOOTER: _packed(footer)})
-    return buffer.getvalue()
+    )
 
 
 def _packed(footer: dict[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
 """Encode Arrow tables as Parquet files and write them to any store."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -22,21 +22,23 @@ def write_parquet(table: pa.Table, uri: str, **options: Any) -> None:
 
 
 def encode_parquet(
-    rows: pa.Table | Sequence[pa.Table],
+    rows: pa.Table | Iterable[pa.Table],
     schema: pa.Schema | None = None,
-    metadata: Callable[[], Mapping[str, str]] | None = None,
+    metadata: Callable[[], Mapping[str, str | bytes]] | None = None,
     **options: Any,
 ) -> bytes:
     """Return the bytes of a Parquet file.
 
     Args:
-        rows: One table, which Arrow cuts into row groups, or a list of tables, which become one row group each.
-        schema: Schema of the file. A list of tables needs it.
+        rows: One table, which Arrow cuts into row groups, or several, which become one row group each.
+        schema: Schema of the file. Needed for several tables.
         metadata: Returns the key-value metadata of the file. It is called after the rows were encoded.
         options: Options of `pyarrow.parquet.ParquetWriter`, such as `compression`.
     """
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, rows.schema if schema is None else schema, **options) as writer:
+    if schema is None and isinstance(rows, pa.Table):
+        schema = rows.schema
+    with pq.ParquetWriter(buffer, schema, **options) as writer:
         if isinstance(rows, pa.Table):
             writer.write_table(rows)
         else:

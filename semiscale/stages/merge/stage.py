@@ -1,7 +1,6 @@
 """Merge: the balanced pseudo-labeled set D̂, the exact top K of every class over the whole pool (section 3.2)."""
 
 import functools
-import io
 import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, ClassVar
@@ -9,7 +8,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -30,6 +28,7 @@ from semiscale.stages.merge.locate_winners import exclusion_stats, find_excluded
 from semiscale.stages.merge.retrain_gate import keep_or_replace
 from semiscale.stages.merge.top_k import MAX_CONCURRENT_READS, Candidates, select_random, select_top_k
 from semiscale.storage.documents import load_document
+from semiscale.storage.parquet import write_parquet
 from semiscale.storage.parquet_row_groups import corrupt_file_error
 
 
@@ -116,8 +115,8 @@ def _run(config: MergeConfig, folder: str) -> dict[str, object]:
     uri, shards = (storage.join(folder, f"{name}.parquet") for name in ("selection", "ledger"))
     ledger = shard_accounting_table(receipts, [one.codes for one in removals])
     with progress.timer("write"):
-        write_table(found.table, uri)
-        write_table(ledger, shards)
+        write_parquet(found.table, uri, compression="zstd")
+        write_parquet(ledger, shards, compression="zstd")
     images = number_unique_images(winners)
     per_class = class_selection_stats(winners, images, plan.classes, config.images_per_class)
     for short in [one for one in per_class if not one.full]:
@@ -180,13 +179,6 @@ def fraction_from_last_tenth(selection: pa.Table, receipts: list[ShardGroupRecei
     last = names[len(names) - math.ceil(len(names) / 10) :]
     changed = np.count_nonzero(pc.is_in(selection["shard"], value_set=pa.array(last)).to_numpy())
     return round(changed / len(selection), 4)
-
-
-def write_table(table: pa.Table, uri: str) -> None:
-    """Write a table as a Parquet file."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    storage.write_bytes(uri, buffer.getvalue())
 
 
 def open_score_file(receipt: ShardGroupReceipt, removed: U64) -> ScoreFileReader:

@@ -26,6 +26,7 @@ from semiscale.data.labeled import LabeledSplit
 from semiscale.data.shard import CONTAINER_SUFFIXES, Sample, SampleFields, Shard, media_suffixes
 from semiscale.observability.progress import Progress
 from semiscale.receipts.base import BadSample
+from semiscale.storage.parquet import write_parquet
 
 SAMPLES_PER_BATCH = 256  # decoded at a time: bounds memory
 VIDEOS_PER_BATCH = 16  # a video has the bytes of many images
@@ -110,7 +111,7 @@ def write_split(found: LabeledSet, classes: list[str], folder: str) -> LabeledSp
     )
     index = storage.join(folder, f"{found.name}.parquet")
     shards = storage.join(folder, f"{found.name}-shards.json")
-    storage.write_bytes(index, _parquet(table))
+    write_parquet(table, index)
     storage.write_bytes(shards, json.dumps([shard.model_dump() for shard in found.shards]).encode())
     counts = Counter(labels)
     return LabeledSplit(
@@ -156,7 +157,7 @@ def _cached_validation(shard: Shard, columns: SampleFields, index_folder: str) -
         rows = list(_decoded(shard, columns))
         names = ("index", "key", "label", "problem")
         table = pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))) if rows else pa.table({})
-        storage.write_bytes(uri, _parquet(table))
+        write_parquet(table, uri)
     else:
         rows = [tuple(row.values()) for row in pq.read_table(io.BytesIO(kept)).to_pylist()]
     yield from rows
@@ -182,9 +183,3 @@ def _validate_sample(look: Callable[[bytes], object], sample: Sample) -> tuple[i
     if not problem and sample.label is None:
         problem = "no label"
     return sample.index, sample.key, sample.label or "", problem
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()

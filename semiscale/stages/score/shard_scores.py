@@ -22,6 +22,7 @@ from semiscale.receipts.base import BadSample
 from semiscale.receipts.score import ShardAccounting
 from semiscale.scores import sample_locations, score_file
 from semiscale.scores.score_file import ScoreRows
+from semiscale.storage.parquet import encode_parquet
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class ShardScores:
         table = self.samples
         for name, column in columns.items():
             table = table.append_column(name, column)
-        buffer = io.BytesIO()
-        with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
-            writer.write_table(table)
+
+        def metadata() -> dict[str, str]:
+            # The clocks include the time of encoding, so they are read after it.
             clocks = self.count.clocks.model_copy(update={"write": round(time.monotonic() - started, 3)})
             described = {
                 "count": self.count.model_copy(update={"clocks": clocks}).model_dump(),
@@ -57,8 +58,9 @@ class ShardScores:
                 "seconds": self.seconds,
                 "teacher": teacher,
             }
-            writer.add_key_value_metadata({"semiscale": json.dumps(described), "kept": str(kept)})
-        return buffer.getvalue()
+            return {"semiscale": json.dumps(described), "kept": str(kept)}
+
+        return encode_parquet(table, metadata=metadata, compression="zstd")
 
 
 def shard_scores_uri(folder: str, shard: Shard) -> str:

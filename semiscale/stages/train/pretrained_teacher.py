@@ -20,6 +20,7 @@ from semiscale.observability.progress import log_info
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.stages.train.config import TrainConfig
 from semiscale.storage.documents import load_document
+from semiscale.storage.parquet import write_parquet
 
 CHECKED_IMAGES = 1000  # labeled images that a teacher is tried on
 STANDARD_ERRORS = 3.0
@@ -136,9 +137,7 @@ def _sample_split(split: LabeledSplit, folder: str) -> LabeledSplit:
     table = pq.read_table(io.BytesIO(storage.read_bytes(split.index)))
     chosen = np.sort(np.random.default_rng(0).choice(len(table), CHECKED_IMAGES, replace=False))
     part = table.take(chosen)
-    buffer = io.BytesIO()
-    pq.write_table(part, buffer)
     uri = storage.join(folder, "tried-on.parquet")
-    storage.write_bytes(uri, buffer.getvalue())
+    write_parquet(part, uri)
     counts = np.bincount(part["label"].to_numpy(), minlength=len(split.class_counts))
     return split.model_copy(update={"index": uri, "samples": CHECKED_IMAGES, "class_counts": counts.tolist()})
