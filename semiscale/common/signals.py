@@ -36,7 +36,9 @@ class GracefulStop:
 
     def raise_now(self) -> None:
         """Raise TerminatedError."""
-        raise TerminatedError("told to stop; what was finished is kept, start it again to go on")
+        raise TerminatedError(
+            "SEMI-E002", "SIGTERM: the process was stopped. Finished work is kept. Run it again to continue."
+        )
 
     def handle_signal(self, number: int, frame: FrameType | None) -> None:
         """Handle the signal."""

@@ -92,7 +92,9 @@ class WorkerProcess:
         except (EOFError, ConnectionResetError):
             code = self._process.wait()
             raise SemiscaleError(
-                f"the process that {self._what} was lost (exit code {code}); if the pod ran out of memory, give it more"
+                "SEMI-E004",
+                f"worker process: the process that {self._what} ended with exit code {code}. "
+                "Give the pod more memory if it ran out of it.",
             ) from None
         if isinstance(item, _RemoteError):
             raise item.error

@@ -12,7 +12,9 @@ def validate_architectures(settings: RunParameters) -> None:
     """
     if settings.teacher_frames and not settings.frames:
         raise InvalidInputError(
-            f"teacher_frames: {settings.teacher_frames}, and the run has images; set frames, or leave it out"
+            "SEMI-E105",
+            f"teacher_frames: the value is {settings.teacher_frames}, but the run has images. "
+            "Set frames, or leave teacher_frames out.",
         )
     for model in ("teacher", "student"):
         key = f"{model}_architecture"

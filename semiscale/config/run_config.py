@@ -54,4 +54,4 @@ def validate_run_config(content: dict[str, Any], where: str) -> RunConfig:
     except ValidationError as error:
         in_hardware = any(one["type"] == "extra_forbidden" and len(one["loc"]) > 1 for one in error.errors())
         names = RESOURCE_KEYS if in_hardware else RunConfig.model_fields
-        raise InvalidInputError(f"{where}: {format_validation_error(error, names)}") from None
+        raise InvalidInputError("SEMI-E100", f"{where}: {format_validation_error(error, names)}") from None

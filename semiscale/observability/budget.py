@@ -1,9 +1,4 @@
-"""What every task says of itself in the object store: `<workdir>/progress/<run>/<task>.json`, small and overwritten.
-
-`watch` reads these objects, and so does every task of a run that has a budget. A task is written by the process that
-does it: a pod that takes over from a dead one goes on in the same object. A store that does not answer is said once
-and never fails the task.
-"""
+"""Count the device-hours of a run against its budget."""
 
 import os
 import time

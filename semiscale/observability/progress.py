@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.common.errors import InvalidInputError, SemiscaleError, split_error_id
 from semiscale.common.text import to_single_line
 
 LOG_INTERVAL_S = 5.0
@@ -35,12 +35,20 @@ def log_info(stage: str, text: str, **numbers: float | str) -> None:
 
 
 def log_fatal(text: str, exit_code: int) -> None:
-    """Print the one line that says why the program stops, to standard error; leave it in the pod's status as well."""
-    text = to_single_line(text)
-    told = _json_line("error", message=text, exit_code=exit_code)
-    print(told if use_json_logs(sys.stderr) else text, file=sys.stderr, flush=True)
+    """Print why the program stops to standard error, and write it to the pod's status.
+
+    Args:
+        text: Reason, which begins with `refused: ` or `failed: ` and ends with the error's id in brackets.
+        exit_code: Exit code of the program.
+    """
+    # The text may be cut to the length of a line. The id must survive that.
+    error_id, text = split_error_id(text)
+    text = to_single_line(text) + (f" [{error_id}]" if error_id else "")
+    id_field = {"error_id": error_id} if error_id else {}
+    line = _json_line("error", message=text, exit_code=exit_code, **id_field)
+    print(line if use_json_logs(sys.stderr) else text, file=sys.stderr, flush=True)
     if path := os.environ.get(TERMINATION_LOG_ENV):
-        _write_termination_message(Path(path), told.encode())
+        _write_termination_message(Path(path), line.encode())
 
 
 def _write_termination_message(path: Path, line: bytes) -> None:
@@ -66,10 +74,11 @@ def parse_failure(line: str) -> SemiscaleError | None:
     Text says whether it was refused or failed; of which exit code else, JSON alone.
     """
     fields = parse_log_line(line)
-    found = FAILURE.match(fields["message"])
-    if not found:
+    match = FAILURE.match(fields["message"])
+    if not match:
         return None
-    error = (InvalidInputError if found[1] == "refused" else SemiscaleError)(found[2])
+    code, message = split_error_id(match[2])
+    error = (InvalidInputError if match[1] == "refused" else SemiscaleError)(code, message)
     error.exit_code = fields.get("exit_code", error.exit_code)
     return error
 

@@ -1,8 +1,7 @@
-"""What every task says of itself in the object store: `<workdir>/progress/<run>/<task>.json`, small and overwritten.
+"""Report the status of a task to the store, and stop it when the run's budget is spent.
 
-`watch` reads these objects, and so does every task of a run that has a budget. A task is written by the process that
-does it: a pod that takes over from a dead one goes on in the same object. A store that does not answer is said once
-and never fails the task.
+`watch` reads these objects, and so does every task of a run that has a budget. The process that does a task writes
+its object. A pod that takes over from a dead one continues in the same object.
 """
 
 import os
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from semiscale import storage
-from semiscale.common.errors import BudgetExceededError, InvalidInputError, SemiscaleError
+from semiscale.common.errors import BudgetExceededError, InvalidInputError, SemiscaleError, split_error_id
 from semiscale.common.signals import TerminatedError, graceful_stop
 from semiscale.common.text import to_single_line
 from semiscale.observability.budget import BudgetUsage, billed_devices
@@ -22,156 +21,187 @@ from semiscale.observability.progress import Progress, log_info
 from semiscale.observability.task_status import RunStatusStore, TaskStatus
 
 HEARTBEAT_INTERVAL_S = 10.0
-
-
-MIN_POLL_INTERVAL_S = 1.0  # as often as that a task looks whose run is about to have spent its budget
-
-
-HEARTBEAT_TIMEOUT_S = 3 * HEARTBEAT_INTERVAL_S  # an object that was written since then has a process that lives
-
-
-# Kubeflow Pipelines' number of a pod's try: 0 is the first, also of a run that a person retries.
+# A task checks the budget at most this often, which it does when the budget is nearly spent.
+MIN_POLL_INTERVAL_S = 1.0
+# An object that was written within this time has a process that is alive.
+HEARTBEAT_TIMEOUT_S = 3 * HEARTBEAT_INTERVAL_S
+# Kubeflow Pipelines' number of a pod's attempt. It is 0 for the first, also of a run that a person retries.
 RETRY_INDEX_ENV = "KFP_RETRY_INDEX"
 
 
 def fail_fast_on_retry(board: RunStatusStore, task: str) -> None:
-    """Raise InvalidInputError with the line of the try before this one, where that refused the task.
+    """Refuse a task that its previous attempt refused.
 
-    Kubeflow starts a pod again whatever its exit code is: bad input would be read as often as a node may be lost.
+    Kubeflow restarts a failed pod for every exit code. Without this check each attempt would read the bad input again.
+
+    Args:
+        board: Status objects of the run.
+        task: Name of the task.
+
+    Raises:
+        InvalidInputError: The previous attempt was refused. The message and the id are those of that attempt.
     """
     if os.environ.get(RETRY_INDEX_ENV, "0") == "0":
         return
     before = None
-    with suppress(OSError, SemiscaleError, ValueError):  # the stage itself says what is wrong with the store
+    # The stage itself reports an error of the store.
+    with suppress(OSError, SemiscaleError, ValueError):
         before = TaskStatus.model_validate_json(storage.read_bytes(board.uri(task)))
     if before and before.exit_code == InvalidInputError.exit_code:
-        raise InvalidInputError(before.reason)
+        code, message = split_error_id(before.reason)
+        raise InvalidInputError(code, message)
 
 
 @contextmanager
 def report_status(
     board: RunStatusStore, task: str, stage: str, on_device: bool = False, budget_hours: float = 0.0
 ) -> Iterator[None]:
-    """Keep a task's object up to date while its work runs, and end it with how that went.
+    """Keep a task's status object up to date while its work runs.
 
-    Turns SIGTERM into TerminatedError. Raises BudgetExceededError where the run's tasks have used up its
-    device-hours, after stopping
-    the work as SIGTERM would.
+    SIGTERM becomes TerminatedError. A store that fails is logged once and never fails the task.
+
+    Args:
+        board: Status objects of the run.
+        task: Name of the task.
+        stage: Name of its stage.
+        on_device: Whether the task uses devices that count for the budget.
+        budget_hours: Device-hours of the run, or 0 if there is no budget.
+
+    Raises:
+        BudgetExceededError: The run's tasks have used up the budget. The work is stopped first, as by SIGTERM.
     """
-    reporter = _StatusReporter(board, task, stage, billed_devices() if on_device else 0, budget_hours)
+    now = time.time()
+    status = TaskStatus(
+        task=task,
+        stage=stage,
+        pod=socket.gethostname(),
+        process=os.getpid(),
+        state="running",
+        started=now,
+        updated=now,
+        devices=billed_devices() if on_device else 0,
+    )
+    writer = _StatusWriter(board, status)
+    budget = _BudgetWatcher(board, status, budget_hours * 3600)
+    ended = threading.Event()
+    thread = threading.Thread(target=_report_until, args=(ended, writer, budget), daemon=True, name="status reporter")
+    error: BaseException | None = None
     with graceful_stop():
         try:
-            reporter.start()
+            # The first check comes before the work, so that a run without budget left starts nothing.
+            if budget.is_active:
+                writer.run_safely(lambda: writer.resume_from(budget.check()))
+                if budget.exceeded:
+                    raise TerminatedError("SEMI-E003", budget.exceeded)
+            thread.start()
             yield
-        except BaseException as error:
-            reporter.end(error)
-            if reporter.over_budget:
-                raise BudgetExceededError(reporter.over_budget) from None
+        except BaseException as raised:
+            error = raised
+            if budget.exceeded:
+                raise BudgetExceededError("SEMI-E003", budget.exceeded) from None
             raise
-        reporter.end(None)
+        finally:
+            ended.set()
+            if thread.ident:
+                thread.join(HEARTBEAT_INTERVAL_S)
+            writer.run_safely(lambda: writer.write(_final_fields(error, budget.exceeded)))
 
 
-class _StatusReporter:
-    """Writes one task's object from a thread of its own, and watches the budget where there is one."""
-
-    def __init__(self, board: RunStatusStore, task: str, stage: str, devices: int, budget_hours: float) -> None:
-        now = time.time()
-        self._board, self._budget_s = board, budget_hours * 3600
-        self._task = TaskStatus(
-            task=task,
-            stage=stage,
-            pod=socket.gethostname(),
-            process=os.getpid(),
-            state="running",
-            started=now,
-            updated=now,
-            devices=devices,
-        )
-        self._before_s = 0.0  # device-seconds of the pods that did this task before, in this try of the run
-        self._spending = BudgetUsage()
-        self._over = threading.Event()
-        self._silent = False
-        self.over_budget = ""
-        self._thread = threading.Thread(target=self._keep_up, daemon=True, name="progress")
-
-    def start(self) -> None:
-        """Begin. With a budget the first look comes before the work: a run that spent it begins nothing more."""
-        if self._budget_s and self._task.devices:
-            self._quietly(self._look)
-            if self.over_budget:
-                raise TerminatedError(self.over_budget)
-        self._thread.start()
-
-    def end(self, error: BaseException | None) -> None:
-        """Write how it ended."""
-        self._over.set()
-        if self._thread.ident:
-            self._thread.join(HEARTBEAT_INTERVAL_S)
-        self._quietly(lambda: self._write(_final_fields(error, self.over_budget)))
-
-    def _keep_up(self) -> None:
-        if not (self._budget_s and self._task.devices):
-            self._quietly(self._carry_over)
-        while True:
-            self._quietly(lambda: self._write({}))
-            if self._budget_s and self._task.devices and self._spending.may_exceed(self._budget_s):
-                self._quietly(self._look)
-                if self.over_budget and not self._over.is_set():
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
-            if self._over.wait(self._pause_s()):
+def _report_until(ended: threading.Event, writer: "_StatusWriter", budget: "_BudgetWatcher") -> None:
+    """Write the status object and check the budget until the work has ended."""
+    if not budget.is_active:
+        writer.run_safely(writer.resume)
+    while True:
+        writer.run_safely(lambda: writer.write({}))
+        if budget.is_due():
+            writer.run_safely(budget.check)
+            if budget.exceeded and not ended.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
                 return
+        if ended.wait(budget.pause_s()):
+            return
 
-    def _pause_s(self) -> float:
-        """Return the time to the next write: shorter where the budget may be used up before it."""
-        left_s = (
-            self._spending.left_s(self._budget_s) if self._budget_s and self._task.devices else HEARTBEAT_INTERVAL_S
-        )
-        return min(HEARTBEAT_INTERVAL_S, max(left_s, MIN_POLL_INTERVAL_S))
 
-    def _carry_over(self, tasks: list[TaskStatus] | None = None) -> None:
-        found = self._board.current_tasks() if tasks is None else tasks
-        self._before_s = next((task.device_s for task in found if task.task == self._task.task), 0.0)
+class _StatusWriter:
+    """Writes the status object of one task."""
 
-    def _look(self) -> None:
-        tasks = self._board.current_tasks()
-        if not self._thread.ident:
-            self._carry_over(tasks)
-        self._spending = BudgetUsage(tasks, self._task)
-        if self._spending.device_s >= self._budget_s:
-            self.over_budget = (
-                f"budget_hours: {self._spending.device_s / 3600:.2f} of {self._budget_s / 3600:g} device-hours are "
-                "spent; what was finished is kept, set more and run it again to go on"
-            )
+    def __init__(self, board: RunStatusStore, task: TaskStatus) -> None:
+        self._board, self._task = board, task
+        # Device-seconds that earlier pods of this attempt spent on the task.
+        self._earlier_device_s = 0.0
+        self._has_logged_error = False
 
-    def _write(self, ending: dict[str, object]) -> None:
+    def resume(self) -> None:
+        """Count the device-seconds that earlier pods spent on this task."""
+        self.resume_from(self._board.current_tasks())
+
+    def resume_from(self, tasks: list[TaskStatus]) -> None:
+        """Do the same from a listing of the run's tasks."""
+        self._earlier_device_s = next((task.device_s for task in tasks if task.task == self._task.task), 0.0)
+
+    def write(self, final_fields: dict[str, object]) -> None:
+        """Write the status object. `final_fields` is empty while the work runs."""
         now = time.time()
-        spent = self._before_s + (now - self._task.started) * self._task.devices
-        fields: dict[str, object] = {"updated": now, "device_s": round(spent, 1), **ending}
+        spent = self._earlier_device_s + (now - self._task.started) * self._task.devices
+        fields: dict[str, object] = {"updated": now, "device_s": round(spent, 1), **final_fields}
         if latest := Progress.latest:
             fields |= {"done": latest.done, "total": latest.total, "unit": latest.unit, "detail": latest.detail}
             fields["per_s"] = round(latest.rate(), 3)
-        elif other := self._of_another_process():
-            if not ending and now - other.updated < HEARTBEAT_TIMEOUT_S:
-                return  # a rank that this process started, on this machine or another, speaks for both
+        elif other := self._read_other_process():
+            # A rank that this process started reports for both while it is alive.
+            if not final_fields and now - other.updated < HEARTBEAT_TIMEOUT_S:
+                return
             fields |= other.model_dump(include={"done", "total", "unit", "detail", "per_s"})
             fields["device_s"] = max(round(spent, 1), other.device_s)
         task = self._task.model_copy(update=fields)
         storage.write_bytes(self._board.uri(task.task), task.model_dump_json().encode())
 
-    def _of_another_process(self) -> TaskStatus | None:
-        data = storage.read_or_none(self._board.uri(self._task.task))
-        found = TaskStatus.model_validate_json(data) if data else None
-        mine = (self._task.pod, self._task.process)
-        return found if found and (found.pod, found.process) != mine and found.started >= self._task.started else None
-
-    def _quietly(self, act: Callable[[], None]) -> None:
+    def run_safely(self, action: Callable[[], object]) -> None:
+        """Run an action on the store. An error is logged once and never fails the task."""
         try:
-            act()
-        except Exception as error:  # noqa: BLE001 - whatever the store does, the work goes on
-            if not self._silent:
+            action()
+        except Exception as error:  # noqa: BLE001 - any error of the store leaves the work running
+            if not self._has_logged_error:
                 log_info(self._task.stage, f"progress cannot be stored, the work goes on: {error}")
-            self._silent = True
+            self._has_logged_error = True
+
+    def _read_other_process(self) -> TaskStatus | None:
+        """Return the status that another process wrote for this task since this one started."""
+        data = storage.read_or_none(self._board.uri(self._task.task))
+        other = TaskStatus.model_validate_json(data) if data else None
+        own = (self._task.pod, self._task.process)
+        return other if other and (other.pod, other.process) != own and other.started >= self._task.started else None
+
+
+class _BudgetWatcher:
+    """Compares the device-hours of a run with its budget. It is inactive without a budget or without devices."""
+
+    def __init__(self, board: RunStatusStore, task: TaskStatus, budget_s: float) -> None:
+        self._board, self._task, self._budget_s = board, task, budget_s
+        self._usage = BudgetUsage()
+        self.is_active = bool(budget_s and task.devices)
+        # The message of the error, or "" while some of the budget is left.
+        self.exceeded = ""
+
+    def is_due(self) -> bool:
+        """Return whether the budget must be checked now."""
+        return self.is_active and self._usage.may_exceed(self._budget_s)
+
+    def check(self) -> list[TaskStatus]:
+        """Read what all tasks of the run have used, and return the tasks. Cost: as `current_tasks`."""
+        tasks = self._board.current_tasks()
+        self._usage = BudgetUsage(tasks, self._task)
+        if self._usage.device_s >= self._budget_s:
+            self.exceeded = (
+                f"budget_hours: {self._usage.device_s / 3600:.2f} of {self._budget_s / 3600:g} device-hours are "
+                "spent. Finished work is kept. Raise budget_hours and run it again to continue."
+            )
+        return tasks
+
+    def pause_s(self) -> float:
+        """Return the seconds to the next write, which are fewer where the budget may be used up before."""
+        left_s = self._usage.left_s(self._budget_s) if self.is_active else HEARTBEAT_INTERVAL_S
+        return min(HEARTBEAT_INTERVAL_S, max(left_s, MIN_POLL_INTERVAL_S))
 
 
 def _final_fields(error: BaseException | None, over_budget: str) -> dict[str, object]:

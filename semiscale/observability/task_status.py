@@ -1,8 +1,6 @@
-"""What every task says of itself in the object store: `<workdir>/progress/<run>/<task>.json`, small and overwritten.
+"""Define the status objects of tasks, `<workdir>/progress/<run>/<task>.json`, and read them.
 
-`watch` reads these objects, and so does every task of a run that has a budget. A task is written by the process that
-does it: a pod that takes over from a dead one goes on in the same object. A store that does not answer is said once
-and never fails the task.
+`watch` reads these objects, and so does every task of a run that has a budget. Each object is small and overwritten.
 """
 
 import time

@@ -53,8 +53,9 @@ class ShardAccounting(StrictDocument):
         """Raise SemiscaleError where the line does not add up."""
         if self.listed != self.scored + sum(self.failed.values()):
             raise SemiscaleError(
-                f"shard {self.shard}: {self.listed} listed, but {self.scored} scored, failed: {self.failed or 'none'}; "
-                "a sample was lost: score it again"
+                "SEMI-E179",
+                f"shard {self.shard}: {self.listed} samples were listed, but {self.scored} scored and "
+                f"{sum(self.failed.values())} failed. Score the shard again.",
             )
 
 

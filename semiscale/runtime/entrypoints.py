@@ -39,7 +39,8 @@ def run_from_cli(config_type: type[C], stage: Callable[[C], Receipt], prints: bo
     try:
         parsed: Any = CliApp.run(options, cli_args=sys.argv[1:])
     except ValidationError as error:
-        log_fatal(f"refused: {format_validation_error(error, config_type.model_fields)}", InvalidInputError.exit_code)
+        reason = format_validation_error(error, config_type.model_fields)
+        log_fatal(f"refused: {reason} [SEMI-E100]", InvalidInputError.exit_code)
         return InvalidInputError.exit_code
     given = {name: getattr(parsed, name) for name in config_type.model_fields}
     indent = None if use_json_logs(sys.stdout) else 1  # a line like the others, where lines are JSON
@@ -129,15 +130,17 @@ def run_with_exit_code(run: Callable[[], None]) -> int:
     try:
         run()
     except ValidationError as error:
-        log_fatal(f"refused: {format_validation_error(error, ())}", InvalidInputError.exit_code)
+        log_fatal(f"refused: {format_validation_error(error, ())} [SEMI-E100]", InvalidInputError.exit_code)
         return InvalidInputError.exit_code
     except SemiscaleError as error:
         log_fatal(f"{'refused' if isinstance(error, InvalidInputError) else 'failed'}: {error}", error.exit_code)
         return error.exit_code
     except OSError as error:
-        missing = ": no such file" if isinstance(error, FileNotFoundError) and not error.errno else ""  # a store's own
+        # A store's own FileNotFoundError has the URI alone as its text.
+        missing = ": no such file" if isinstance(error, FileNotFoundError) and not error.errno else ""
         log_fatal(
-            f"failed: {error}{missing}; what was finished is kept, run it again to go on", SemiscaleError.exit_code
+            f"failed: {error}{missing}. Finished work is kept. Run it again to continue. [SEMI-E001]",
+            SemiscaleError.exit_code,
         )
         return SemiscaleError.exit_code
     return 0

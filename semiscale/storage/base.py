@@ -44,13 +44,15 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
     """Take a gs:// or s3:// URI apart. Raises InvalidInputError where the bucket is missing."""
     bucket, _, key = uri.partition("://")[2].partition("/")
     if not bucket:
-        raise InvalidInputError(f"{uri}: no bucket; expected {uri.partition('://')[0]}://bucket/key")
+        raise InvalidInputError(
+            "SEMI-E020", f"{uri}: the URI has no bucket. Write {uri.partition('://')[0]}://bucket/key."
+        )
     return bucket, key
 
 
 def object_changed_error(uri: str) -> SemiscaleError:
     """Say that an object is not of the version that was asked for."""
-    return SemiscaleError(f"{uri}: changed since it was listed; run the plan again")
+    return SemiscaleError("SEMI-E021", f"{uri}: the object changed since it was listed. Run the plan again.")
 
 
 class _Chunk(NamedTuple):

@@ -29,8 +29,10 @@ def load_document(uri: str, kind: type[R]) -> R:
     """Read a document. Raises InvalidInputError where there is none or it is of another kind."""
     data = storage.read_or_none(uri)
     if data is None:
-        raise InvalidInputError(f"{uri}: no {kind.__name__} here; run the stage that writes it first")
+        raise InvalidInputError("SEMI-E028", f"{uri}: there is no {kind.__name__}. Run the stage that writes it first.")
     try:
         return kind.model_validate_json(data)
     except ValueError:
-        raise InvalidInputError(f"{uri}: not a {kind.__name__}; was it written by another version?") from None
+        raise InvalidInputError(
+            "SEMI-E029", f"{uri}: the object is not a {kind.__name__}. Use one that this version wrote."
+        ) from None

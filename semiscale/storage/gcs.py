@@ -131,4 +131,6 @@ def _errors(uri: str) -> Iterator[None]:
     except (exceptions.PreconditionFailed, exceptions.RequestRangeNotSatisfiable):
         raise
     except (exceptions.GoogleAPIError, GoogleAuthError, RequestException, DataCorruption, InvalidResponse) as error:
-        raise SemiscaleError(f"{uri}: {error}") from error
+        raise SemiscaleError(
+            "SEMI-E025", f"{uri}: the request failed: {error}. Check the store, then run it again."
+        ) from error

@@ -20,9 +20,13 @@ def uri_to_path(uri: str) -> Path:
     if not separator:
         return Path(uri).expanduser()
     if scheme != "file":
-        raise InvalidInputError(f"{uri}: unknown scheme {scheme!r}; expected gs://, s3://, file:// or a path")
+        raise InvalidInputError(
+            "SEMI-E022", f"{uri}: the scheme {scheme!r} is unknown. Use gs://, s3://, file:// or a path."
+        )
     if not rest.startswith("/"):
-        raise InvalidInputError(f"{uri}: a file:// URI has three slashes and an absolute path, file:///like/this")
+        raise InvalidInputError(
+            "SEMI-E023", f"{uri}: the path is not absolute. Use three slashes, as in file:///data/images."
+        )
     return Path(rest)
 
 
@@ -151,7 +155,7 @@ def _raise(error: OSError) -> None:
 def _utf8(folder: str, name: str) -> str:
     if name.isascii() or name == name.encode(errors="replace").decode():
         return name
-    raise InvalidInputError(f"{folder}: the file name {name!a} is not UTF-8; rename it")
+    raise InvalidInputError("SEMI-E024", f"{folder}: the file name {name!a} is not UTF-8. Rename the file.")
 
 
 @contextmanager

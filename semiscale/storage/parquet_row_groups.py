@@ -15,7 +15,9 @@ TAIL_BYTES = 8 << 10  # read from the end of a file at first: the footer of most
 
 def corrupt_file_error(uri: str, what: str) -> SemiscaleError:
     """Return the error of a unit's file that is not as it was written; the unit's parts are kept to make it anew."""
-    return SemiscaleError(f"{uri}: {what}; delete the folder {uri.rpartition('/')[0]} and run the scoring again")
+    return SemiscaleError(
+        "SEMI-E027", f"{uri}: {what}. Delete the folder {uri.rpartition('/')[0]} and run the scoring again."
+    )
 
 
 @contextmanager

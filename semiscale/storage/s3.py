@@ -165,8 +165,14 @@ def _errors(uri: str) -> Iterator[None]:
             raise PermissionError(f"{uri}: {error}") from None
         if status in (409, 412, 416):
             raise
-        raise SemiscaleError(f"{uri}: {error}") from error
+        raise SemiscaleError(
+            "SEMI-E025", f"{uri}: the request failed: {error}. Check the store, then run it again."
+        ) from error
     except ParamValidationError as error:
-        raise InvalidInputError(f"{uri}: {' '.join(str(error).split())}") from None
+        raise InvalidInputError(
+            "SEMI-E026", f"{uri}: the name is not valid: {' '.join(str(error).split())}. Correct the URI."
+        ) from None
     except (Boto3Error, BotoCoreError) as error:
-        raise SemiscaleError(f"{uri}: {error}") from error
+        raise SemiscaleError(
+            "SEMI-E025", f"{uri}: the request failed: {error}. Check the store, then run it again."
+        ) from error

@@ -16,7 +16,7 @@ import pytest
 from semiscale.common.errors import BudgetExceededError, InvalidInputError, SemiscaleError
 from semiscale.common.signals import TerminatedError
 from semiscale.observability import budget, status_reporter
-from semiscale.observability.progress import Progress, log_fatal, log_info
+from semiscale.observability.progress import Progress, log_fatal, log_info, parse_failure
 from semiscale.observability.status_reporter import report_status
 from semiscale.observability.task_status import RunStatusStore, TaskStatus
 from semiscale.runtime.entrypoints import run_as_task
@@ -58,12 +58,16 @@ def test_a_line_every_five_seconds(capsys: pytest.CaptureFixture[str]) -> None:
 def test_lines_are_json_where_asked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEMISCALE_LOG", "json")
     log_info("merge", "class 'ä' is short", done=3)
-    log_fatal("refused: no", 2)
+    log_fatal("refused: no [SEMI-E100]", 2)
     out, err = capsys.readouterr()
     line = json.loads(out)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*\+00:00", line.pop("time"))
     assert line == {"level": "info", "message": "class 'ä' is short", "stage": "merge", "done": 3}
-    assert (json.loads(err)["message"], json.loads(err)["exit_code"]) == ("refused: no", 2)
+    fatal = json.loads(err)
+    assert (fatal["message"], fatal["exit_code"], fatal["error_id"]) == ("refused: no [SEMI-E100]", 2, "SEMI-E100")
+    failure = parse_failure(err)
+    assert failure
+    assert (failure.code, failure.message, failure.exit_code) == ("SEMI-E100", "no", 2)
 
 
 @pytest.mark.parametrize("chosen", ["", "json"])
@@ -225,7 +229,7 @@ def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
     put(board, "score-0", started=1.0, updated=2.0, device_s=3600.0)
     worked = False
     with (
-        pytest.raises(BudgetExceededError, match="1.00 of 1 device-hours are spent"),
+        pytest.raises(BudgetExceededError, match=r"SEMI-E003"),
         report_status(board, "score-1", "score", on_device=True, budget_hours=1.0),
     ):
         worked = True
@@ -250,7 +254,7 @@ def test_a_budget_that_runs_out_stops_the_work_as_sigterm_does(tmp_path: Path, m
                 raise
 
     started = time.monotonic()
-    with pytest.raises(BudgetExceededError, match="run it again to go on"):
+    with pytest.raises(BudgetExceededError, match=r"SEMI-E003"):
         work()
     assert cleaned
     assert time.monotonic() - started < 10

@@ -254,7 +254,7 @@ class TestOpenRead:
         with storage.open_object(uri) as file:
             assert file.read(3) == b"old"
             storage.write_bytes(uri, b"new" * 5000)
-            with pytest.raises(SemiscaleError, match=f"^{uri}: changed since it was listed; run the plan again$"):
+            with pytest.raises(SemiscaleError, match=f"^{uri}: .*SEMI-E021"):
                 file.read(9000)
 
 
@@ -465,7 +465,7 @@ class TestLocal:
 
     def test_a_name_that_is_not_utf8_is_refused(self, tmp_path: Path) -> None:
         Path(os.fsdecode(bytes(tmp_path) + b"/\xff.jpg")).write_bytes(b"")
-        with pytest.raises(InvalidInputError, match="is not UTF-8; rename it"):
+        with pytest.raises(InvalidInputError, match=r"SEMI-E024"):
             list(storage.list_objects(str(tmp_path)))
 
 
@@ -503,30 +503,28 @@ class TestUris:
             storage.list_dirs,
             storage.absolute_uri,
         ):
-            with pytest.raises(InvalidInputError, match=r"unknown scheme .* expected gs://, s3://, file:// or a path"):
+            with pytest.raises(InvalidInputError, match=r"SEMI-E022"):
                 use(uri)
-        with pytest.raises(InvalidInputError, match="unknown scheme"):
+        with pytest.raises(InvalidInputError, match=r"SEMI-E022"):
             list(storage.list_objects(uri))
-        with pytest.raises(InvalidInputError, match="unknown scheme"):
+        with pytest.raises(InvalidInputError, match=r"SEMI-E022"):
             storage.write_bytes(uri, b"")
 
     def test_a_file_uri_with_a_host_is_refused(self) -> None:
-        with pytest.raises(InvalidInputError, match="three slashes"):
+        with pytest.raises(InvalidInputError, match=r"SEMI-E023"):
             storage.read_bytes("file://data/a")
 
     def test_a_uri_without_a_bucket_is_refused(self, remote: str) -> None:
         scheme = remote.partition("://")[0]
         for uri in (f"{scheme}://", f"{scheme}:///a"):
-            with pytest.raises(InvalidInputError, match="no bucket; expected"):
+            with pytest.raises(InvalidInputError, match=r"SEMI-E020"):
                 storage.head(uri)
-            with pytest.raises(InvalidInputError, match="no bucket; expected"):
+            with pytest.raises(InvalidInputError, match=r"SEMI-E020"):
                 list(storage.list_objects(uri))
 
     @pytest.mark.usefixtures("s3_bucket")
     def test_what_the_client_takes_for_no_bucket_is_refused_in_one_line(self) -> None:
-        with pytest.raises(
-            InvalidInputError, match=r"^s3://two words/a: [^\n]*Invalid bucket name \"two words\"[^\n]*$"
-        ):
+        with pytest.raises(InvalidInputError, match=r"^s3://two words/a: [^\n]*SEMI-E026\]$"):
             storage.head("s3://two words/a")
 
 
@@ -536,5 +534,5 @@ def test_a_store_that_does_not_answer(s3_bucket: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     storage._open_store.cache_clear()
     for use in (storage.read_bytes, storage.head, storage.list_dirs, storage.delete):
-        with pytest.raises(SemiscaleError, match=f"^{s3_bucket}/a.*: .*127.0.0.1:9"):
+        with pytest.raises(SemiscaleError, match=f"^{s3_bucket}/a.*: .*127.0.0.1:9.*SEMI-E025"):
             use(f"{s3_bucket}/a")
