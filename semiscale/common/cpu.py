@@ -1,4 +1,4 @@
-"""How many processor cores are this process's own: in a pod fewer than the node has."""
+"""Count the processor cores that this process may use."""
 
 import os
 from pathlib import Path

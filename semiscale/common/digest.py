@@ -1,8 +1,4 @@
-"""What every stage shares: a config that knows its digest, finished work that is found, and the ways in.
-
-A stage is a function `stage(config) -> Receipt`. It is called from a test or a notebook as it is, from a shell by
-`command_line`, and from a kfp component by `in_component`.
-"""
+"""Compute digests of JSON content."""
 
 import hashlib
 import json

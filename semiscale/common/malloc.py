@@ -1,4 +1,4 @@
-"""Memory of a network that computes on a CPU."""
+"""Tune the C library's allocator for networks that compute on a CPU."""
 
 import ctypes
 

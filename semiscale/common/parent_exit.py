@@ -1,8 +1,8 @@
-"""The lifeline from a local run to its stages: a stage ends when the process that started the run does.
+"""Stop the stages of a local run when the process that started it ends.
 
-kfp.local starts a stage as a plain child, by way of a shell: the kernel would let it live on, even after kill -9 of its
-parent. So the run holds a lock on a file, which the kernel releases at the end of the run's process, however it ends;
-a stage waits for that lock in a thread of its own. A stage in a container has no lifeline: its platform ends it.
+kfp.local starts a stage as a child process by way of a shell. The kernel would let it live on after its parent dies.
+The run therefore holds a lock on a file, which the kernel releases when its process ends. Each stage waits for that
+lock in a thread of its own. A stage in a container is stopped by its platform and has no lock.
 """
 
 import fcntl
@@ -14,29 +14,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-PARENT_LOCK_ENV = "SEMISCALE_LIFELINE"  # the environment's name for the file
+# The environment variable that holds the path of the locked file.
+PARENT_LOCK_ENV = "SEMISCALE_LIFELINE"
 
 
 @contextmanager
 def hold_parent_lock(path: Path) -> Iterator[None]:
-    """Keep the stages that are started meanwhile alive.
+    """Keep the stages that are started inside the block alive.
 
-    Ctrl-C and SIGTERM let go of them at once, because kfp.local waits for those that run, and end when they have; the
-    KeyboardInterrupt says by its argument which of the two it was.
+    Ctrl-C and SIGTERM release the lock at once, because kfp.local waits for the stages that run. The block ends after
+    they have ended. The argument of the KeyboardInterrupt is the number of the signal.
     """
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
-        def let_go(number: int, frame: FrameType | None) -> None:
+        def release_lock(number: int, frame: FrameType | None) -> None:
             fcntl.flock(file, fcntl.LOCK_UN)
             raise KeyboardInterrupt(number)
 
         os.environ[PARENT_LOCK_ENV] = str(path)
-        before = {number: signal.signal(number, let_go) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, release_lock) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         except KeyboardInterrupt:
-            fcntl.flock(file, fcntl.LOCK_EX)  # all stages share the lock by now, until their last moment
+            # Each stage shares the lock until it ends, so this waits for all of them.
+            fcntl.flock(file, fcntl.LOCK_EX)
             raise
         finally:
             for number, handler in before.items():
@@ -45,13 +47,14 @@ def hold_parent_lock(path: Path) -> Iterator[None]:
 
 
 def exit_with_parent() -> None:
-    """Have this process told to stop (SIGTERM) when the run that started it is over; does nothing without a run."""
+    """Send SIGTERM to this process when the run that started it ends."""
     if path := os.environ.get(PARENT_LOCK_ENV):
-        threading.Thread(target=_stop_at_the_end, args=(path,), daemon=True, name="lifeline").start()
+        threading.Thread(target=_stop_when_released, args=(path,), daemon=True, name="parent lock").start()
 
 
-def _stop_at_the_end(path: str) -> None:
-    with suppress(FileNotFoundError), Path(path).open() as file:  # gone with a run that ended before we looked
+def _stop_when_released(path: str) -> None:
+    # The file is missing if the run has ended already.
+    with suppress(FileNotFoundError), Path(path).open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait()

@@ -1,6 +1,6 @@
-"""Work done ahead by threads: hides a store's latency from whoever reads one thing after the other.
+"""Prefetch results in daemon threads, to hide the latency of a store.
 
-The threads are daemons: a store that does not answer holds up no process that is told to stop.
+The threads are daemons, so a store that does not answer does not delay the end of the process.
 """
 
 import threading
@@ -17,42 +17,53 @@ Task = Callable[[], None]
 
 
 def run_in_thread(work: Callable[[], Result]) -> Future[Result]:
-    """Begin work in a thread of its own."""
+    """Start work in a thread of its own, and return its future."""
     future: Future[Result] = Future()
-    threading.Thread(target=_complete, args=(work, future), daemon=True, name="ahead").start()
+    threading.Thread(target=_complete, args=(work, future), daemon=True, name="prefetch").start()
     return future
 
 
 def map_prefetched(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Generator[Result]:
-    """Yield `work(item)` of every item, in order, `at_once` of them under way. Raises what `work` raises, in its place.
+    """Yield `work(item)` of every item in order, while threads compute the next ones.
 
-    Memory: `at_once` results. Threads: as many, until the last item or until this iterator is closed.
+    An error of `work` is raised in the place of its result.
+
+    Args:
+        work: Function that is called in a thread.
+        items: Items, read as they are needed.
+        at_once: Number of results in progress, and of threads.
+
+    Cost:
+        Memory for `at_once` results. The threads end after the last item, or when this iterator is closed.
     """
     tasks: SimpleQueue[Task | None] = SimpleQueue()
-    under_way: deque[Future[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     threads = 0
     try:
         for item in items:
-            under_way.append(_submit(tasks, work, item))
+            pending.append(_submit(tasks, work, item))
             if threads < at_once:
-                threading.Thread(target=_worker, args=(tasks,), daemon=True, name="ahead").start()
+                threading.Thread(target=_worker, args=(tasks,), daemon=True, name="prefetch").start()
                 threads += 1
-            if len(under_way) == at_once:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            if len(pending) == at_once:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        for future in under_way:
+        for future in pending:
             future.cancel()
         for _ in range(threads):
             tasks.put(None)
 
 
 def prefetch_one(items: Generator[Item]) -> Generator[Item]:
-    """Yield what a generator makes; while one item is worked on, a thread of its own makes the next.
+    """Yield the items of a generator, while a thread makes the next one.
 
-    Raises what making one raises, in its place. Memory: the item that is worked on, one that is ready, and the one that
-    is being made. When this iterator is closed, the generator is closed too, as soon as it has made an item.
+    An error of the generator is raised in the place of its item. When this iterator is closed, the generator is closed
+    after the item that it is making.
+
+    Cost:
+        Memory for three items: one in use, one that is ready and one in the making.
     """
     ready: Queue[Future[Item] | None] = Queue(1)
     stop = threading.Event()
@@ -66,13 +77,14 @@ def prefetch_one(items: Generator[Item]) -> Generator[Item]:
                 if made.exception():
                     return
 
-    threading.Thread(target=make, daemon=True, name="ahead").start()
+    threading.Thread(target=make, daemon=True, name="prefetch").start()
     try:
         while made := ready.get():
             yield made.result()
     finally:
         stop.set()
-        while not ready.empty():  # it may be waiting for a place
+        # The thread may wait for a place in the queue.
+        while not ready.empty():
             ready.get_nowait()
 
 
@@ -92,5 +104,5 @@ def _complete(work: Callable[[], Result], future: Future[Result]) -> None:
         return
     try:
         future.set_result(work())
-    except BaseException as error:  # noqa: BLE001 - handed to the thread that asks for the result, which raises it
+    except BaseException as error:  # noqa: BLE001 - `result` raises it in the thread that asks
         future.set_exception(error)

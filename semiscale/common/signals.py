@@ -1,4 +1,4 @@
-"""SIGTERM: how a pod is told to stop, some seconds before it is killed."""
+"""Handle SIGTERM, by which a platform stops a pod shortly before it kills it."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -9,30 +9,29 @@ from semiscale.common.errors import SemiscaleError
 
 
 class TerminatedError(SemiscaleError):
-    """The process was told to stop. What was finished is kept."""
+    """SIGTERM stopped the process. Finished work is kept."""
 
     exit_code = 128 + signal.SIGTERM
 
 
 class GracefulStop:
-    """Whether this process was told to stop.
+    """Turns SIGTERM into TerminatedError.
 
-    Raises TerminatedError in the main thread at once, or, while the work is `held`, leaves it to the work to ask
-    `asked` at a
-    moment that suits it, and to call `stop`.
+    The error is raised in the main thread at once. Inside `deferred`, the work checks `asked` itself and calls
+    `raise_now` when it is ready to stop.
     """
 
     def __init__(self) -> None:
-        self.asked = self._held = False
+        self.asked = self._is_deferred = False
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let the work ask by itself."""
-        self._held = True
+        """Leave it to the work to check `asked`."""
+        self._is_deferred = True
         try:
             yield
         finally:
-            self._held = False
+            self._is_deferred = False
 
     def raise_now(self) -> None:
         """Raise TerminatedError."""
@@ -43,16 +42,20 @@ class GracefulStop:
     def handle_signal(self, number: int, frame: FrameType | None) -> None:
         """Handle the signal."""
         self.asked = True
-        if not self._held:
+        if not self._is_deferred:
             self.raise_now()
 
 
 @contextmanager
 def sigterm_handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have SIGTERM handled for the time of the block: the first process of a container would not hear of it else."""
+    """Handle SIGTERM inside the block.
+
+    The first process of a container ignores SIGTERM without a handler.
+    """
     try:
         before = signal.signal(signal.SIGTERM, handler)
-    except ValueError:  # not the main thread: a test or a notebook, which has its own way to stop
+    # Only the main thread can set a handler. Tests and notebooks stop their work in another way.
+    except ValueError:
         yield
         return
     try:

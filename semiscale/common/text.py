@@ -1,5 +1,4 @@
-"""What is said to people holds what data and libraries put in it: here it becomes one line that a terminal and a log
-can be given, without credentials."""
+"""Make text safe to print: one line, printable, and without credentials."""
 
 import re
 import reprlib

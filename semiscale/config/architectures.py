@@ -1,4 +1,4 @@
-"""Check that the networks of a run see the samples that the run has."""
+"""Check that the networks of a run accept the samples that it has."""
 
 from semiscale.common.errors import InvalidInputError
 from semiscale.config.run_parameters import RunParameters

@@ -1,7 +1,7 @@
-"""The hardware that a run asks for: the `hardware` section of the run file, and nowhere else.
+"""Define the `hardware` section of the run file.
 
-It is applied when the pipeline is compiled; the stages themselves never ask what they run on. The defaults fit the
-paper's models on one GPU a pod: a pod's CPUs decode for its GPU.
+It is applied when the pipeline is compiled. The defaults fit the paper's models on one GPU a pod, whose CPUs decode
+for that GPU.
 """
 
 from typing import Annotated, Literal

@@ -1,8 +1,4 @@
-"""The run file: every parameter of a run, with the paper's values as defaults.
-
-Its keys are the pipeline's parameters, one to one, and `hardware`; a test holds the two together. What the paper
-states carries the section; what it leaves open says so.
-"""
+"""Read YAML files of keys and values."""
 
 from pathlib import Path
 from typing import Any

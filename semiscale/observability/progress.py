@@ -1,7 +1,7 @@
-"""Says how far long work is: one line every few seconds, as text for people, as JSON where a machine reads the log.
+"""Log the progress of long work as text or as JSON.
 
-`SEMISCALE_LOG` chooses `plain` or `json`; unset, lines are JSON where standard output is not a terminal. The latest
-Progress of a process is also what its object in the workdir (tasks.py) and its metrics (metrics.py) tell.
+`SEMISCALE_LOG` selects `plain` or `json`. By default lines are JSON where standard output is not a terminal. The status
+object of a task and its metrics also show the latest Progress of the process.
 """
 
 import json

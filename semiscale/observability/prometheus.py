@@ -1,8 +1,7 @@
-"""What a task tells Prometheus, on the port that SEMISCALE_METRICS_PORT names; without it nothing listens.
+"""Serve the metrics of a task to Prometheus on SEMISCALE_METRICS_PORT.
 
-Every stage offers the same few metrics from its first moment: that it is at work and for how long, and, as soon as it
-counts something, how far it is and where its time goes. `manifests/grafana/dashboard.json` draws them. They are read at
-each scrape from the latest Progress, so that counting costs the work nothing.
+Without that variable nothing listens. Metrics are read from the latest Progress at each scrape, so counting costs the
+work nothing. `manifests/grafana/dashboard.json` draws them.
 """
 
 import os

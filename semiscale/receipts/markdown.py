@@ -1,4 +1,4 @@
-"""What a stage did, in a few lines of Markdown and in named numbers: what the Kubeflow UI shows beside the stage."""
+"""Summarize receipts as Markdown and as named numbers for the Kubeflow UI."""
 
 from collections.abc import Iterable, Sequence
 from functools import singledispatch

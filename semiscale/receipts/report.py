@@ -1,8 +1,4 @@
-"""Receipts: the small JSON documents that stages hand to each other.
-
-A receipt names what a stage left in the workdir, counts it, and says what was skipped and why. It is written last: what
-has a receipt is whole. `digest` identifies the work by its inputs, so equal work is found instead of repeated.
-"""
+"""Define the receipt of the report."""
 
 from semiscale.receipts.base import Receipt
 

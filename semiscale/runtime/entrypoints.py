@@ -1,7 +1,6 @@
-"""What every stage shares: a config that knows its digest, finished work that is found, and the ways in.
+"""Run stages from a shell, from a kfp component, or as a task of a run.
 
-A stage is a function `stage(config) -> Receipt`. It is called from a test or a notebook as it is, from a shell by
-`command_line`, and from a kfp component by `in_component`.
+A stage is a function `stage(config) -> Receipt`.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""How wide a fan-out is: as many pods as the work that is left keeps busy.
+"""Choose how many pods the remaining work keeps busy.
 
-Where nodes come and go with the pods, one that finds nothing to do still costs minutes of a node, perhaps with a GPU;
-so a quiet round starts one. The width saves that and decides nothing else: pods share their work by claims, and one pod
-alone does all of it and leaves the same bytes. It is never 0, as a loop over nothing fails.
+A pod without work still costs minutes of a node, so a round without new work starts one pod. The number changes no
+result, because pods share their work by leases. It is never 0, because a loop over nothing fails in Kubeflow.
 """
 
 import time

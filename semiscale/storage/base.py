@@ -1,4 +1,4 @@
-"""What a place for bytes can do, and what the stores share."""
+"""Define the interface of a store and the code that all stores share."""
 
 import io
 from collections.abc import Iterator

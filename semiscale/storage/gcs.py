@@ -1,4 +1,7 @@
-"""Google Cloud Storage through `google-cloud-storage`. `STORAGE_EMULATOR_HOST` points it at an emulator."""
+"""Store objects in Google Cloud Storage.
+
+`STORAGE_EMULATOR_HOST` selects an emulator.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,9 +1,9 @@
-"""Claims: how any number of pods, joining and dying at any time, share the work without a coordinator.
+"""Share work among pods by leases, without a coordinator.
 
-A claim is a small object, created on the condition that there is none. Its holder renews it while its work advances;
-one that has not been renewed for LEASE_S is void, and whoever creates the next number holds the work. So a pod that is
-dead loses its work after LEASE_S, one that hangs, in a read or on its device, after STALLED_S more. A claim only saves
-work: two pods that do it at once, because one of them was slow or woke up again, leave the same bytes.
+A lease is a small object, created on the condition that there is none. Its holder renews it while its work advances.
+A lease that was not renewed for LEASE_DURATION_S is void, and the pod that creates the next number holds the work.
+The work of a dead pod is free after LEASE_DURATION_S. The work of a pod that hangs is free after STALL_TIMEOUT_S more.
+A lease only saves work. Two pods that do the same work write the same bytes.
 """
 
 import json
@@ -17,36 +17,39 @@ from contextlib import contextmanager, suppress
 from semiscale import storage
 from semiscale.common.errors import SemiscaleError
 
-LEASE_DURATION_S = 120.0  # a pod that has been silent for so long is taken for dead; clocks may differ by half of it
+# A pod that is silent for this time counts as dead. Clocks may differ by half of it.
+LEASE_DURATION_S = 120.0
 RENEW_INTERVAL_S = LEASE_DURATION_S / 6
-MAX_CONCURRENT_READS = 32  # claims read at once: hides an object store's latency
+# Leases that are read at the same time, to hide the latency of an object store.
+MAX_CONCURRENT_READS = 32
 # A pod whose work has not advanced for so long is taken for hung. Compiling a large network takes minutes, and so does
 # one batch of the largest on a slow core.
 STALL_TIMEOUT_S = 600.0
 
 
 class LeaseManager:
-    """One pod's claims on the shards and units of one folder of scores."""
+    """Holds the leases of one pod in one folder."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._holder = uuid.uuid4().hex
         self._held: set[str] = set()
-        self._lock = threading.Lock()  # of what is held, and while a claim is renewed: it is not given back meanwhile
+        # Guards the held leases, and keeps a lease from being deleted while it is renewed.
+        self._lock = threading.Lock()
         self._renewing = False
         self._seen: dict[str, tuple[str, float]] = {}
         self.heartbeat()
 
     def heartbeat(self) -> None:
-        """Say that the work this pod holds goes on: without, its claims are renewed no longer than STALLED_S."""
+        """Record progress. Without it, leases are not renewed after STALL_TIMEOUT_S."""
         self._advanced = time.monotonic()
 
     @contextmanager
     def lease(self, work: str) -> Iterator[bool]:
-        """Hold a shard or a unit for the length of a `with`; yields False where another pod holds it.
+        """Hold a lease inside the block, and yield False if another pod holds it.
 
-        The claim is renewed, while the work advances, by the thread of all this pod's claims, and given back at the
-        end, so that the next pod need not wait.
+        One thread renews all leases of this pod while the work advances. The lease is deleted at the end, so that the
+        next pod does not wait.
         """
         uri = self._next(work)
         if uri is None:
@@ -67,9 +70,12 @@ class LeaseManager:
                 storage.delete(uri)
 
     def active(self) -> set[str]:
-        """Return the work that any pod holds: one listing, which is a request for every thousand claims.
+        """Return the work that any pod holds.
 
-        A claim is read when it is first seen; one that has changed since was renewed, and holds for as long again.
+        A lease is read when it is first seen. A lease that changed since then was renewed for a full duration.
+
+        Cost:
+            One listing, which is a request for every thousand leases.
         """
         now = time.time()
         found = list(storage.list_objects(storage.join(self._folder, "claims")))
@@ -79,14 +85,14 @@ class LeaseManager:
         return {uri.split("/")[-2] for uri, (_, until) in self._seen.items() if until > now}
 
     def _holds_until(self, entry: storage.ObjectInfo, now: float) -> float:
-        """Return until when a claim holds: no longer than a lease from now, whatever its holder's clock said."""
+        """Return when a lease ends: at most LEASE_DURATION_S from now, for any clock."""
         version, until = self._seen.get(entry.uri, ("", 0.0))
         if not version:
             return min(self._read(entry.uri)[1], now + LEASE_DURATION_S)
         return until if version == entry.version else now + LEASE_DURATION_S
 
     def _next(self, work: str) -> str | None:
-        """Return the URI of the next claim after those that are void; None where a claim is valid."""
+        """Return the URI of the next lease, or None if one is valid."""
         folder = storage.join(self._folder, "claims", work)
         *_, latest = [None, *storage.list_objects(folder)]
         if latest and self._holds_until(latest, time.time()) > time.time():
@@ -95,9 +101,9 @@ class LeaseManager:
         return storage.join(folder, f"{number:06}")
 
     def _create(self, uri: str) -> bool:
-        """Create a claim; whoever creates it first has it."""
+        """Create a lease, and return whether this process was the first."""
         claim = self._content(time.time() + LEASE_DURATION_S)
-        # If the answer to a write is lost, the client writes again and is told that there is a claim: this one.
+        # If the answer to a write is lost, the client writes again and finds this lease.
         return storage.write_bytes(uri, claim, if_absent=True) or self._read(uri)[0] == self._holder
 
     def _claim(self, work: str) -> str | None:
@@ -107,7 +113,7 @@ class LeaseManager:
 
     @staticmethod
     def _read(uri: str) -> tuple[str, float]:
-        """Return who holds a claim and until when; nobody where it was given back."""
+        """Return the holder of a lease and its end. A deleted lease has no holder."""
         data = storage.read_or_none(uri)
         claim = json.loads(data or b'{"holder": "", "until": 0}')
         return claim["holder"], float(claim["until"])
@@ -117,10 +123,10 @@ class LeaseManager:
             self._held.add(uri)
             if not self._renewing:
                 self._renewing = True
-                threading.Thread(target=self._renew, daemon=True, name="claims").start()
+                threading.Thread(target=self._renew, daemon=True, name="leases").start()
 
     def _renew(self) -> None:
-        """Renew what is held, one claim after the other, until nothing is."""
+        """Renew all held leases in turn, until none is held."""
         while True:
             time.sleep(RENEW_INTERVAL_S)
             with self._lock:
@@ -130,7 +136,7 @@ class LeaseManager:
             if time.monotonic() - self._advanced > STALL_TIMEOUT_S:
                 continue
             for uri in held:
-                # A claim that is not renewed costs another pod's work at most; what fails the work itself will say so.
+                # A failed renewal costs at most repeated work. The work itself reports a store that fails.
                 with self._lock, suppress(OSError, SemiscaleError):
                     if uri in self._held:
                         self._write(uri, until=time.time() + LEASE_DURATION_S)

@@ -1,4 +1,4 @@
-"""The local disk."""
+"""Store objects on the local disk."""
 
 import errno
 import fcntl

@@ -1,4 +1,7 @@
-"""A Parquet file over any store, one ranged request a row group: what lets a reader stop after the rows it needs."""
+"""Read the row groups of a Parquet file with one ranged request each.
+
+A reader can stop after the rows that it needs.
+"""
 
 import io
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""Amazon S3 and what speaks its protocol, through boto3. `AWS_ENDPOINT_URL` points it at MinIO or a test server."""
+"""Store objects in Amazon S3 and compatible stores through boto3.
+
+`AWS_ENDPOINT_URL` selects MinIO or a test server.
+"""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""Reading ahead: the same bytes in the same order, a bounded number at a time, and no wait for latency."""
+"""Test that prefetching keeps bytes and order, is bounded, and hides latency."""
 
 import threading
 import time
@@ -23,9 +23,9 @@ from tests.support import pictures
 
 
 def waits_for_no_more_threads() -> None:
-    """Return when the threads that read ahead have ended."""
+    """Wait until the prefetching threads have ended."""
     until = time.monotonic() + 60
-    while any(thread.name == "ahead" for thread in threading.enumerate()):
+    while any(thread.name == "prefetch" for thread in threading.enumerate()):
         assert time.monotonic() < until
         time.sleep(0.01)
 
