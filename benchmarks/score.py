@@ -43,6 +43,7 @@ from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields
 from semiscale.data.transforms import Batch, center_crop
 from semiscale.models import checkpoint_io
+from semiscale.models.execution_mode import DEFAULT_SCORING_MODE
 from semiscale.receipts.base import Receipt
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.train import TrainReceipt
@@ -309,7 +310,7 @@ def called_in_turn(checkpoint: str, case: Case) -> Callable[[Batch], Best]:
         on_gpu = scoring.GpuScorer(model, case.preprocessing, KEPT, device, str(Path(checkpoint).parent))
         return lambda images_BHWC: on_gpu.submit(images_BHWC)()
     scorer = scoring.ScoringModule(model, case.preprocessing, KEPT, bf16=False).eval()
-    scorer.set_memory_format(torch.channels_last)
+    scorer.set_memory_format(DEFAULT_SCORING_MODE)
 
     @torch.inference_mode()
     def best(images_BHWC: Batch) -> Best:

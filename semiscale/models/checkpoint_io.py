@@ -24,7 +24,6 @@ from semiscale.models.networks import build_model
 __all__ = [
     "CheckpointMetadata",
     "build_model",
-    "channels_last_format",
     "configure_torch",
     "default_device",
     "load_model",
@@ -67,12 +66,6 @@ def mean_std_tensors(preprocessing: Preprocessing, to: torch.device) -> tuple[Te
     """Return mean and deviation of the channels, to be taken from images or clips whose channels are first."""
     shape = (3, 1, 1, 1) if preprocessing.frames else (3, 1, 1)
     return tuple(torch.tensor(one, device=to).view(shape) for one in (preprocessing.mean, preprocessing.std))  # type: ignore[return-value]
-
-
-def channels_last_format(model: nn.Module) -> torch.memory_format:
-    """Return the memory format in which a network's channels are last: that of images, or of clips."""
-    sees_clips = any(parameter.dim() == 5 for parameter in model.parameters())
-    return torch.channels_last_3d if sees_clips else torch.channels_last
 
 
 def save_model(model: nn.Module, description: CheckpointMetadata, folder: str) -> str:

@@ -11,7 +11,6 @@ batches are of one size, and no algorithm is chosen by timing or adds in changin
 photographs in other batches and other processes. Across types of cards, or CPUs, they differ in the last bits.
 """
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,16 +22,16 @@ from semiscale.common.errors import SemiscaleError
 from semiscale.data import eval_transforms
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.transforms import Batch
-from semiscale.models import checkpoint_io
-from semiscale.models.execution_mode import ExecutionMode, load_or_decide
-from semiscale.observability.progress import log_info
+from semiscale.models import checkpoint_io, execution_mode
+from semiscale.models.execution_mode import DEFAULT_SCORING_MODE, ExecutionMode, load_or_decide
 
 Best = tuple[Tensor, Tensor]  # labels_BP, scores_BP
 CPU_BATCH = 16  # its activations stay near the core
 CPU_BATCH_OF_TINY = 128  # images of up to TINY pixels a side: calling the layers costs as much as they do
 TINY_RESOLUTION = 64
 GPU_BATCH = 256
-TIMED_BATCHES = 4  # batches that each memory format is timed on, after one that does not count
+# Batches that each execution mode is timed on.
+WARMUP_BATCHES, TIMED_BATCHES = 1, 4
 
 
 def top_class_log_odds(logits_BC: Tensor, classes: int) -> Best:
@@ -86,8 +85,7 @@ class ScoringModule(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self._preprocessing, self._kept, self._bf16 = preprocessing, kept, bf16
-        self.layouts = (checkpoint_io.channels_last_format(model), torch.contiguous_format)
-        self.layout = self.layouts[0]
+        self.memory_format = DEFAULT_SCORING_MODE.model_memory_format(model)
 
     def forward(self, images_BHWC: Tensor) -> Best:
         pixels_BCHW = checkpoint_io.to_channels_first(images_BHWC, self._preprocessing).float()
@@ -95,70 +93,45 @@ class ScoringModule(nn.Module):
         if self._preprocessing.frames:  # clips_BVCTHW
             images_BCHW = images_BCHW.flatten(0, 1)
         with torch.autocast(images_BHWC.device.type, torch.bfloat16, enabled=self._bf16):
-            logits_BC = self.model(images_BCHW.contiguous(memory_format=self.layout))
+            logits_BC = self.model(images_BCHW.contiguous(memory_format=self.memory_format))
         if self._preprocessing.frames:
             return top_class_mean_log_odds(logits_BC.unflatten(0, images_BHWC.shape[:2]), self._kept)
         return top_class_log_odds(logits_BC, self._kept)
 
-    def set_memory_format(self, layout: torch.memory_format) -> None:
-        """Keep weights and activations in a memory format."""
-        self.layout = layout
-        self.model.to(memory_format=layout)
+    def set_memory_format(self, mode: ExecutionMode) -> None:
+        """Keep weights and activations in the memory format of a mode."""
+        self.memory_format = mode.model_memory_format(self.model)
+        mode.set_memory_format(self.model)
 
 
-def autotune_memory_format(scorer: ScoringModule, images_BHWC: Tensor, wait: Callable[[], None] = lambda: None) -> int:
-    """Return which of the scorer's memory formats the network is faster in on a batch, by trying.
-
-    channels_last suits tensor cores, but was measured to halve the speed of some grouped convolutions. `wait` returns
-    when the device has nothing left to do.
-    """
-    seconds = []
-    for layout in scorer.layouts:
-        scorer.set_memory_format(layout)
-        scorer(images_BHWC)
-        wait()
-        started = time.monotonic()
-        for _ in range(TIMED_BATCHES):
-            scorer(images_BHWC)
-        wait()
-        seconds.append(time.monotonic() - started)
-    return seconds.index(min(seconds))
+def time_scoring(scorer: ScoringModule, images_BHWC: Tensor, mode: ExecutionMode) -> float:
+    """Return the seconds of one batch. The scorer is left in the memory format of the mode."""
+    scorer.set_memory_format(mode)
+    network = torch.compile(scorer) if mode.compiled else scorer
+    return execution_mode.time_calls(lambda: network(images_BHWC), images_BHWC.device, WARMUP_BATCHES, TIMED_BATCHES)
 
 
-def try_compile(scorer: nn.Module, images_BHWC: Tensor) -> tuple[nn.Module, str]:
-    """Compile, and run once to see that it works; returns the network as it came and why, where it does not: an image
-    without a C compiler, for one, cannot."""
-    faster: nn.Module = torch.compile(scorer)  # type: ignore[assignment]
-    try:
-        faster(images_BHWC)
-    except Exception as error:  # noqa: BLE001 - whatever a compiler may raise; the same network runs without it
-        return scorer, str(error).strip().splitlines()[0]
-    return faster, ""
+def autotune(scorer: ScoringModule, images_BHWC: Tensor, on: str) -> ExecutionMode:
+    """Choose a mode by timing a batch. Every network that compiles is compiled."""
+    return execution_mode.autotune(
+        "score", f"a batch of {len(images_BHWC)}", lambda mode: time_scoring(scorer, images_BHWC, mode), on=on
+    )
 
 
-def autotune(
-    scorer: ScoringModule, images_BHWC: Tensor, on: str, wait: Callable[[], None] = lambda: None
-) -> ExecutionMode:
-    """Decide how a network is to run, by trying on a batch."""
-    layout = autotune_memory_format(scorer, images_BHWC, wait)
-    scorer.set_memory_format(scorer.layouts[layout])
-    why_not = try_compile(scorer, images_BHWC)[1]
-    if why_not:
-        log_info("score", f"not compiled, slower: {why_not}")
-    return ExecutionMode(layout=layout, compiled=not why_not, on=on)
-
-
-def apply_mode(decision: ExecutionMode, scorer: ScoringModule, images_BHWC: Tensor) -> nn.Module:
+def apply_mode(mode: ExecutionMode, scorer: ScoringModule, images_BHWC: Tensor) -> nn.Module:
     """Return the network as it was decided to run. Raises SemiscaleError where it cannot be compiled here."""
-    scorer.set_memory_format(scorer.layouts[decision.layout])
-    if not decision.compiled:
+    scorer.set_memory_format(mode)
+    if not mode.compiled:
         return scorer
-    network, why_not = try_compile(scorer, images_BHWC)
-    if why_not:
+    network: nn.Module = torch.compile(scorer)  # type: ignore[assignment]
+    try:
+        network(images_BHWC)
+    # A compiler may raise any error, for example if the image has no C compiler.
+    except Exception as error:
         raise SemiscaleError(
-            f"this run's scores are of a compiled network, and this pod cannot compile it: {why_not}; run all pods in "
-            "the same image"
-        )
+            "this run's scores are of a compiled network, and this pod cannot compile it: "
+            f"{execution_mode.first_line(error)}; run all pods in the same image"
+        ) from error
     return network
 
 
@@ -179,7 +152,7 @@ class CpuScorer:
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int) -> None:
         self._scorer = ScoringModule(model, preprocessing, kept, bf16=False).eval()
-        self._scorer.set_memory_format(self._scorer.layouts[0])
+        self._scorer.set_memory_format(DEFAULT_SCORING_MODE)
         self.batch_size, self.in_flight = batch_size_and_depth(torch.device("cpu"), preprocessing)
         self._pool = ThreadPoolExecutor(intra_op_threads(), "forward", torch.set_num_threads, (1,))
 
@@ -208,8 +181,8 @@ class GpuScorer:
         )
         with torch.inference_mode():
             card = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-            decision = load_or_decide(folder, card, lambda: autotune(scorer, blank_BHWC, card, torch.cuda.synchronize))
-            self._scorer = apply_mode(decision, scorer, blank_BHWC)
+            mode = load_or_decide(folder, card, lambda: autotune(scorer, blank_BHWC, card))
+            self._scorer = apply_mode(mode, scorer, blank_BHWC)
 
     @torch.inference_mode()
     def submit(self, images_BHWC: Batch) -> Callable[[], Best]:

@@ -19,8 +19,8 @@ from semiscale.data.labeled import LabeledShard, load_packed_shards, load_split
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields
 from semiscale.evaluation.inference import EvalLoader, predict_logits, topk_correct
-from semiscale.models import checkpoint_io, networks, training_execution_mode
-from semiscale.models.training_execution_mode import TrainingExecutionMode
+from semiscale.models import checkpoint_io, execution_mode, networks
+from semiscale.models.execution_mode import ExecutionMode
 from semiscale.observability.progress import log_info
 from semiscale.receipts.pack import PackReceipt
 from semiscale.receipts.plan import PlanReceipt
@@ -173,7 +173,7 @@ class Trainer:
         self._bad_step = torch.zeros((), dtype=torch.int64, device=self._device)
         self._bad_loss = torch.zeros((), device=self._device)
         self._recent: deque[_StepRecord] = deque(maxlen=max(FINITE_CHECK_INTERVAL.values()))
-        self._manner = TrainingExecutionMode()
+        self._mode = execution_mode.DEFAULT_TRAINING_MODE
         self._waiting = data_stall_timer(self._device)
         self._open = False  # whether the curve's last point lacks its validation, which was stopped
         self.curve: list[CurvePoint] = []
@@ -282,7 +282,7 @@ class Trainer:
         if self._device.type == "cpu":
             return loss.training_loss(self._network, images_BCHW, labels_B, self._recipe, seed)
         with torch.autocast("cuda", torch.bfloat16):
-            images_BCHW = training_execution_mode.to_memory_format(images_BCHW, self._manner)
+            images_BCHW = self._mode.to_memory_format(images_BCHW)
             return loss.training_loss(self._network, images_BCHW, labels_B, self._recipe, seed)
 
     def _no_sync(self) -> AbstractContextManager[None]:
@@ -310,12 +310,12 @@ class Trainer:
     def _wrap_model(self, done: int) -> nn.Module:
         """Return the network as it is run on this device, its gradients averaged over the ranks."""
         if self._device.type == "cuda":
-            self._manner = self._choose_execution_mode(done)
+            self._mode = self._choose_execution_mode(done)
         if self._average:
-            self._manner.set_memory_format(self._average.model)
-        return self._manner.wrap(self._model, self._ranks.ddp_wrapper())
+            self._mode.set_memory_format(self._average.model)
+        return self._mode.wrap(self._model, self._ranks.ddp_wrapper())
 
-    def _choose_execution_mode(self, done: int) -> TrainingExecutionMode:
+    def _choose_execution_mode(self, done: int) -> ExecutionMode:
         """Let rank 0 say how all run the network: gradients in different memory formats could not be averaged."""
         parts = split_microbatches(
             math.ceil(self._config.batch_size / self._ranks.count), self._config.device_batch_size
@@ -325,10 +325,10 @@ class Trainer:
         averaging = self._ranks.ddp_wrapper(of_the_first=True)
         found = None
         if self._ranks.is_main:
-            found = training_execution_mode.autotune_training(
+            found = execution_mode.autotune_training(
                 self._model, images_BCHW, (self._steps - done) * len(parts), averaging
             )
-        return cast(TrainingExecutionMode, self._ranks.broadcast_from_main(found))
+        return cast(ExecutionMode, self._ranks.broadcast_from_main(found))
 
     def _add_curve_point(self, step: int, rate: float, loss: float) -> None:
         images = step * self._config.batch_size

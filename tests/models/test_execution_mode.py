@@ -10,8 +10,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from semiscale.models import checkpoint_io, training_execution_mode
-from semiscale.models.training_execution_mode import TrainingExecutionMode
+from semiscale.models import checkpoint_io, execution_mode
+from semiscale.models.execution_mode import CONTIGUOUS, ExecutionMode
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.distributed import DistributedContext, distributed_context_from_env
 from semiscale.stages.train.trainer import Trainer
@@ -33,7 +33,7 @@ def test_what_is_compiled_is_timed_and_taken_where_it_pays(capsys: pytest.Captur
     model = small()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     images_BCHW = torch.rand(4, 3, 8, 8)
-    assert not training_execution_mode.autotune_training(model, images_BCHW, 1, ALONE).compiled, (
+    assert not execution_mode.autotune_training(model, images_BCHW, 1, ALONE).compiled, (
         "a step cannot win back a compilation"
     )
     (line,) = capsys.readouterr().out.splitlines()
@@ -65,7 +65,7 @@ def gradients() -> tuple[bool, list[list[float]]]:
         first = ranks.ddp_wrapper(of_the_first=True)
         if ranks.is_main:  # the others do not take part, and nobody waits for them
             F.cross_entropy(first(small())(images(2)), torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
-        network = TrainingExecutionMode(compiled=True).wrap(small(), ranks.ddp_wrapper())
+        network = ExecutionMode(layout=CONTIGUOUS, compiled=True, on="").wrap(small(), ranks.ddp_wrapper())
         inner = getattr(network, "_orig_mod", network)
         images_BCHW, labels_B = images(8)[ranks.batch_slice(8)], torch.arange(8)[ranks.batch_slice(8)] % 5
         with network.no_sync():  # type: ignore[operator]
