@@ -42,7 +42,8 @@ from semiscale.data.labeled import LabeledSplit
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields
 from semiscale.data.transforms import Batch, center_crop
-from semiscale.models import checkpoint_io
+from semiscale.models import checkpoint_io, networks
+from semiscale.models.checkpoint_metadata import CheckpointMetadata
 from semiscale.models.execution_mode import DEFAULT_SCORING_MODE
 from semiscale.receipts.base import Receipt
 from semiscale.receipts.plan import PlanReceipt
@@ -146,7 +147,7 @@ class Bench:
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
         torch.manual_seed(0)
-        description = checkpoint_io.CheckpointMetadata(
+        description = CheckpointMetadata(
             architecture=self.case.architecture,
             classes=[str(number) for number in range(CLASSES)],
             preprocessing=self.case.preprocessing,
@@ -154,7 +155,7 @@ class Bench:
             digest="0",
         )
         checkpoint = checkpoint_io.save_model(
-            checkpoint_io.build_model(self.case.architecture, CLASSES), description, str(self._folder)
+            networks.build_model(self.case.architecture, CLASSES), description, str(self._folder)
         )
         (self._folder / "checkpoint").write_text(checkpoint)
 

@@ -140,7 +140,7 @@ def bench_training(options: argparse.Namespace) -> Any:
     """Our training of one network, ready to step."""
     import torch
 
-    from semiscale.models import checkpoint_io
+    from semiscale.models import checkpoint_io, networks
     from semiscale.stages.train.config import TrainConfig
     from semiscale.stages.train.distributed import DistributedContext
     from semiscale.stages.train.trainer import Trainer
@@ -152,7 +152,7 @@ def bench_training(options: argparse.Namespace) -> Any:
         batch_size=options.batch_size, device_batch_size=options.device_batch_size, resolution=options.resolution,
         augmentation="crop-flip",
     )  # fmt: skip
-    model = checkpoint_io.build_model(options.architecture, CLASSES).to(checkpoint_io.default_device())
+    model = networks.build_model(options.architecture, CLASSES).to(checkpoint_io.default_device())
     training = Trainer(config, model, None, 10**9, DistributedContext())
     training._optimizer = training._build_optimizer()
     training._network = training._wrap_model(0)

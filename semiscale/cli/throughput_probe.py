@@ -169,12 +169,12 @@ def measure_device_rates(architecture: str, resolution: int, classes: int, frame
     import torch  # seconds to import; published or stated rates do without
     from torch.nn import functional as F
 
-    from semiscale.models import checkpoint_io
+    from semiscale.models import checkpoint_io, networks
 
     checkpoint_io.configure_torch()
     device = checkpoint_io.default_device()
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    model = checkpoint_io.build_model(architecture, classes).to(device)
+    model = networks.build_model(architecture, classes).to(device)
     batch, time_axis = (1, [frames]) if frames else (BATCH, [])
     images_BCHW = torch.zeros(batch, 3, *time_axis, resolution, resolution, device=device)
     labels_B = torch.zeros(batch, dtype=torch.long, device=device)

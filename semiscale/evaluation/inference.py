@@ -20,7 +20,7 @@ from semiscale.data.labeled import LabeledSplit, load_split
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import Sample, SampleFields
 from semiscale.data.transforms import Batch
-from semiscale.models import checkpoint_io
+from semiscale.models import normalization
 
 BATCH = 256
 DECODE_CHUNK = 4  # images that a thread is handed at a time; of videos one
@@ -106,7 +106,7 @@ def predict_logits(
         with closing(split.batches()) as batches:
             for one in batches:
                 parts.append(
-                    forward(model, checkpoint_io.to_normalized_batch(one, split.preprocessing, on)).float().cpu()
+                    forward(model, normalization.to_normalized_batch(one, split.preprocessing, on)).float().cpu()
                 )
                 counting(len(one))
     finally:
@@ -117,9 +117,3 @@ def predict_logits(
 def _mean_over_clips(model: nn.Module, clips_BVCTHW: Tensor) -> Tensor:
     logits_BVC: Tensor = model(clips_BVCTHW.flatten(0, 1)).float().unflatten(0, clips_BVCTHW.shape[:2])
     return logits_BVC.log_softmax(-1).logsumexp(1) - math.log(logits_BVC.shape[1])
-
-
-def topk_correct(logits_BC: Tensor, labels_B: Tensor, top: int) -> Tensor:
-    """Say for every image whether its label is among the `top` best classes: bool, one an image."""
-    best = logits_BC.topk(min(top, logits_BC.shape[1])).indices
-    return (best == labels_B[:, None]).any(1)

@@ -6,11 +6,15 @@ that are measured on the same images are resampled alike.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semiscale.receipts.evaluate import ConfusionMatrix, Interval, PairedComparison
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ECE_BINS = 15  # of the calibration error, equally wide, as in Guo et al. 2017 (arXiv:1706.04599)
 BOOTSTRAP_SAMPLES = 1000
@@ -25,9 +29,22 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.int32]
 
 
-def topk_correct(top_BR: Labels, labels_B: Labels, top: int) -> Bools:
-    """Say for every image whether its label is among the `top` best classes."""
-    return np.asarray((top_BR[:, :top] == labels_B[:, None]).any(1))
+@overload
+def topk_correct(ranked_BR: Labels, labels_B: Labels, k: int) -> Bools: ...
+@overload
+def topk_correct(ranked_BR: "Tensor", labels_B: "Tensor", k: int) -> "Tensor": ...
+def topk_correct(ranked_BR: Any, labels_B: Any, k: int) -> Any:
+    """Return for every image whether its label is among its k best classes.
+
+    Args:
+        ranked_BR: Best classes of each image, best first. R is at least k, or the number of all classes.
+        labels_B: True class of each image.
+        k: Number of classes that count as an answer.
+
+    Returns:
+        bool, one for each image, as an array or a tensor like the arguments.
+    """
+    return (ranked_BR[:, :k] == labels_B[:, None]).any(1)
 
 
 def calibration_bin_terms(right_B: Bools, probability_B: NDArray[np.float32]) -> Floats:

@@ -10,28 +10,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from semiscale import storage
 from semiscale.common import malloc
 from semiscale.common.cpu import intra_op_threads
 from semiscale.common.errors import InvalidInputError
-from semiscale.data.preprocessing import Preprocessing
-from semiscale.data.transforms import Batch
 from semiscale.models.checkpoint_metadata import CheckpointMetadata, read_metadata
 from semiscale.models.networks import build_model
-
-__all__ = [
-    "CheckpointMetadata",
-    "build_model",
-    "configure_torch",
-    "default_device",
-    "load_model",
-    "mean_std_tensors",
-    "save_model",
-    "to_channels_first",
-    "to_normalized_batch",
-]
 
 
 def default_device() -> torch.device:
@@ -48,24 +34,6 @@ def configure_torch() -> None:
     torch.set_num_threads(intra_op_threads())
     if default_device().type == "cpu":
         malloc.retain_freed_memory()
-
-
-def to_normalized_batch(images_BHWC: Batch, preprocessing: Preprocessing, to: torch.device) -> Tensor:
-    """Move a batch of uint8 pixels to a device and normalise it there: a quarter of the bytes to move."""
-    pixels_BCHW = to_channels_first(torch.from_numpy(images_BHWC).to(to, non_blocking=True), preprocessing)
-    mean, std = mean_std_tensors(preprocessing, to)
-    return (pixels_BCHW.float() / 255 - mean) / std
-
-
-def to_channels_first(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return images_BHWC as BCHW; clips, THWC behind any other axes, as CTHW."""
-    return pixels.movedim(-1, -4 if preprocessing.frames else -3)
-
-
-def mean_std_tensors(preprocessing: Preprocessing, to: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of the channels, to be taken from images or clips whose channels are first."""
-    shape = (3, 1, 1, 1) if preprocessing.frames else (3, 1, 1)
-    return tuple(torch.tensor(one, device=to).view(shape) for one in (preprocessing.mean, preprocessing.std))  # type: ignore[return-value]
 
 
 def save_model(model: nn.Module, description: CheckpointMetadata, folder: str) -> str:

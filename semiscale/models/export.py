@@ -22,6 +22,7 @@ from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.transforms import Batch, resize_short_side
 from semiscale.models import checkpoint_io
 from semiscale.models.checkpoint_metadata import CheckpointMetadata
+from semiscale.models.normalization import Normalize, to_normalized_batch
 from semiscale.storage.documents import StrictDocument
 
 Format = Literal["onnx", "torch"]
@@ -64,9 +65,7 @@ def export_model(uri: str, kind: Format, images_BHWC: Batch, folder: str) -> Exp
         pixels_BHWC = torch.from_numpy(np.ascontiguousarray(images_BHWC))
         write, run = (_write_onnx, _run_onnx) if kind == "onnx" else (_write_torch, _run_torch)
         write(_NormalizedModel(model, description.preprocessing).eval(), pixels_BHWC, described, path)
-        expected_BC = model(
-            checkpoint_io.to_normalized_batch(images_BHWC, description.preprocessing, torch.device("cpu"))
-        )
+        expected_BC = model(to_normalized_batch(images_BHWC, description.preprocessing, torch.device("cpu")))
         difference = _max_logit_difference(uri, expected_BC, images_BHWC, run(path))
         verified = described.model_copy(
             update={"verified_images": len(images_BHWC), "verified_difference": float(f"{difference:.3g}")}
@@ -82,13 +81,10 @@ class _NormalizedModel(nn.Module):
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.model, self._preprocessing = model, preprocessing
-        mean, std = checkpoint_io.mean_std_tensors(preprocessing, torch.device("cpu"))
-        self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
+        self.model, self._normalize = model, Normalize(preprocessing, torch.device("cpu"))
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
-        pixels_BCHW = checkpoint_io.to_channels_first(images_BHWC, self._preprocessing).float()
-        return cast(Tensor, self.model((pixels_BCHW / 255 - self.mean) / self.std))
+        return cast(Tensor, self.model(self._normalize(images_BHWC)))
 
 
 Run = Callable[[Batch], NDArray[np.float32]]

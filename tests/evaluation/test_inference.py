@@ -17,7 +17,7 @@ from semiscale.data.shard import SampleFields
 from semiscale.data.transforms import Batch
 from semiscale.evaluation import inference
 from semiscale.evaluation.inference import EvalLoader, predict_logits
-from semiscale.models import checkpoint_io
+from semiscale.models import networks
 from tests.common.test_prefetch import waits_for_no_more_threads
 from tests.support.pictures import photographs
 from tests.support.stages import Stages
@@ -67,7 +67,7 @@ def test_what_is_held_and_what_is_read_again_give_the_same_logits(
     stages: Stages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    model = checkpoint_io.build_model("resnet8_small", 3).train()
+    model = networks.build_model("resnet8_small", 3).train()
     held, again = (predict_logits(model, prepared(stages, monkeypatch, 7, size), CPU) for size in (1 << 30, 0))
     assert torch.equal(held, again)
     assert model.training
@@ -111,7 +111,7 @@ def test_an_image_that_cannot_be_read_any_more_is_named(
     path = tmp_path / "broken.tar"
     path.write_bytes(data)
     split._shards[3] = type(broken)(broken.shard.model_copy(update={"uri": str(path), "version": ""}), broken.labels)
-    model = checkpoint_io.build_model("resnet8_small", 3).train()
+    model = networks.build_model("resnet8_small", 3).train()
     counted: list[int] = []
     with pytest.raises(SemiscaleError, match=r"broken.tar.*: 00030: .*; it was readable when planned"):
         predict_logits(model, split, CPU, counted.append)

@@ -10,7 +10,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from semiscale.models import checkpoint_io, execution_mode
+from semiscale.models import execution_mode, networks
 from semiscale.models.execution_mode import CONTIGUOUS, ExecutionMode
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.distributed import DistributedContext, distributed_context_from_env
@@ -48,7 +48,7 @@ def test_a_step_of_sgd_is_a_handful_of_calls(tmp_path: Path) -> None:
     config = TrainConfig(
         workdir=str(tmp_path), recipe="modern", architecture="resnet50", plan="", resolution=64, augmentation="shift"
     )
-    model = checkpoint_io.build_model("resnet50", 10)
+    model = networks.build_model("resnet50", 10)
     optimizer = Trainer(config, model, None, 100, DistributedContext())._build_optimizer()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -14,8 +14,9 @@ from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.data.image_decoding import decode_image
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.transforms import center_crop
-from semiscale.models import checkpoint_io
+from semiscale.models import checkpoint_io, networks, normalization
 from semiscale.models import export as exporting
+from semiscale.models.checkpoint_metadata import CheckpointMetadata
 from semiscale.models.export import ExportMetadata, Format
 from tests.support import pictures
 from tests.support.stages import Stages
@@ -31,11 +32,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 def checkpoint(folder: Path, architecture: str = "resnet8_small") -> tuple[str, nn.Module]:
     """Save a network with fresh weights, its normalisation's statistics taken from noise; returns it with its URI."""
     torch.manual_seed(0)
-    model = checkpoint_io.build_model(architecture, len(CLASSES), PREPROCESSING.resolution)
+    model = networks.build_model(architecture, len(CLASSES), PREPROCESSING.resolution)
     model.train()
     with torch.no_grad():
         model(torch.randn(8, 3, 32, 32))
-    description = checkpoint_io.CheckpointMetadata(
+    description = CheckpointMetadata(
         architecture=architecture, classes=CLASSES, preprocessing=PREPROCESSING, recipe="teacher", digest="0"
     )
     return checkpoint_io.save_model(model, description, str(folder)), model.eval()
@@ -70,7 +71,7 @@ def test_an_exported_file_gives_the_models_logits_from_pixels(tmp_path: Path, ki
     for images_BHWC in (np.stack(cuts), np.stack(cuts[:1])):
         with torch.inference_mode():
             expected_BC = model(
-                checkpoint_io.to_normalized_batch(images_BHWC, PREPROCESSING, torch.device("cpu"))
+                normalization.to_normalized_batch(images_BHWC, PREPROCESSING, torch.device("cpu"))
             ).numpy()
         np.testing.assert_allclose(logits(path, images_BHWC), expected_BC, rtol=1e-3, atol=1e-4)
 
@@ -115,7 +116,7 @@ def test_what_one_file_cannot_hold_lies_beside_it(tmp_path: Path, monkeypatch: p
         "model.onnx.json",
     }
     with torch.inference_mode():
-        expected_BC = model(checkpoint_io.to_normalized_batch(images_BHWC, PREPROCESSING, torch.device("cpu"))).numpy()
+        expected_BC = model(normalization.to_normalized_batch(images_BHWC, PREPROCESSING, torch.device("cpu"))).numpy()
     np.testing.assert_allclose(logits(tmp_path / "out" / "model.onnx", images_BHWC), expected_BC, rtol=1e-3, atol=1e-4)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from semiscale.common.errors import InvalidInputError
-from semiscale.models import checkpoint_io, pretrained_weights
+from semiscale.models import checkpoint_io, networks, pretrained_weights
 from semiscale.models.checkpoint_metadata import CheckpointRef
 from semiscale.receipts.train import TrainReceipt
 from semiscale.stages.plan.stage import PlanConfig, plan
@@ -36,7 +36,7 @@ def saved(path: Path, content: object, **options: Any) -> CheckpointRef:
 def network(classes: int = 3, seed: int = 0) -> nn.Module:
     """A small network whose weights depend on a seed."""
     torch.manual_seed(seed)
-    return checkpoint_io.build_model("resnet8_small", classes)
+    return networks.build_model("resnet8_small", classes)
 
 
 def same(one: nn.Module, other: nn.Module, but: str = "-") -> bool:
@@ -79,18 +79,18 @@ def test_the_authors_released_layout_is_torchvisions(tmp_path: Path) -> None:
     torch.manual_seed(1)
     released = resnet18()
     pinned = saved(tmp_path / "semi_supervised_resnet18.pth", released.state_dict())
-    model = checkpoint_io.build_model("resnet18", 1000)
+    model = networks.build_model("resnet18", 1000)
     pretrained_weights.load_strict(model, "resnet18", pretrained_weights.read_state_dict(pinned))
     assert same(released, model)
 
 
 def test_densenets_old_names_are_read(tmp_path: Path) -> None:
-    source = checkpoint_io.build_model("densenet121", 3)
+    source = networks.build_model("densenet121", 3)
     old = {
         name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in name else name: tensor
         for name, tensor in source.state_dict().items()
     }
-    target = checkpoint_io.build_model("densenet121", 3)
+    target = networks.build_model("densenet121", 3)
     pretrained_weights.load_strict(
         target, "densenet121", pretrained_weights.read_state_dict(saved(tmp_path / "densenet121.pth", old))
     )

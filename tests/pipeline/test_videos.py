@@ -24,7 +24,8 @@ from semiscale.data.reader import iter_samples
 from semiscale.data.shard import SampleFields
 from semiscale.evaluation.inference import EvalLoader, predict_logits
 from semiscale.evaluation.prediction_cache import Predictions
-from semiscale.models import checkpoint_io
+from semiscale.models import checkpoint_io, networks, normalization
+from semiscale.models.checkpoint_metadata import CheckpointMetadata
 from semiscale.models.export import Format, export_model
 from semiscale.receipts.base import Receipt
 from semiscale.stages.plan.stage import PlanConfig, plan
@@ -231,7 +232,7 @@ def test_logits_of_a_video_are_those_of_the_mean_softmax(tmp_path: Path) -> None
     assert views.shape == (9, 10, 4, 16, 16, 3)
     for row, view in zip(found_BC.softmax(1), views, strict=True):
         alone = torch.stack(
-            [_Brightness()(checkpoint_io.to_normalized_batch(clip[None], seen, cpu))[0].softmax(0) for clip in view]
+            [_Brightness()(normalization.to_normalized_batch(clip[None], seen, cpu))[0].softmax(0) for clip in view]
         )
         assert torch.allclose(row, alone.mean(0), atol=1e-6)
 
@@ -302,10 +303,10 @@ def _identity(row: dict[str, object]) -> dict[str, object]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_model_of_clips_is_exported_and_says_what_it_takes(tmp_path: Path, kind: Format) -> None:
     seen = Preprocessing(resolution=16, augmentation="crop-flip", frames=4)
-    model = checkpoint_io.build_model("r2plus1d_8_small", 3)
+    model = networks.build_model("r2plus1d_8_small", 3)
     with torch.no_grad():
         model(torch.randn(8, 3, 4, 16, 16))
-    described = checkpoint_io.CheckpointMetadata(
+    described = CheckpointMetadata(
         architecture="r2plus1d_8_small", classes=["a", "b", "c"], preprocessing=seen, recipe="teacher", digest="0"
     )
     uri = checkpoint_io.save_model(model, described, str(tmp_path))

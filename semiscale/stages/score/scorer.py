@@ -22,8 +22,9 @@ from semiscale.common.errors import SemiscaleError
 from semiscale.data import eval_transforms
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.transforms import Batch
-from semiscale.models import checkpoint_io, execution_mode
+from semiscale.models import execution_mode
 from semiscale.models.execution_mode import DEFAULT_SCORING_MODE, ExecutionMode, load_or_decide
+from semiscale.models.normalization import Normalize
 
 Best = tuple[Tensor, Tensor]  # labels_BP, scores_BP
 CPU_BATCH = 16  # its activations stay near the core
@@ -75,21 +76,15 @@ class ScoringModule(nn.Module):
     The network runs in bf16 where asked to, but for its head (networks.float_head) and the ranking.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, kept: int, *, bf16: bool) -> None:
         super().__init__()
         self.model = model
-        mean, std = checkpoint_io.mean_std_tensors(preprocessing, torch.device("cpu"))
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        self._normalize = Normalize(preprocessing, torch.device("cpu"))
         self._preprocessing, self._kept, self._bf16 = preprocessing, kept, bf16
         self.memory_format = DEFAULT_SCORING_MODE.model_memory_format(model)
 
     def forward(self, images_BHWC: Tensor) -> Best:
-        pixels_BCHW = checkpoint_io.to_channels_first(images_BHWC, self._preprocessing).float()
-        images_BCHW = (pixels_BCHW / 255 - self.mean) / self.std
+        images_BCHW = self._normalize(images_BHWC)
         if self._preprocessing.frames:  # clips_BVCTHW
             images_BCHW = images_BCHW.flatten(0, 1)
         with torch.autocast(images_BHWC.device.type, torch.bfloat16, enabled=self._bf16):

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semiscale.common.worker_process import Channel, SharedBatchBuffer, WorkerProcess, start_receiver
-from semiscale.data.preprocessing import Preprocessing
-from semiscale.models import checkpoint_io
 from semiscale.stages.train.dataset import TrainDataset, TrainingBatch
 
 NUM_BUFFERS = 3  # batches: one that is being copied to the device, one that is there to be, and one that is being made
@@ -106,16 +104,3 @@ def _wait_for_copy(batch: DeviceBatch, copied: torch.cuda.Event) -> DeviceBatch:
     for tensor in (batch.images_BHWC, batch.labels_B):
         tensor.record_stream(current)  # its memory is not given away while this stream reads it
     return batch
-
-
-class Normalize:
-    """Pixels to what a network takes, the same as models.normalised, with constants that are on the device already."""
-
-    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
-        self._preprocessing = preprocessing
-        self._mean, self._std = checkpoint_io.mean_std_tensors(preprocessing, device)
-
-    def __call__(self, images_BHWC: Tensor) -> Tensor:
-        return (
-            checkpoint_io.to_channels_first(images_BHWC, self._preprocessing).float() / 255 - self._mean
-        ) / self._std

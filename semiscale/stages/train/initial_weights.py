@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from semiscale.common.errors import InvalidInputError
-from semiscale.models import checkpoint_io, checkpoint_metadata, pretrained_weights
+from semiscale.models import checkpoint_io, checkpoint_metadata, networks, pretrained_weights
 from semiscale.observability.progress import log_info
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.train import TrainReceipt
@@ -26,7 +26,7 @@ def build_initial_model(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Modu
         raise InvalidInputError(
             f"train: recipe {config.recipe} needs --start, the receipt of the pre-training, or --start-weights"
         )
-    model = checkpoint_io.build_model(config.architecture, len(plan.classes), config.resolution)
+    model = networks.build_model(config.architecture, len(plan.classes), config.resolution)
     if not config.start_weights:
         return model, ""
     read = pretrained_weights.read_state_dict(

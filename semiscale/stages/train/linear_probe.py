@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from semiscale.common.errors import SemiscaleError
 from semiscale.data.labeled import LabeledSplit
 from semiscale.data.shard import SampleFields
-from semiscale.evaluation.inference import EvalLoader, predict_logits, topk_correct
+from semiscale.evaluation.inference import EvalLoader, predict_logits
+from semiscale.evaluation.metrics import topk_correct
 from semiscale.models import checkpoint_io, networks, pretrained_weights
 from semiscale.models.checkpoint_metadata import CheckpointMetadata, parse_checkpoint_ref
 from semiscale.observability.progress import Progress, log_info
@@ -41,7 +42,7 @@ def fit(config: LinearProbeConfig, folder: str) -> dict[str, object]:
     checkpoint_io.configure_torch()
     plan = load_document(config.plan, PlanReceipt)
     read = pretrained_weights.read_state_dict(parse_checkpoint_ref(config.start_weights, "start_weights"))
-    model = checkpoint_io.build_model(config.architecture, len(plan.classes), config.resolution)
+    model = networks.build_model(config.architecture, len(plan.classes), config.resolution)
     layer = networks.linear_head_name(model, config.architecture, config.resolution)
     pretrained_weights.load_except_head(model, config.architecture, read, config.resolution)
     head = model.get_submodule(layer)
@@ -92,7 +93,7 @@ def select_by_validation(
         fitted.append(
             RegularizationTrial(
                 l2=solution.l2,
-                validation_top1=float(topk_correct(logits_BC, labels_B, 1).double().mean()),
+                validation_top1=float(topk_correct(logits_BC.topk(1).indices, labels_B, 1).double().mean()),
                 validation_loss=float(F.cross_entropy(logits_BC, labels_B)),
                 steps=solution.steps,
                 gradient=solution.gradient,

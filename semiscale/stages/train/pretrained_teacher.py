@@ -14,8 +14,9 @@ from semiscale.common.digest import content_digest
 from semiscale.common.errors import InvalidInputError
 from semiscale.data.labeled import LabeledSplit
 from semiscale.data.shard import SampleFields
-from semiscale.evaluation.inference import EvalLoader, predict_logits, topk_correct
-from semiscale.models import checkpoint_io, checkpoint_metadata, pretrained_weights
+from semiscale.evaluation.inference import EvalLoader, predict_logits
+from semiscale.evaluation.metrics import topk_correct
+from semiscale.models import checkpoint_io, checkpoint_metadata, networks, pretrained_weights
 from semiscale.observability.progress import log_info
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.stages.train.config import TrainConfig
@@ -48,7 +49,7 @@ def import_teacher(config: TrainConfig, folder: str) -> dict[str, object]:
         digest=content_digest(read.sha256, config.architecture, plan.classes, preprocessing.model_dump()),
     )
     checkpoint_metadata.check_compatible(pinned.uri, config.checkpoint_classes, description)
-    model = checkpoint_io.build_model(config.architecture, len(plan.classes), config.resolution)
+    model = networks.build_model(config.architecture, len(plan.classes), config.resolution)
     pretrained_weights.load_strict(model, config.architecture, read)
     top1 = _check_accuracy(config, model, plan.classes, _sample_split(plan.validation, folder))
     return {
@@ -117,7 +118,7 @@ def _check_accuracy(config: TrainConfig, model: nn.Module, classes: list[str], o
     columns = SampleFields(config.image_column, config.label_column, config.frames > 0)
     prepared = EvalLoader(on, columns, config.preprocessing)
     found = predict_logits(model.to(checkpoint_io.default_device()), prepared, checkpoint_io.default_device())
-    top1 = float(topk_correct(found, prepared.labels_B, 1).double().mean())
+    top1 = float(topk_correct(found.topk(1).indices, prepared.labels_B, 1).double().mean())
     least = min_accepted_accuracy(prepared.labels_B.tolist())
     said = f"top-1 {top1:.2%} on {on.samples:,} validation images"
     if not top1 > least:  # nor where the logits are no numbers

@@ -18,9 +18,12 @@ from semiscale.common.signals import GracefulStop, TerminatedError
 from semiscale.data.labeled import LabeledShard, load_packed_shards, load_split
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields
-from semiscale.evaluation.inference import EvalLoader, predict_logits, topk_correct
+from semiscale.evaluation.inference import EvalLoader, predict_logits
+from semiscale.evaluation.metrics import topk_correct
 from semiscale.models import checkpoint_io, execution_mode, networks
+from semiscale.models.checkpoint_metadata import CheckpointMetadata
 from semiscale.models.execution_mode import ExecutionMode
+from semiscale.models.normalization import Normalize
 from semiscale.observability.progress import log_info
 from semiscale.receipts.pack import PackReceipt
 from semiscale.receipts.plan import PlanReceipt
@@ -30,7 +33,7 @@ from semiscale.stages.train.checkpoint_manager import CheckpointManager, Trainer
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.data_stall import data_stall_timer
 from semiscale.stages.train.dataset import TrainDataset
-from semiscale.stages.train.device_loader import DeviceBatch, Normalize, device_batches
+from semiscale.stages.train.device_loader import DeviceBatch, device_batches
 from semiscale.stages.train.distributed import DistributedContext
 from semiscale.stages.train.initial_weights import build_initial_model
 from semiscale.stages.train.metrics_logger import MetricsLogger
@@ -87,7 +90,7 @@ def _train(config: TrainConfig, folder: str, ranks: DistributedContext, stopping
         networks.check_batch_norm_batch(model, config.architecture, (1, *_input_shape(config)))
     training = Trainer(config, model.to(checkpoint_io.default_device()), validation, total, ranks)
     training.fit(data, folder, stopping)
-    description = checkpoint_io.CheckpointMetadata(
+    description = CheckpointMetadata(
         architecture=config.architecture,
         classes=plan.classes,
         preprocessing=preprocessing,
@@ -361,12 +364,11 @@ class Trainer:
                 self._stopping.raise_now()
 
         try:
-            found = topk_correct(
-                predict_logits(self.eval_model, self._validation, self._device, look), self._validation.labels_B, 1
-            )
+            logits_BC = predict_logits(self.eval_model, self._validation, self._device, look)
         except TerminatedError:
             return False
-        self.curve[-1] = self.curve[-1].model_copy(update={"validation_top1": float(found.float().mean())})
+        correct_B = topk_correct(logits_BC.topk(1).indices, self._validation.labels_B, 1)
+        self.curve[-1] = self.curve[-1].model_copy(update={"validation_top1": float(correct_B.float().mean())})
         return True
 
     def _first_nonfinite_step(self) -> int:

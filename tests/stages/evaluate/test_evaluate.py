@@ -13,7 +13,7 @@ from kfp import dsl
 from components.evaluate.component import evaluate as component
 from semiscale import storage
 from semiscale.cli.main import main
-from semiscale.evaluation.inference import topk_correct
+from semiscale.evaluation.metrics import topk_correct
 from semiscale.evaluation.prediction_cache import Predictions
 from semiscale.receipts.evaluate import EvaluationReceipt, ModelEvaluation
 from semiscale.stages.evaluate.evaluate_models import best_by_validation
@@ -33,9 +33,10 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
 def test_hits() -> None:
     logits_BC = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [2.0, 3.0, 1.0]])
     labels_B = torch.tensor([0, 0, 0])
-    assert topk_correct(logits_BC, labels_B, 1).tolist() == [True, False, False]
-    assert topk_correct(logits_BC, labels_B, 2).tolist() == [True, False, True]
-    assert topk_correct(logits_BC, labels_B, 5).tolist() == [True, True, True]
+    ranked_BC = logits_BC.topk(3).indices
+    assert topk_correct(ranked_BC, labels_B, 1).tolist() == [True, False, False]
+    assert topk_correct(ranked_BC, labels_B, 2).tolist() == [True, False, True]
+    assert topk_correct(ranked_BC, labels_B, 5).tolist() == [True, True, True]
 
 
 def test_four_models_on_the_same_images(stages: Stages) -> None:

@@ -15,7 +15,7 @@ import torch
 from semiscale import storage
 from semiscale.common.errors import SemiscaleError
 from semiscale.data.preprocessing import Preprocessing
-from semiscale.models import checkpoint_io
+from semiscale.models import networks
 from semiscale.models.execution_mode import ExecutionMode, load_or_decide
 from semiscale.stages.score import scorer as scoring
 
@@ -25,9 +25,7 @@ KEPT = 3
 def found(images_BHWC: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     preprocessing = Preprocessing(resolution=images_BHWC.shape[1], augmentation="shift")
-    on = scoring.make_scorer(
-        torch.device("cpu"), checkpoint_io.build_model("resnet8_small", 5), preprocessing, KEPT, ""
-    )
+    on = scoring.make_scorer(torch.device("cpu"), networks.build_model("resnet8_small", 5), preprocessing, KEPT, "")
     starts = range(0, len(images_BHWC), on.batch_size)
     results = [on.submit(np.ascontiguousarray(images_BHWC[start : start + on.batch_size])) for start in starts]
     labels, scores = zip(*(result() for result in results), strict=True)
@@ -50,9 +48,7 @@ def test_scores_are_the_same_to_the_bit_on_any_number_of_threads(monkeypatch: py
 
 def test_an_error_in_a_batch_is_raised_where_its_result_is_asked_for() -> None:
     preprocessing = Preprocessing(resolution=16, augmentation="shift")
-    on = scoring.make_scorer(
-        torch.device("cpu"), checkpoint_io.build_model("resnet8_small", 5), preprocessing, KEPT, ""
-    )
+    on = scoring.make_scorer(torch.device("cpu"), networks.build_model("resnet8_small", 5), preprocessing, KEPT, "")
     result = on.submit(np.zeros((2, 16, 16, 4), np.uint8))
     with pytest.raises(RuntimeError):
         result()
@@ -90,9 +86,7 @@ def test_a_later_pod_tries_nothing_and_says_where_its_card_is_another(
 def scorer_on_cpu() -> tuple[scoring.ScoringModule, torch.Tensor]:
     preprocessing = Preprocessing(resolution=16, augmentation="shift")
     torch.manual_seed(0)
-    scorer = scoring.ScoringModule(
-        checkpoint_io.build_model("resnet8_small", 5), preprocessing, KEPT, bf16=False
-    ).eval()
+    scorer = scoring.ScoringModule(networks.build_model("resnet8_small", 5), preprocessing, KEPT, bf16=False).eval()
     images_BHWC = torch.randint(0, 256, (8, 16, 16, 3), generator=torch.Generator().manual_seed(1))
     return scorer, images_BHWC.to(torch.uint8)
 

@@ -15,7 +15,7 @@ import pytest
 from semiscale import storage
 from semiscale.common.signals import TerminatedError
 from semiscale.evaluation import inference
-from semiscale.models import checkpoint_io
+from semiscale.models import checkpoint_io, normalization
 from semiscale.receipts.train import TrainReceipt
 from semiscale.stages.train import trainer
 from semiscale.stages.train.checkpoint_manager import CheckpointManager
@@ -84,7 +84,7 @@ def test_sigterm_ends_a_validation(
 ) -> None:
     """It comes with the second of the twelve batches of one image; so it does to who goes on. The tenth is the last."""
     forwarded: list[int] = []
-    normalised = checkpoint_io.to_normalized_batch
+    normalised = normalization.to_normalized_batch
 
     def told_at_the_second(*given: Any) -> Any:
         forwarded.append(0)
@@ -95,7 +95,7 @@ def test_sigterm_ends_a_validation(
     config = config_of(stages, tmp_path, 10)
     monkeypatch.setattr(inference, "BATCH", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_io, "to_normalized_batch", told_at_the_second)
+        patch.setattr(normalization, "to_normalized_batch", told_at_the_second)
         for _ in range(2):
             with pytest.raises(TerminatedError):
                 train(config)

@@ -22,7 +22,7 @@ from semiscale.common.errors import InvalidInputError
 from semiscale.config import run_config
 from semiscale.data.shard import SampleFields
 from semiscale.evaluation.inference import EvalLoader
-from semiscale.models import checkpoint_io, networks
+from semiscale.models import checkpoint_io, networks, normalization
 from semiscale.receipts.evaluate import ModelEvaluation
 from semiscale.receipts.train import TrainReceipt
 from semiscale.stages.train import linear_probe, logistic_regression
@@ -101,7 +101,7 @@ def test_of_equal_top1_the_lower_loss_is_chosen(capsys: pytest.CaptureFixture[st
 
 
 def test_a_network_without_one_linear_head_is_refused() -> None:
-    model = checkpoint_io.build_model("squeezenet1_0", 2, 224)
+    model = networks.build_model("squeezenet1_0", 2, 224)
     with pytest.raises(InvalidInputError, match="not those of one linear layer, which fc-only trains; take full-ft"):
         networks.linear_head_name(model, "squeezenet1_0", 224)
 
@@ -160,7 +160,7 @@ def features(checkpoint: str, run: Path, split: str) -> tuple[Tensor, Tensor]:
     model.eval()
     for batch in prepared.batches():
         for image in batch:
-            model(checkpoint_io.to_normalized_batch(image[None], description.preprocessing, CPU))
+            model(normalization.to_normalized_batch(image[None], description.preprocessing, CPU))
     return torch.cat(caught), prepared.labels_B
 
 

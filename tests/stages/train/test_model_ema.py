@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from semiscale.models import checkpoint_io
+from semiscale.models import networks
 from semiscale.stages.train.model_ema import ModelEma
 from semiscale.stages.train.recipes import RECIPES
 
@@ -36,7 +36,7 @@ def changed(model: nn.Module, seed: int) -> None:
 
 
 def test_the_average_is_that_of_the_plain_loop() -> None:
-    model = checkpoint_io.build_model("resnet8_small", 3)
+    model = networks.build_model("resnet8_small", 3)
     average, plain = ModelEma(model, MODERN, STEPS), copy.deepcopy(model)
     for step in range(1, 8):
         changed(model, step)
@@ -53,7 +53,7 @@ def test_the_average_is_that_of_the_plain_loop() -> None:
 
 
 def test_a_step_is_two_calls() -> None:
-    model = checkpoint_io.build_model("resnet50", 10)
+    model = networks.build_model("resnet50", 10)
     average = ModelEma(model, MODERN, STEPS)
     with Calls() as calls:  # type: ignore[no-untyped-call]
         average.update(1, model)

@@ -20,7 +20,7 @@ from semiscale.data.labeled import LabeledShard
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields
 from semiscale.data.transforms import center_crop, jpeg_scale_denominator, random_resized_crop
-from semiscale.models import checkpoint_io
+from semiscale.models import normalization
 from semiscale.stages.train import dataset as training_data
 from semiscale.stages.train import loss, trainer
 from semiscale.stages.train.config import TrainConfig
@@ -193,7 +193,7 @@ def test_a_step_is_that_of_the_whole_batch_in_however_many_parts(at_once: int) -
     pixels_BHWC = torch.randint(0, 256, (12, 8, 8, 3), dtype=torch.uint8)
     batch = DeviceBatch(pixels_BHWC, torch.arange(12) % 5, [])
     loss = F.cross_entropy(
-        model(checkpoint_io.to_normalized_batch(pixels_BHWC.numpy(), TINY, torch.device("cpu"))), batch.labels_B
+        model(normalization.to_normalized_batch(pixels_BHWC.numpy(), TINY, torch.device("cpu"))), batch.labels_B
     )
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     expected = [one - 0.3 * (slope + 0.01 * one) for one, slope in zip(model.parameters(), gradients, strict=True)]
