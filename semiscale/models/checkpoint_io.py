@@ -1,8 +1,4 @@
-"""The models: built by name, run on images, saved and read as safetensors beside a JSON description.
-
-What builds, fits, trains or exports a network knows torch's module system; everything else sees images in and logits
-out.
-"""
+"""Save and load models as safetensors with a JSON description."""
 
 import tempfile
 from pathlib import Path
@@ -21,15 +17,15 @@ from semiscale.models.networks import build_model
 
 
 def default_device() -> torch.device:
-    """Return the accelerator of this machine, or its CPU."""
+    """Return the GPU of this machine, or its CPU if it has none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def configure_torch() -> None:
-    """Set torch up for this process, before it computes.
+    """Configure torch for this process, before its first computation.
 
-    As many CPU threads as OMP_NUM_THREADS says: torch alone would take all cores for each of two processes. Where a
-    network computes on the CPU, memory is kept from step to step.
+    The number of CPU threads is OMP_NUM_THREADS. By default torch would use all cores in each of two processes. If
+    networks run on the CPU, freed memory is retained from step to step.
     """
     torch.set_num_threads(intra_op_threads())
     if default_device().type == "cpu":
@@ -37,29 +33,53 @@ def configure_torch() -> None:
 
 
 def save_model(model: nn.Module, description: CheckpointMetadata, folder: str) -> str:
-    """Write a model's tensors and description; returns the URI of the tensors."""
+    """Write the tensors and the description of a model.
+
+    Args:
+        model: Model to save, on any device.
+        description: Description of the model.
+        folder: URI of the folder of `model.safetensors` and `model.json`.
+
+    Returns:
+        URI of the tensors.
+    """
     uri = storage.join(folder, "model.safetensors")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     storage.write_bytes(storage.join(folder, "model.json"), description.model_dump_json(indent=1).encode())
-    # By way of the disk: the largest of the paper's networks is 3.3 GB, too much to hold twice.
-    with tempfile.TemporaryDirectory() as folder_here:
-        path = Path(folder_here) / "model.safetensors"
+    # The file is written to disk first. The largest of the paper's networks has 3.3 GB, too much for two copies in
+    # memory.
+    with tempfile.TemporaryDirectory() as local_folder:
+        path = Path(local_folder) / "model.safetensors"
         save_file(tensors, path)
         storage.upload(path, uri)
     return uri
 
 
 def load_model(uri: str) -> tuple[nn.Module, CheckpointMetadata]:
-    """Read a model and its description. Raises InvalidInputError where the tensors are not the described network's."""
+    """Load a model of this program and its description.
+
+    Args:
+        uri: URI of the `.safetensors` file. Its description is the `.json` file of the same name.
+
+    Returns:
+        The model on the CPU, and its description.
+
+    Raises:
+        InvalidInputError: A file is missing (SEMI-E130), or the tensors belong to another network (SEMI-E131).
+    """
     description = read_metadata(uri)
     tensors = storage.read_or_none(uri)
     if description is None or tensors is None:
-        raise InvalidInputError(f"{uri}: no checkpoint here; expected .safetensors with a .json beside it")
+        raise InvalidInputError(
+            "SEMI-E130", f"{uri}: There is no checkpoint. Give a .safetensors file that has a .json file of its name."
+        )
     model = build_model(description.architecture, len(description.classes), description.preprocessing.resolution)
     try:
         model.load_state_dict(load_tensors(tensors))
     except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
         raise InvalidInputError(
-            f"{uri}: not a {description.architecture}: {str(error).splitlines()[-1].strip()}"
+            "SEMI-E131",
+            f"{uri}: The tensors are not those of a {description.architecture} ({reason}). Give its own weights.",
         ) from None
     return model, description

@@ -1,7 +1,7 @@
-"""A model as one file that runs without this program: ONNX, or torch.export's archive.
+"""Export a model as a file that runs without this program: ONNX, or torch.export's archive.
 
-The file takes pixels as they are decoded: dividing, normalising and the order of the axes are inside, so that they
-cannot be done differently. What comes before, the resizing, is described in the file and in a JSON document beside it.
+The file takes decoded pixels. It contains the division, the normalization and the order of the axes, so that a user
+cannot do them differently. Resizing comes first. It is described in the file and in a JSON document of the same name.
 """
 
 import importlib.util
@@ -29,12 +29,14 @@ Format = Literal["onnx", "torch"]
 FILENAMES: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
-ONNX_FILE_BYTES = 2_000_000_000  # what protobuf can hold; the tensors of a larger model lie in model.onnx.data
-TOLERANCE = 1e-3  # of the largest logit: two runtimes add up in another order
+# Limit of protobuf. The tensors of a larger model are stored in model.onnx.data.
+ONNX_FILE_BYTES = 2_000_000_000
+# Fraction of the largest logit. Two runtimes add in different orders.
+TOLERANCE = 1e-3
 
 
 class ExportMetadata(StrictDocument):
-    """What an exported file takes, gives and was checked for. In the file itself under the key `semiscale`."""
+    """Description of an exported file. The file also contains it, under the key `semiscale`."""
 
     file: str
     format: Format
@@ -51,13 +53,25 @@ class ExportMetadata(StrictDocument):
 
 
 def export_model(uri: str, kind: Format, images_BHWC: Batch, folder: str) -> ExportMetadata:
-    """Export a checkpoint of ours, check the file against the model on some images, and store it in a folder.
+    """Export a checkpoint, verify the file on some images, and store it.
 
-    The batch's size is free in the file, the resolution is the model's. Raises SemiscaleError, and stores nothing,
-    where the file gives other logits; InvalidInputError where the packages that a format needs are missing.
+    The file takes batches of any size, with the resolution of the model.
+
+    Args:
+        uri: URI of a checkpoint of this program.
+        kind: Format of the file.
+        images_BHWC: uint8 images, or clips_BTHWC, on which file and model are compared.
+        folder: URI of the folder to store the file in.
+
+    Returns:
+        Description of the file, with the largest difference between logits.
+
+    Raises:
+        InvalidInputError: Packages for the format are missing (SEMI-E141), or there is no checkpoint.
+        SemiscaleError: The file gives different logits (SEMI-E140). Nothing is stored.
     """
     if kind == "onnx":
-        _require_onnx()
+        _check_onnx_installed()
     model, description = checkpoint_io.load_model(uri)
     described = _describe(uri, description, kind)
     with tempfile.TemporaryDirectory() as here, torch.no_grad():
@@ -77,7 +91,7 @@ def export_model(uri: str, kind: Format, images_BHWC: Batch, folder: str) -> Exp
 
 
 class _NormalizedModel(nn.Module):
-    """A model behind its own normalisation: uint8 images_BHWC, or clips_BTHWC, to logits_BC."""
+    """Normalize uint8 images_BHWC, or clips_BTHWC, and return the logits_BC of a model."""
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -92,10 +106,10 @@ Run = Callable[[Batch], NDArray[np.float32]]
 
 def _describe(uri: str, description: CheckpointMetadata, kind: Format) -> ExportMetadata:
     preprocessing = description.preprocessing
-    size, short, what, frames = preprocessing.resolution, resize_short_side(preprocessing), "images", ""
+    size, short, samples, frames = preprocessing.resolution, resize_short_side(preprocessing), "images", ""
     before = f"resize the short side to {short} pixels, bilinear and antialiased; cut the central {size} x {size}. "
     if preprocessing.frames:
-        what, frames = "clips", f"{preprocessing.frames} frames x "
+        samples, frames = "clips", f"{preprocessing.frames} frames x "
         before = (
             f"take {video_decoding.EVAL_CLIPS} clips of {preprocessing.frames} neighbouring frames, "
             "uniformly spaced over the video, "
@@ -106,7 +120,7 @@ def _describe(uri: str, description: CheckpointMetadata, kind: Format) -> Export
         format=kind,
         architecture=description.architecture,
         classes=description.classes,
-        input=f"{what}: uint8, batch x {frames}{size} x {size} x 3, RGB, 0 to 255; the batch of any size",
+        input=f"{samples}: uint8, batch x {frames}{size} x {size} x 3, RGB, 0 to 255; the batch of any size",
         output="logits: float32, batch x classes, in the order of `classes`; their softmax are the probabilities",
         before=f"{before}Dividing by 255, `mean` and `std` are part of the file",
         preprocessing=preprocessing,
@@ -151,19 +165,26 @@ def _run_onnx(path: Path) -> Run:
 
 
 def _max_logit_difference(uri: str, expected_BC: Tensor, images_BHWC: Batch, run: Run) -> float:
-    """Return how far the file's logits are from the model's, on all images and on the first alone."""
+    """Return the largest difference between the logits of file and model.
+
+    Both are compared on all images and on the first image alone.
+    """
     expected = expected_BC.numpy()
     batches = [(images_BHWC, expected), (images_BHWC[:1], expected[:1])]
     difference = max(float(np.abs(run(images) - logits_BC).max()) for images, logits_BC in batches)
     allowed = TOLERANCE * float(np.abs(expected).max())
     if not difference <= allowed:
-        raise SemiscaleError(f"{uri}: the exported file's logits differ by {difference:.3g}, allowed are {allowed:.3g}")
+        raise SemiscaleError(
+            "SEMI-E140",
+            f"{uri}: The logits of the exported file differ by {difference:.3g}, and at most {allowed:.3g} is allowed. "
+            "Export to the other format, or use other versions of torch and onnxruntime.",
+        )
     return difference
 
 
-def _require_onnx() -> None:
+def _check_onnx_installed() -> None:
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InvalidInputError(
-            f"export: ONNX needs {', '.join(missing)}, not installed here: pip install {' '.join(missing)}"
+            "SEMI-E141", f"export: ONNX needs {', '.join(missing)}. Run pip install {' '.join(missing)}."
         )

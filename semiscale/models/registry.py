@@ -1,10 +1,10 @@
-"""The architectures by name, without torch: what a run file may say, and what a checkpoint says it is.
+"""List the architectures by name, without torch.
 
-The residual networks are He et al. 2016 (arXiv:1512.03385), the grouped ones Xie et al. 2017 (arXiv:1611.05431), as the
-paper's section 4.1 lists them; the `_small` ones are He et al.'s networks for 32x32 images (their section 4.2): 6n + 2
-layers in three stages of 16, 32 and 64 channels, here times a width factor. R(2+1)D, for clips, is Tran et al. 2018
-(arXiv:1711.11248), as in the paper's section 5.1. Every other image classifier of torchvision goes by its name there,
-and every one of timm, where that is installed, by `timm/` and its name.
+The residual networks are those of He et al. 2016 (arXiv:1512.03385), and the grouped ones those of Xie et al. 2017
+(arXiv:1611.05431), as the paper's section 4.1 lists them. The `_small` networks are He et al.'s for 32x32 images (their
+section 4.2). They have 6n + 2 layers in three stages of 16, 32 and 64 channels, times a width factor. R(2+1)D for clips
+is that of Tran et al. 2018 (arXiv:1711.11248), as in the paper's section 5.1. Every other image classifier of
+torchvision has its name there. Every network of timm, if that is installed, has the prefix `timm/`.
 """
 
 import importlib.util
@@ -19,11 +19,20 @@ TIMM = "timm/"
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network: of which family, and for residual ones blocks per stage, groups and width of the bottleneck.
+    """Family of a network, and the shape of its residual blocks.
 
-    `resnet` reduces an image 32-fold (a stem of 7x7, stride 2, pooled), `small` 4-fold (a stem of 3x3); `r2plus1d` and
-    `r2plus1d-small`, alike in this, see clips of any length instead of images. Of `torchvision` and `timm` only the
-    name is known here.
+    `resnet` reduces the resolution 32-fold: its stem is 7x7 with stride 2, followed by pooling. `small` reduces it
+    4-fold with a stem of 3x3. `r2plus1d` and `r2plus1d-small` do the same for clips of any length. Networks of
+    `torchvision` and `timm` are known by name only.
+
+    Attributes:
+        name: Name in the run file and in checkpoints.
+        blocks: Number of blocks in each stage.
+        groups: Groups of the middle convolution of a bottleneck.
+        group_width: Channels of each group.
+        bottleneck: Whether blocks are bottlenecks.
+        family: Function that builds the network.
+        width: Factor of the channels of a `small` network.
     """
 
     name: str
@@ -36,7 +45,7 @@ class Architecture:
 
     @property
     def is_video(self) -> bool:
-        """Say whether it sees clips of video instead of images."""
+        """Return whether the network takes clips of video instead of images."""
         return self.family in ("r2plus1d", "r2plus1d-small")
 
 
@@ -54,14 +63,14 @@ _BUILTIN = [
     Architecture("resnext101_32x8d", (3, 4, 23, 3), 32, 8),
     Architecture("resnext101_32x16d", (3, 4, 23, 3), 32, 16),
     Architecture("resnext101_32x48d", (3, 4, 23, 3), 32, 48),
-    # Wider in the middle of a block than torchvision's r2plus1d_18; see networks.py.
+    # Its blocks have more middle channels than torchvision's r2plus1d_18 (see `networks`).
     Architecture("r2plus1d_18", (2, 2, 2, 2), bottleneck=False, family="r2plus1d"),
     Architecture("r2plus1d_34", (3, 4, 6, 3), bottleneck=False, family="r2plus1d"),
     Architecture("r2plus1d_8_small", (1, 1, 1), bottleneck=False, family="r2plus1d-small"),
     *(_small(layers, width) for layers in (8, 14, 20, 32, 56) for width in (1, 2, 4)),
 ]
-# Written out, because the import that would list them takes thirteen CPU-seconds, and the stage that checks a run file
-# runs in an image without torch. A test compares them with torchvision's own list.
+# The names are written out because importing torchvision takes thirteen CPU-seconds, and the stage that checks a run
+# file runs in an image without torch. A test compares them with torchvision's own list.
 _TORCHVISION = """
     alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 densenet201
     efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
@@ -78,41 +87,63 @@ REGISTRY = {architecture.name: architecture for architecture in [*_BUILTIN, *_TO
 
 
 def get_architecture(name: str, key: str = "architecture") -> Architecture:
-    """Return an architecture by name. Raises InvalidInputError with the run file's key and the nearest names."""
+    """Return an architecture by name.
+
+    Args:
+        name: Name of the architecture.
+        key: Key of the name in the run file.
+
+    Raises:
+        InvalidInputError: The name is unknown (SEMI-E151), or timm is not installed (SEMI-E153).
+    """
     if name.startswith(TIMM):
         return _timm_architecture(name, key)
     if name not in REGISTRY:
-        raise InvalidInputError(f"{key}: {name!r} is unknown{did_you_mean(name, REGISTRY)}")
+        raise InvalidInputError(
+            "SEMI-E151", f"{key}: The architecture {name!r} is unknown{did_you_mean(name, REGISTRY)}"
+        )
     return REGISTRY[name]
 
 
 def get_architecture_for_input(name: str, key: str, frames: int) -> Architecture:
-    """Return an architecture that sees what a run has: clips of so many frames, or, where that is 0, images.
+    """Return an architecture by name and check that it takes the run's samples.
 
-    Raises InvalidInputError for one of the other kind, and as `find` does.
+    Args:
+        name: Name of the architecture.
+        key: Key of the name in the run file.
+        frames: Frames of a clip, or 0 for images.
+
+    Raises:
+        InvalidInputError: The network takes the other kind of samples (SEMI-E152), or as in `get_architecture`.
     """
-    found = get_architecture(name, key)
-    if found.is_video and not frames:
+    architecture = get_architecture(name, key)
+    if architecture.is_video and not frames:
         raise InvalidInputError(
-            f"{key}: {name!r} sees clips of video and the run has images; name a network for images, or set frames"
+            "SEMI-E152",
+            f"{key}: {name!r} takes clips of video, and the run has images. Name a network for images, or set frames.",
         )
-    if not found.is_video and frames:
+    if not architecture.is_video and frames:
         raise InvalidInputError(
-            f"{key}: {name!r} sees images and the run has videos (frames: {frames}); name r2plus1d_18 or r2plus1d_34"
+            "SEMI-E152",
+            f"{key}: {name!r} takes images, and the run has clips of {frames} frames. Name r2plus1d_18 or r2plus1d_34.",
         )
-    return found
+    return architecture
 
 
 def _timm_architecture(name: str, key: str) -> Architecture:
-    found = Architecture(name, family="timm")
+    architecture = Architecture(name, family="timm")
     if importlib.util.find_spec("timm") is None:
         if importlib.util.find_spec("torch") is None:
-            return found  # an image without torch has no timm either: the training stage's own check decides
-        raise InvalidInputError(f"{key}: {name!r} needs timm, which is not installed here: pip install timm")
-    import timm  # with torch thirteen CPU-seconds: only for those who name it
+            # An image without torch has no timm. The training stage checks the name in its own image.
+            return architecture
+        raise InvalidInputError("SEMI-E153", f"{key}: {name!r} needs timm, which is missing. Run pip install timm.")
+    # timm and torch take thirteen CPU-seconds to import, so only runs that use timm import it.
+    import timm
 
     if not timm.is_model(name.removeprefix(TIMM)):
         raise InvalidInputError(
-            f"{key}: {name!r} is unknown{did_you_mean(name, (TIMM + known for known in timm.list_models()))}"
+            "SEMI-E151",
+            f"{key}: The architecture {name!r} is unknown"
+            f"{did_you_mean(name, (TIMM + known for known in timm.list_models()))}",
         )
-    return found
+    return architecture

@@ -1,4 +1,4 @@
-"""The networks: the paper's sizes, and every name that a run file may say."""
+"""Test the networks: the sizes in the paper, and every name that a run file may contain."""
 
 import subprocess
 import sys
@@ -104,13 +104,13 @@ def test_a_transformer_is_built_for_the_runs_resolution() -> None:
 @pytest.mark.parametrize(
     ("name", "resolution", "line"),
     [
-        ("resnet5O", 224, r"architecture: 'resnet5O' is unknown; did you mean 'resnet50' or"),
-        ("efficientnetb0", 224, r"did you mean 'efficientnet_b0'"),
-        ("zzz", 224, r"'zzz' is unknown; valid: alexnet, .*…"),
-        ("timm/resnet1O", 224, r"'timm/resnet1O' is unknown; did you mean 'timm/resnet18'"),
-        ("inception_v3", 32, r"inception_v3: cannot see images of 32 x 32 pixels \(.*\); change resolution"),
-        ("vit_b_16", 100, r"vit_b_16: cannot see images of 100 x 100 pixels"),
-        ("timm/vit_tiny_patch16_224", 64, r"cannot see images of 64 x 64 pixels"),
+        ("resnet5O", 224, r"^architecture: .*'resnet5O'.*'resnet50'.*SEMI-E151"),
+        ("efficientnetb0", 224, r"'efficientnet_b0'.*SEMI-E151"),
+        ("zzz", 224, r"'zzz'.*alexnet, .*….*SEMI-E151"),
+        ("timm/resnet1O", 224, r"'timm/resnet1O'.*'timm/resnet18'.*SEMI-E151"),
+        ("inception_v3", 32, r"^inception_v3: .*SEMI-E142"),
+        ("vit_b_16", 100, r"^vit_b_16: .*SEMI-E142"),
+        ("timm/vit_tiny_patch16_224", 64, r"SEMI-E142"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_line(name: str, resolution: int, line: str) -> None:

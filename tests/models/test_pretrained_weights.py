@@ -1,4 +1,4 @@
-"""Weights from elsewhere: real files in torchvision's and the authors' layout, and everything that is refused."""
+"""Test foreign weights: real files in the layout of torchvision and the authors, and every refusal."""
 
 import hashlib
 import io
@@ -112,9 +112,7 @@ def test_a_head_of_another_size_is_replaced_for_transfer_and_refused_for_scoring
     assert pretrained_weights.load_except_head(target, "resnet8_small", read, 8)
     assert same(source, target, but="fc.")
     assert torch.equal(target.get_parameter("fc.weight"), fresh.get_parameter("fc.weight"))
-    with pytest.raises(
-        InvalidInputError, match=r"not a resnet8_small of as many classes: its fc.bias is 10, expected 3|fc.weight"
-    ):
+    with pytest.raises(InvalidInputError, match=r"resnet8_small.*SEMI-E131"):
         pretrained_weights.load_strict(target, "resnet8_small", read)
 
 
@@ -140,9 +138,7 @@ class Malicious:
 def test_a_pickle_that_would_run_a_program_is_refused_and_does_not(tmp_path: Path, zipped: bool) -> None:
     content = {"state_dict": {"fc.weight": Malicious(tmp_path / "ran")}}
     pinned = saved(tmp_path / "a.pth", content, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(
-        InvalidInputError, match=r"a.pth: damaged, or more than tensors, which is not read; expected"
-    ) as refusal:
+    with pytest.raises(InvalidInputError, match=r"a.pth: .*SEMI-E148") as refusal:
         pretrained_weights.read_state_dict(pinned)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "ran").exists()
@@ -150,7 +146,7 @@ def test_a_pickle_that_would_run_a_program_is_refused_and_does_not(tmp_path: Pat
 
 def test_a_bare_pickle_that_would_run_a_program_is_refused_and_does_not(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
-    with pytest.raises(InvalidInputError, match="more than tensors, which is not read"):
+    with pytest.raises(InvalidInputError, match=r"a.pth: .*SEMI-E148"):
         pretrained_weights.read_state_dict(CheckpointRef(str(tmp_path / "a.pth")))
     assert not (tmp_path / "ran").exists()
 
@@ -176,12 +172,12 @@ def of_numbers() -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("a.pth", whole_model, "more than tensors"),
-        ("a.pth", cut_short, "damaged"),
-        ("a.pth", bytes, "damaged"),
-        ("a.pth", lambda: b"<html>not found</html>", "damaged"),
-        ("a.pth", of_numbers, "not a state dict"),
-        ("a.safetensors", lambda: b"<html>not found</html>", "not a safetensors file"),
+        ("a.pth", whole_model, "SEMI-E148"),
+        ("a.pth", cut_short, "SEMI-E148"),
+        ("a.pth", bytes, "SEMI-E148"),
+        ("a.pth", lambda: b"<html>not found</html>", "SEMI-E148"),
+        ("a.pth", of_numbers, "SEMI-E149"),
+        ("a.safetensors", lambda: b"<html>not found</html>", "SEMI-E150"),
     ],
 )
 def test_files_of_other_kinds_are_refused(tmp_path: Path, name: str, content: Callable[[], bytes], line: str) -> None:
@@ -194,9 +190,12 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, name: str, content: Ca
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda state: state.pop("fc.bias"), "not a resnet8_small: it has no fc.bias"),
-        (lambda state: state.update({"layer9.weight": torch.ones(1)}), "it has an unknown layer9.weight"),
-        (lambda state: state.update({"stem.0.weight": torch.ones(64, 3, 7, 7)}), "is 64 x 3 x 7 x 7, expected 16 x 3"),
+        (lambda state: state.pop("fc.bias"), r"has no tensor fc.bias\..*SEMI-E131"),
+        (lambda state: state.update({"layer9.weight": torch.ones(1)}), r"unknown tensor layer9.weight\..*SEMI-E131"),
+        (
+            lambda state: state.update({"stem.0.weight": torch.ones(64, 3, 7, 7)}),
+            "64 x 3 x 7 x 7 instead of 16 x 3.*SEMI-E131",
+        ),
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path: Path, change: Callable[[State], None], line: str) -> None:
@@ -211,17 +210,17 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, change: Callable
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda tensor: tensor.to_sparse(), "sparse"),
-        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "quantized"),
-        (lambda tensor: tensor.to(torch.complex64), "complex"),
-        (lambda tensor: tensor.to("meta"), "without values"),
-        (lambda tensor: tensor.where(tensor < tensor.max(), torch.nan), "not a number somewhere"),
+        (lambda tensor: tensor.to_sparse(), "is sparse"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "is quantized"),
+        (lambda tensor: tensor.to(torch.complex64), "is complex"),
+        (lambda tensor: tensor.to("meta"), "has no values"),
+        (lambda tensor: tensor.where(tensor < tensor.max(), torch.nan), "contains NaN"),
     ],
 )
 def test_what_are_no_plain_numbers_is_refused(tmp_path: Path, change: Callable[[Tensor], Tensor], line: str) -> None:
     state = network().state_dict()
     state["fc.weight"] = change(state["fc.weight"])
-    with pytest.raises(InvalidInputError, match=f"a.pth: its fc.weight is {line}; expected what torch.save"):
+    with pytest.raises(InvalidInputError, match=rf"a.pth: .*fc.weight {line}\..*SEMI-E147"):
         pretrained_weights.read_state_dict(saved(tmp_path / "a.pth", state))
 
 
@@ -278,9 +277,9 @@ def test_new_bytes_at_the_same_place_are_another_teacher(tmp_path: Path, trained
 @pytest.mark.parametrize(
     ("name", "fragment", "order", "line"),
     [
-        ("teacher.pth", "#sha256=" + "0" * 64, (0, 1, 2), r"its SHA-256 is .*, and 0000.* was expected; it is another"),
+        ("teacher.pth", "#sha256=" + "0" * 64, (0, 1, 2), r"SEMI-E146"),
         ("teacher.pth", "", (1, 2, 0), r"top-1 0.00% on 12 validation images, and .* must exceed 74.16%.*in the run's"),
-        ("teacher.pth", "", (0, 1), r"not a resnet8_small of as many classes: its fc"),
+        ("teacher.pth", "", (0, 1), r"fc.*resnet8_small.*SEMI-E131"),
     ],
 )
 def test_a_teacher_that_fails_its_check_is_refused(
@@ -350,17 +349,17 @@ def test_what_is_known_of_a_teacher_is_refused_before_a_gpu_is_asked_for(tmp_pat
     pth = str(foreign(tmp_path / "teacher.pth", trained))
     ours, swapped = trained.checkpoint, class_list(tmp_path / "swapped.txt", "green", "red", "blue")
     cases: list[tuple[dict[str, object], str]] = [
-        ({"teacher_checkpoint": "/nowhere/a.pth"}, "teacher_checkpoint: /nowhere/a.pth: no checkpoint here"),
-        ({"student_start_weights": str(tmp_path / "a.zip")}, "student_start_weights: .*expected a .safetensors, .pth"),
-        ({"teacher_checkpoint": f"{pth}#sha256=xyz"}, "after #sha256= expected 8 to 64 lower-case hexadecimal digits"),
+        ({"teacher_checkpoint": "/nowhere/a.pth"}, "teacher_checkpoint: /nowhere/a.pth.*SEMI-E130"),
+        ({"student_start_weights": str(tmp_path / "a.zip")}, "student_start_weights: .*SEMI-E133"),
+        ({"teacher_checkpoint": f"{pth}#sha256=xyz"}, "teacher_checkpoint: .*SEMI-E132"),
         ({"teacher_checkpoint": pth, "teacher_start_weights": pth}, "a ready-made teacher is not trained"),
         ({"teacher_classes": swapped}, "teacher_classes: says what a ready-made teacher's outputs mean"),
-        ({"teacher_checkpoint": pth, "teacher_classes": swapped}, "class 0 is 'green' and the labeled set's is 'red'"),
-        ({"teacher_checkpoint": pth, "teacher_classes": "/nowhere"}, "teacher_classes: /nowhere: no such file"),
-        ({"teacher_checkpoint": ours, "resolution": 16}, "was trained on 8 x 8 pixels, .*, the run is of 16 x 16"),
-        ({"teacher_checkpoint": ours, "teacher_architecture": "resnet50"}, "a resnet8_small, .* says resnet50"),
-        ({"teacher_checkpoint": ours, "classes": swapped}, "its class 0 is 'red' and the labeled set's is 'green'"),
-        ({"teacher_architecture": "r2plus1d_34"}, "teacher_architecture: 'r2plus1d_34' sees clips of video"),
+        ({"teacher_checkpoint": pth, "teacher_classes": swapped}, "lass 0.*'green'.*'red'.*SEMI-E138"),
+        ({"teacher_checkpoint": pth, "teacher_classes": "/nowhere"}, "teacher_classes: /nowhere.*SEMI-E134"),
+        ({"teacher_checkpoint": ours, "resolution": 16}, "8 x 8 pixels, .*16 x 16.*SEMI-E139"),
+        ({"teacher_checkpoint": ours, "teacher_architecture": "resnet50"}, "resnet8_small.*resnet50.*SEMI-E137"),
+        ({"teacher_checkpoint": ours, "classes": swapped}, "lass 0.*'red'.*'green'.*SEMI-E138"),
+        ({"teacher_architecture": "r2plus1d_34"}, "teacher_architecture: 'r2plus1d_34'.*SEMI-E152"),
     ]  # fmt: skip
     for number, (changes, line) in enumerate(cases):
         with pytest.raises(InvalidInputError, match=line):
