@@ -1,4 +1,4 @@
-"""A model's logits on a labeled split: what accuracy is computed from."""
+"""Compute the logits of a model on a labeled split."""
 
 import math
 from collections import deque
@@ -23,69 +23,79 @@ from semiscale.data.transforms import Batch
 from semiscale.models import normalization
 
 BATCH = 256
-DECODE_CHUNK = 4  # images that a thread is handed at a time; of videos one
-CACHE_BYTES = 1 << 30  # of decoded images kept for the next model: 7,133 at 224 pixels, all of a small set
+# Images that a thread decodes at a time. Videos are decoded one by one.
+DECODE_CHUNK = 4
+# Decoded images that are cached for the next model: 7,133 at 224 pixels.
+CACHE_BYTES = 1 << 30
 
 
 class EvalLoader:
-    """A labeled split's images in a fixed order, cut as models see them when they are measured.
+    """Load a labeled split in a fixed order, cropped for evaluation.
 
-    Memory: HELD_BYTES at most. A smaller split is decoded once; of a larger one, such as ImageNet's 50,000 validation
-    images with their 7.5 GB, four batches are held at most, and it is read again for every model.
+    Cost: at most CACHE_BYTES of memory. A smaller split is decoded once. A larger one is decoded again for every
+    model, with at most four batches in memory. ImageNet's 50,000 validation images have 7.5 GB.
+
+    Args:
+        split: Labeled split.
+        columns: Columns of images and labels.
+        preprocessing: Preprocessing of the model.
     """
 
     def __init__(self, split: LabeledSplit, columns: SampleFields, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
         self._columns = columns
         self._shards = load_split(split)
-        # Samples are read in the order they are stored in.
+        # Samples are read in their stored order.
         self.labels_B = torch.tensor([label for shard in self._shards for label in shard.labels.tolist() if label >= 0])
-        self._together = eval_transforms.eval_batch_size(BATCH, preprocessing)
+        self._batch_size = eval_transforms.eval_batch_size(BATCH, preprocessing)
         size_bytes = math.prod(eval_transforms.eval_view_shape(preprocessing)) * len(self.labels_B)
-        self._held = list(self._decoded()) if size_bytes <= CACHE_BYTES else None
+        self._cached = list(self._decode_batches()) if size_bytes <= CACHE_BYTES else None
 
     @property
     def num_batches(self) -> int:
-        """How many batches there are."""
-        return math.ceil(len(self.labels_B) / self._together)
+        """Return the number of batches."""
+        return math.ceil(len(self.labels_B) / self._batch_size)
 
     def batches(self) -> Generator[Batch]:
-        """Yield all images, images_BHWC of BATCH images at most; of videos fewer, the views of each.
+        """Yield images_BHWC of at most BATCH images, or fewer videos with all their views.
 
-        While the caller works on one batch, those behind it are read and decoded. Raises SemiscaleError where an image
-        cannot be read.
+        The next batches are read and decoded while the caller works on one.
+
+        Raises:
+            SemiscaleError: An image cannot be read (SEMI-E154).
         """
-        return (batch for batch in self._held) if self._held is not None else prefetch_one(self._decoded())
+        return (batch for batch in self._cached) if self._cached is not None else prefetch_one(self._decode_batches())
 
-    def _decoded(self) -> Generator[Batch]:
-        with closing(self._parts()) as parts:
-            views_of = (view for part in parts for view in part.result())
-            for first in views_of:
-                yield np.stack([first, *islice(views_of, self._together - 1)])
+    def _decode_batches(self) -> Generator[Batch]:
+        with closing(self._decode_chunks()) as chunks:
+            views = (view for chunk in chunks for view in chunk.result())
+            for first in views:
+                yield np.stack([first, *islice(views, self._batch_size - 1)])
 
-    def _parts(self) -> Generator[Future[list[Batch]]]:
-        """Yield neighbouring samples, being decoded or done, two parts for every thread under way."""
+    def _decode_chunks(self) -> Generator[Future[list[Batch]]]:
+        """Yield futures of neighbouring samples. Two chunks for each thread are in flight."""
         samples = (sample for shard in self._shards for sample, _ in shard.iter_samples(self._columns, ahead=True))
-        together = 1 if self.preprocessing.frames else DECODE_CHUNK
+        chunk_size = 1 if self.preprocessing.frames else DECODE_CHUNK
         threads = available_cpus()
-        under_way: deque[Future[list[Batch]]] = deque()
+        in_flight: deque[Future[list[Batch]]] = deque()
         with ThreadPoolExecutor(threads) as pool:
-            while part := list(islice(samples, together)):
-                under_way.append(pool.submit(self._prepare_all, part))
-                if len(under_way) > 2 * threads:
-                    yield under_way.popleft()
-            yield from under_way
+            while chunk := list(islice(samples, chunk_size)):
+                in_flight.append(pool.submit(self._decode_all, chunk))
+                if len(in_flight) > 2 * threads:
+                    yield in_flight.popleft()
+            yield from in_flight
 
-    def _prepare_all(self, samples: list[Sample]) -> list[Batch]:
-        return [self._prepare(sample) for sample in samples]
+    def _decode_all(self, samples: list[Sample]) -> list[Batch]:
+        return [self._decode(sample) for sample in samples]
 
-    def _prepare(self, sample: Sample) -> Batch:
+    def _decode(self, sample: Sample) -> Batch:
         try:
             return eval_transforms.eval_view(sample.image, self.preprocessing)
         except Exception as error:
             image = f"{sample.uri}: {sample.key}"
             raise SemiscaleError(
-                f"{image}: {describe_decode_error(error, image)}; it was readable when planned"
+                "SEMI-E154",
+                f"{image}: {describe_decode_error(error, image)}. The plan could read it. Restore the file.",
             ) from error
 
 
@@ -93,10 +103,18 @@ class EvalLoader:
 def predict_logits(
     model: nn.Module, split: EvalLoader, on: torch.device, counting: Callable[[int], None] = lambda _: None
 ) -> Tensor:
-    """Return the logits_BC of every image of a split, on the CPU. The model is left in the mode it was in.
+    """Compute the logits of a model on every image of a split.
 
-    Of a video, logits of the mean of its clips' softmax (section 5.1): the logarithm of that mean. `counting` is told
-    the images of each batch that is done.
+    The logits of a video are the logarithm of the mean of its clips' softmax (section 5.1).
+
+    Args:
+        model: Model on the device. Its training mode is restored.
+        split: Loader of the images.
+        on: Device of the model.
+        counting: Called with the number of images after each batch.
+
+    Returns:
+        fp32 logits_BC on the CPU.
     """
     training = model.training
     model.eval()
@@ -104,11 +122,11 @@ def predict_logits(
     parts = []
     try:
         with closing(split.batches()) as batches:
-            for one in batches:
+            for batch in batches:
                 parts.append(
-                    forward(model, normalization.to_normalized_batch(one, split.preprocessing, on)).float().cpu()
+                    forward(model, normalization.to_normalized_batch(batch, split.preprocessing, on)).float().cpu()
                 )
-                counting(len(one))
+                counting(len(batch))
     finally:
         model.train(training)
     return torch.cat(parts)

@@ -1,8 +1,8 @@
-"""Measures of a classifier on labeled images: what they are, how sure they are, and how two models compare.
+"""Compute metrics, confidence intervals and paired comparisons of classifiers.
 
-Everything is a mean over images, so that one way of resampling images serves all: draw as many images with replacement,
-take the mean again, a thousand times (Efron and Tibshirani 1993, chapter 13). The seed fixes the draws, and two models
-that are measured on the same images are resampled alike.
+Every metric is computed from means over images, so that one bootstrap serves all. It draws as many images with
+replacement and takes the mean, a thousand times (Efron and Tibshirani 1993, chapter 13). The seed fixes the draws. Two
+models that are measured on the same images are resampled alike.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,14 @@ from semiscale.receipts.evaluate import ConfusionMatrix, Interval, PairedCompari
 if TYPE_CHECKING:
     from torch import Tensor
 
-ECE_BINS = 15  # of the calibration error, equally wide, as in Guo et al. 2017 (arXiv:1706.04599)
+# Bins of equal width, as in Guo et al. 2017 (arXiv:1706.04599).
+ECE_BINS = 15
 BOOTSTRAP_SAMPLES = 1000
-CONFIDENCE_LEVEL = 0.95  # what an interval covers
+CONFIDENCE_LEVEL = 0.95
 SEED = 0
-MAX_DRAWS_IN_MEMORY = 8_000_000  # draws in memory at a time
-MAX_CONFUSION_CLASSES = 30  # of a confusion matrix that a person reads
+MAX_DRAWS_IN_MEMORY = 8_000_000
+# A person can read a confusion matrix of this size.
+MAX_CONFUSION_CLASSES = 30
 OTHERS = "all other classes"
 
 Bools = NDArray[np.bool_]
@@ -48,9 +50,16 @@ def topk_correct(ranked_BR: Any, labels_B: Any, k: int) -> Any:
 
 
 def calibration_bin_terms(right_B: Bools, probability_B: NDArray[np.float32]) -> Floats:
-    """Return (right - probability) of each image in the column of its probability's bin, zeros elsewhere: (B, BINS).
+    """Return the calibration terms of each image.
 
-    A bin holds the probabilities in (k/BINS, (k+1)/BINS].
+    Bin k holds the probabilities in (k / ECE_BINS, (k + 1) / ECE_BINS].
+
+    Args:
+        right_B: Whether the best class of each image is correct.
+        probability_B: Probability of that class.
+
+    Returns:
+        (B, ECE_BINS): correct - probability in the column of the image's bin, and zeros elsewhere.
     """
     bin_B = np.clip(np.ceil(probability_B.astype(float) * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     terms = np.zeros((len(right_B), ECE_BINS))
@@ -59,18 +68,25 @@ def calibration_bin_terms(right_B: Bools, probability_B: NDArray[np.float32]) ->
 
 
 def expected_calibration_error(means: Floats) -> Floats:
-    """Return the expected calibration error from the means of the calibration terms, over their last axis.
+    """Return the expected calibration error from mean calibration terms.
 
-    sum over bins of (images in the bin / images) x |share right - mean probability|: Guo et al. 2017, equation 3.
+    It is the sum over bins of (images in the bin / images) x |share right - mean probability|: Guo et al. 2017, equation 3.
     """
     return np.asarray(np.abs(means).sum(-1))
 
 
 def bootstrap_means(values: Floats, seed: int = SEED) -> Floats:
-    """Return the column means of `values` (images, M) under RESAMPLES draws of images: (RESAMPLES, M).
+    """Return the column means of bootstrap samples of images.
 
-    Time: RESAMPLES x images draws and as many x M multiplications; a second for 50,000 images and ten columns. Memory:
-    HELD draws.
+    Cost: BOOTSTRAP_SAMPLES x images draws, and M times as many multiplications. For 50,000 images and ten columns this
+    takes a second. At most MAX_DRAWS_IN_MEMORY draws are in memory.
+
+    Args:
+        values: (images, M).
+        seed: Seed of the draws.
+
+    Returns:
+        (BOOTSTRAP_SAMPLES, M).
     """
     images = len(values)
     random = np.random.default_rng(seed)
@@ -85,16 +101,21 @@ def bootstrap_means(values: Floats, seed: int = SEED) -> Floats:
 
 
 def percentile_interval(resampled: Floats) -> Interval:
-    """Return the percentile interval of a resampled number."""
+    """Return the percentile interval of bootstrapped values."""
     low, high = np.quantile(resampled, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return round(float(low), 6), round(float(high), 6)
 
 
 def proportion_interval(share: float, images: int, resampled: Floats) -> Interval:
-    """Return the interval of a share of the images.
+    """Return the confidence interval of a share of images.
 
-    Images that are all right, or all wrong, are so however they are resampled, and yet the next one may be otherwise:
-    there the far end is the exact binomial one (Clopper and Pearson 1934), for eight right of eight 63%.
+    If all images are correct, or all are wrong, so are all resampled images. One end is then the exact binomial bound
+    (Clopper and Pearson 1934), which is 63% for eight correct images of eight.
+
+    Args:
+        share: Measured share, in [0, 1].
+        images: Number of images.
+        resampled: Shares of the bootstrap samples.
     """
     low, high = percentile_interval(resampled)
     least = round(((1 - CONFIDENCE_LEVEL) / 2) ** (1 / images), 6)
@@ -102,12 +123,16 @@ def proportion_interval(share: float, images: int, resampled: Floats) -> Interva
 
 
 def calibration_interval(means: Floats, resampled: Floats) -> Interval:
-    """Return the interval of the calibration error, from the means of its terms and resampled means.
+    """Return a conservative confidence interval of the calibration error.
 
-    The error is a sum of absolute values, so that chance in the bins adds to it, and to the resampled one once more:
-    their percentiles lie above the truth where that is small, and even above what was measured. By the triangle
-    inequality what was measured is wrong by the sum of |resampled - measured| at most, over the bins: that gives the
-    lower end. The upper end is the percentile, which errs upwards. Together they cover no less than they say.
+    The error is a sum of absolute values, so noise in the bins adds to it. Resampling adds noise once more. The
+    percentiles are therefore too high if the true error is small, and may exceed the measured error. By the triangle
+    inequality the measured error is off by at most the sum of |resampled - measured| over the bins. This gives the
+    lower end. The upper end is the percentile, which is biased upwards.
+
+    Args:
+        means: Means of the calibration terms, (ECE_BINS,).
+        resampled: Means of the bootstrap samples, (BOOTSTRAP_SAMPLES, ECE_BINS).
     """
     measured = float(expected_calibration_error(means))
     wrong = float(np.quantile(np.abs(resampled - means).sum(-1), (1 + CONFIDENCE_LEVEL) / 2))
@@ -115,19 +140,31 @@ def calibration_interval(means: Floats, resampled: Floats) -> Interval:
 
 
 def per_class_accuracy(right_B: Bools, labels_B: Labels, classes: int) -> tuple[list[float], list[Interval]]:
-    """Return the share of right images of each class, and its interval; every class has an image.
+    """Return the accuracy of each class and its confidence interval.
 
-    Images are resampled within their class: the mean of n such draws is binomial, which is drawn directly.
+    Images are resampled within their class. The mean of n such draws is binomial and is drawn directly.
+
+    Args:
+        right_B: Whether each image is classified correctly.
+        labels_B: True classes. Every class has an image.
+        classes: Number of classes.
     """
     images = np.bincount(labels_B, minlength=classes)
     shares = np.bincount(labels_B, weights=right_B, minlength=classes) / images
     resampled = np.random.default_rng(SEED).binomial(images, shares, (BOOTSTRAP_SAMPLES, classes)) / images
-    found = zip(shares.tolist(), images.tolist(), resampled.T, strict=True)
-    return shares.tolist(), [proportion_interval(*one) for one in found]
+    per_class = zip(shares.tolist(), images.tolist(), resampled.T, strict=True)
+    return shares.tolist(), [proportion_interval(*values) for values in per_class]
 
 
 def compare_paired(name: str, right_B: Bools, against: str, other_B: Bools) -> PairedComparison:
-    """Compare two models on the same images: McNemar's exact test, and the difference with its bootstrap interval."""
+    """Compare two models by McNemar's exact test and a bootstrap interval.
+
+    Args:
+        name: Name of the first model.
+        right_B: Whether it classifies each image correctly.
+        against: Name of the second model.
+        other_B: Whether that one classifies each image correctly.
+    """
     wins, losses = int((right_B & ~other_B).sum()), int((other_B & ~right_B).sum())
     difference_B1 = (right_B.astype(float) - other_B)[:, None]
     return PairedComparison(
@@ -143,10 +180,16 @@ def compare_paired(name: str, right_B: Bools, against: str, other_B: Bools) -> P
 
 
 def binomial_cdf(heads: int, tosses: int) -> float:
-    """Return the probability of at most so many heads in tosses of a fair coin, by whole numbers.
+    """Return the exact probability of at most this many heads of a fair coin.
 
-    Of the images that only one of two equal models gets right, each is as likely to be the one's as the other's
-    (McNemar 1947). Costs a tenth of a second for 10,000 tosses.
+    If two models are equal, an image that only one classifies correctly is equally likely to be either's (McNemar
+    1947).
+
+    Cost: a tenth of a second for 10,000 tosses.
+
+    Args:
+        heads: Largest number of heads.
+        tosses: Number of tosses.
     """
     term = total = 1
     for number in range(1, heads + 1):
@@ -156,20 +199,25 @@ def binomial_cdf(heads: int, tosses: int) -> float:
 
 
 def confusion_matrix(labels_B: Labels, best_B: Labels, classes: Sequence[str]) -> ConfusionMatrix:
-    """Count the images of each class (row) by the class they were given (column).
+    """Count the images of each true class (row) by predicted class (column).
 
-    Of more than MOST_CLASSES classes those with the most confusions are told apart, the others are counted together.
+    Above MAX_CONFUSION_CLASSES classes, those with the most confusions have their own rows. The others share one row.
+
+    Args:
+        labels_B: True classes.
+        best_B: Predicted classes.
+        classes: Names of the classes.
     """
-    counts = _counts(labels_B, best_B, len(classes))
+    counts = _count_pairs(labels_B, best_B, len(classes))
     if len(classes) <= MAX_CONFUSION_CLASSES:
         return ConfusionMatrix(classes=list(classes), counts=counts.tolist())
     wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
     shown = np.sort(np.argsort(-wrong, kind="stable")[: MAX_CONFUSION_CLASSES - 1])
-    place = np.full(len(classes), len(shown), np.int32)
-    place[shown] = np.arange(len(shown))
+    index = np.full(len(classes), len(shown), np.int32)
+    index[shown] = np.arange(len(shown))
     names = [*(classes[number] for number in shown), OTHERS]
-    return ConfusionMatrix(classes=names, counts=_counts(place[labels_B], place[best_B], len(names)).tolist())
+    return ConfusionMatrix(classes=names, counts=_count_pairs(index[labels_B], index[best_B], len(names)).tolist())
 
 
-def _counts(labels_B: Labels, best_B: Labels, classes: int) -> NDArray[np.int64]:
+def _count_pairs(labels_B: Labels, best_B: Labels, classes: int) -> NDArray[np.int64]:
     return np.bincount(labels_B.astype(int) * classes + best_B, minlength=classes**2).reshape(classes, classes)

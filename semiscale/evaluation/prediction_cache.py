@@ -1,4 +1,4 @@
-"""What a model says of every image of a labeled split, kept, so that a later comparison need not run it again."""
+"""Store predictions, so that later comparisons need no forward pass."""
 
 import io
 from dataclasses import dataclass
@@ -23,14 +23,21 @@ from semiscale.storage.parquet import encode_parquet
 if TYPE_CHECKING:
     from semiscale.evaluation.inference import EvalLoader
 
-TOP_K = 5  # classes kept of each image, best first
+# Best classes that are stored for each image.
+TOP_K = 5
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One model on the images of a split, in the split's order: the TOP best classes and the first one's probability.
+    """Predictions of one model on the images of a split, in the split's order.
 
-    Kept as a Parquet file: about 40 bytes an image.
+    Cost: about 40 bytes an image in the stored Parquet file.
+
+    Attributes:
+        keys: Keys of the images.
+        labels_B: True classes.
+        top_BR: At most TOP_K best classes, best first.
+        probability_B: Probability of the best class.
     """
 
     keys: list[str]
@@ -39,11 +46,11 @@ class Predictions:
     probability_B: NDArray[np.float32]
 
     def correct(self, top: int = 1) -> Bools:
-        """Say for every image whether its label is among the `top` best classes."""
+        """Return for every image whether its label is among its `top` best classes."""
         return metrics.topk_correct(self.top_BR, self.labels_B, top)
 
     def to_bytes(self) -> bytes:
-        """Return the Parquet file."""
+        """Serialize the predictions to a Parquet file."""
         ranks = self.top_BR.shape[1]
         columns = {
             "key": pa.array(self.keys, pa.string()),
@@ -55,7 +62,7 @@ class Predictions:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Predictions":
-        """Read the Parquet file."""
+        """Read the predictions from a Parquet file."""
         table = pq.read_table(io.BytesIO(data)).combine_chunks()
         top = table["top"].combine_chunks()
         return cls(
@@ -67,38 +74,46 @@ class Predictions:
 
 
 class SplitEvaluator:
-    """A labeled split that models are measured on. Only a model that was never measured on it costs a forward pass.
+    """Evaluate models on a labeled split.
 
-    Its images count for every model, also where they were measured before.
+    A model with stored predictions needs no forward pass.
+
+    Progress counts the images of every model, also of one with stored predictions.
+
+    Args:
+        workdir: URI of the workdir.
+        split: Labeled split.
+        columns: Columns of images and labels.
+        progress: Progress of the stage.
     """
 
     def __init__(self, workdir: str, split: LabeledSplit, columns: SampleFields, progress: Progress) -> None:
         self._workdir, self._split, self._columns, self._progress = workdir, split, columns, progress
-        self._held: EvalLoader | None = None
+        self._loader: EvalLoader | None = None
 
     def predictions_uri(self, model: TrainReceipt) -> str:
-        """Return where a model's predictions are kept."""
+        """Return the URI of a model's predictions."""
         name = content_digest(model.digest, self._split.digest, self._columns.image)
         return storage.join(self._workdir, "stages", "evaluate", "predictions", f"{name}.parquet")
 
     def predict(self, model: TrainReceipt) -> Predictions:
-        """Return a model's predictions: those that are kept, or fresh ones, which are then kept."""
+        """Return the stored predictions of a model, or compute and store them."""
         uri = self.predictions_uri(model)
-        kept = storage.read_or_none(uri)
-        if kept is not None:
+        stored = storage.read_or_none(uri)
+        if stored is not None:
             self._progress.update(self._split.samples)
-            return Predictions.from_bytes(kept)
-        fresh = self._predicted(model)
-        storage.write_bytes(uri, fresh.to_bytes())
-        return fresh
+            return Predictions.from_bytes(stored)
+        predictions = self._compute_predictions(model)
+        storage.write_bytes(uri, predictions.to_bytes())
+        return predictions
 
     @cached_property
     def _index(self) -> pa.Table:
         table = pq.read_table(io.BytesIO(storage.read_bytes(self._split.index)))
         return table.sort_by([("shard", "ascending"), ("index", "ascending")])
 
-    def _predicted(self, receipt: TrainReceipt) -> Predictions:
-        # torch takes seconds to import; predictions that are kept are found without.
+    def _compute_predictions(self, receipt: TrainReceipt) -> Predictions:
+        # torch takes seconds to import, and stored predictions do not need it.
         import torch
 
         from semiscale.evaluation.inference import predict_logits
@@ -108,9 +123,10 @@ class SplitEvaluator:
         device = checkpoint_io.default_device()
         model = checkpoint_io.load_model(receipt.checkpoint)[0].to(device)
         with self._progress.timer("prepare"):
-            prepared = self._prepared(receipt)
-        with self._progress.timer("forward"):  # of a large split with the decoding of its images
-            probability_BC = torch.softmax(predict_logits(model, prepared, device, self._progress.update), 1)
+            loader = self._load_split(receipt)
+        # The time includes decoding if the split is too large for the cache.
+        with self._progress.timer("forward"):
+            probability_BC = torch.softmax(predict_logits(model, loader, device, self._progress.update), 1)
         best = probability_BC.topk(min(TOP_K, probability_BC.shape[1]))
         return Predictions(
             keys=self._index["key"].to_pylist(),
@@ -119,11 +135,12 @@ class SplitEvaluator:
             probability_B=best.values[:, 0].numpy(),
         )
 
-    def _prepared(self, receipt: TrainReceipt) -> "EvalLoader":
-        """Return the images as this model sees them; those of the last model are held for the next."""
+    def _load_split(self, receipt: TrainReceipt) -> "EvalLoader":
+        """Return a loader, which the next model reuses if its preprocessing is equal."""
         from semiscale.evaluation.inference import EvalLoader
 
-        if self._held is None or self._held.preprocessing != receipt.preprocessing:
-            self._held = None  # before the next is read: one at a time is held
-            self._held = EvalLoader(self._split, self._columns, receipt.preprocessing)
-        return self._held
+        if self._loader is None or self._loader.preprocessing != receipt.preprocessing:
+            # Free the cached images of the last loader before the next one decodes its own.
+            self._loader = None
+            self._loader = EvalLoader(self._split, self._columns, receipt.preprocessing)
+        return self._loader

@@ -141,7 +141,7 @@ def check_compatible(uri: str, class_list: str, wanted: CheckpointMetadata) -> N
 
 
 def check_metadata_matches(uri: str, actual: CheckpointMetadata, wanted: CheckpointMetadata) -> None:
-    """Check that a checkpoint has the architecture, classes and preprocessing of a run.
+    """Check a checkpoint's architecture, classes and preprocessing.
 
     Args:
         uri: URI of the checkpoint.

@@ -1,4 +1,4 @@
-"""Choose how a network runs on a GPU: its memory format and whether it is compiled.
+"""Choose a network's memory format on a GPU, and whether it is compiled.
 
 channels_last can halve the speed of grouped convolutions and double that of plain ones. Compilation costs minutes and
 may gain a tenth. Both are timed on the card with the network, by training and by scoring alike.
@@ -43,7 +43,7 @@ class ExecutionMode(StrictDocument):
     on: str
 
     def memory_format(self, axes: int) -> torch.memory_format:
-        """Return the memory format of tensors with this many axes: 5 for clips, 4 for images."""
+        """Return the memory format of clips (5 axes) or images (4 axes)."""
         if self.layout == CONTIGUOUS:
             return torch.contiguous_format
         return torch.channels_last_3d if axes == 5 else torch.channels_last
@@ -62,7 +62,9 @@ class ExecutionMode(StrictDocument):
         return images_BCHW.contiguous(memory_format=self.memory_format(images_BCHW.dim()))
 
     def wrap(self, model: nn.Module, wrap_ddp: ModelWrapper) -> nn.Module:
-        """Return the network that runs the model in this mode. Both share their parameters.
+        """Return the network that runs the model in this mode.
+
+        Both share their parameters.
 
         DistributedDataParallel wraps the model before it is compiled, as PyTorch's notes on it ask (docs.pytorch.org,
         "DDP works with TorchDynamo"). The compiler then splits its graphs at the gradient buckets, and one bucket is
@@ -149,7 +151,9 @@ def autotune_training(
 
 
 def time_training_step(model: nn.Module, images_BCHW: Tensor, mode: ExecutionMode, wrap_ddp: ModelWrapper) -> float:
-    """Return the seconds of one forward and backward pass in bf16 of a copy of the model.
+    """Return the seconds of a forward and backward pass in bf16.
+
+    The pass runs on a copy of the model.
 
     Args:
         model: Model that is copied.
@@ -188,7 +192,7 @@ def time_calls(call: Callable[[], object], device: torch.device, warmup: int, ti
 
 
 def load_or_decide(folder: str, on: str, decide: Callable[[], ExecutionMode]) -> ExecutionMode:
-    """Return the mode that a score folder stores. If there is none, decide and store it.
+    """Load the mode of a score folder, or decide and store it.
 
     The first writer wins if several pods decide at the same time. The mode also binds pods that score a grown pool
     later. A line of the log warns if it was chosen on another card or software: the last bits of scores then differ.

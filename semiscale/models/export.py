@@ -1,4 +1,4 @@
-"""Export a model as a file that runs without this program: ONNX, or torch.export's archive.
+"""Export a model to ONNX or torch.export, to run without this program.
 
 The file takes decoded pixels. It contains the division, the normalization and the order of the axes, so that a user
 cannot do them differently. Resizing comes first. It is described in the file and in a JSON document of the same name.
@@ -36,7 +36,10 @@ TOLERANCE = 1e-3
 
 
 class ExportMetadata(StrictDocument):
-    """Description of an exported file. The file also contains it, under the key `semiscale`."""
+    """Description of an exported file.
+
+    The file also contains it, under the key `semiscale`.
+    """
 
     file: str
     format: Format
@@ -91,7 +94,7 @@ def export_model(uri: str, kind: Format, images_BHWC: Batch, folder: str) -> Exp
 
 
 class _NormalizedModel(nn.Module):
-    """Normalize uint8 images_BHWC, or clips_BTHWC, and return the logits_BC of a model."""
+    """Map uint8 images_BHWC, or clips_BTHWC, to the logits_BC of a model."""
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()

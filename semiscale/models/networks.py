@@ -31,7 +31,9 @@ class _LayerFactory(NamedTuple):
 
 
 class SmallResNet(nn.Module):
-    """Three stages of basic blocks at full, half and quarter resolution (He et al. 2016, section 4.2).
+    """Residual network for small images (He et al. 2016, section 4.2).
+
+    It has three stages of basic blocks at full, half and quarter resolution.
 
     Args:
         architecture: Blocks of each stage, and width.
@@ -84,7 +86,7 @@ class _Block(nn.Module):
 
 
 def _conv2plus1d(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Return a 3x3x3 convolution that is split into one over space and one over time (see `_build_r2plus1d`)."""
+    """Split a 3x3x3 convolution into space and time (see `_build_r2plus1d`)."""
     between = _mid_channels(in_channels, out_channels)
     return nn.Sequential(
         nn.Conv3d(in_channels, between, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
@@ -95,7 +97,10 @@ def _conv2plus1d(in_channels: int, out_channels: int, stride: int) -> nn.Sequent
 
 
 def _mid_channels(in_channels: int, out_channels: int) -> int:
-    """Return the middle channels that keep the parameters of a 3x3x3 convolution (Tran et al. 2018, 3.5)."""
+    """Return the channels between the two convolutions (Tran et al. 2018, 3.5).
+
+    They keep the number of parameters of a 3x3x3 convolution.
+    """
     return 27 * in_channels * out_channels // (9 * in_channels + 3 * out_channels)
 
 
@@ -296,7 +301,7 @@ _BUILDERS: dict[str, Callable[[Architecture, int, int], nn.Module]] = {
 
 
 def _check_output_shape(network: nn.Module, name: str, classes: int, resolution: int) -> None:
-    """Check that two images give two rows of logits. Only shapes are computed, without values."""
+    """Check the shape of the logits of two images, without computing values."""
     training = network.training
     network.eval()
     try:
@@ -312,7 +317,7 @@ def _check_output_shape(network: nn.Module, name: str, classes: int, resolution:
 
 @torch.no_grad()
 def _run_on_meta(network: nn.Module, shape: Sequence[int]) -> Any:
-    """Run a network in its current mode on the meta device, which computes shapes without values."""
+    """Run a network in its current mode on the meta device, without values."""
     without_storage = {
         key: torch.empty_like(tensor, device="meta")
         for key, tensor in [*network.named_parameters(), *network.named_buffers()]
@@ -329,7 +334,10 @@ def _unsupported_resolution(name: str, resolution: int, error: Exception) -> Inv
 
 
 class _SkipInit(TorchFunctionMode):
-    """Skip random initialization, which on the meta device makes torch load its compiler for four seconds."""
+    """Skip random initialization.
+
+    On the meta device it makes torch load its compiler, which takes four seconds.
+    """
 
     def __torch_function__(
         self, function: Callable[..., Any], _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -33,7 +33,10 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(preprocessing.std, device=device).view(shape))
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
-        """Return images_BCHW for images_BHWC, and clips_BCTHW for clips_BTHWC. Other leading axes are kept."""
+        """Return images_BCHW, or clips_BCTHW for clips_BTHWC.
+
+        Other leading axes are kept.
+        """
         pixels_BCHW = images_BHWC.movedim(-1, self._channel_axis).float()
         return (pixels_BCHW / 255 - self.mean) / self.std
 

@@ -197,7 +197,7 @@ def test_what_cancel_is_told_and_is_not_there_is_refused(
 @pytest.mark.parametrize(
     ("changes", "options", "line"),
     [
-        ({"student_architecture": "resnet5"}, [], "student_architecture: 'resnet5' is unknown"),
+        ({"student_architecture": "resnet5"}, [], "student_architecture: The architecture 'resnet5' is unknown"),
         ({"workdir": "runs"}, [], "workdir: runs: a path of this machine"),
         ({"unlabeled": ["/data/pool"]}, [], "unlabeled: /data/pool: a path of this machine"),
         ({}, [], "semiscale/python-cpu:0.1.0: not in a registry; push the images"),

@@ -1,4 +1,4 @@
-"""Measures equal their definitions, written out slowly or taken from scikit-learn and scipy."""
+"""Test that metrics equal slow definitions, or those of scikit-learn and scipy."""
 
 import numpy as np
 import pytest

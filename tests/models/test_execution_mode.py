@@ -1,4 +1,4 @@
-"""How a network is run: the manners are timed for real here, on the CPU, and compiled over ranks that are processes."""
+"""Test execution modes: timing on the CPU, and compilation over ranks that are real processes."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ ALONE = DistributedContext().ddp_wrapper()
 
 
 def small() -> nn.Module:
-    """A network that compiles in seconds."""
+    """Return a network that compiles in seconds."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
 
@@ -44,7 +44,7 @@ def test_what_is_compiled_is_timed_and_taken_where_it_pays(capsys: pytest.Captur
 
 
 def test_a_step_of_sgd_is_a_handful_of_calls(tmp_path: Path) -> None:
-    """On a CPU too: a loop over 161 tensors is slower than what it computes."""
+    """On a CPU a loop over 161 tensors is slower than their updates."""
     config = TrainConfig(
         workdir=str(tmp_path), recipe="modern", architecture="resnet50", plan="", resolution=64, augmentation="shift"
     )
@@ -52,18 +52,21 @@ def test_a_step_of_sgd_is_a_handful_of_calls(tmp_path: Path) -> None:
     optimizer = Trainer(config, model, None, 100, DistributedContext())._build_optimizer()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optimizer.step()  # the first makes the momenta
+    # The first step creates the momenta.
+    optimizer.step()
     with Calls() as calls:  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert calls.count <= 4  # two groups: weights, and what normalises, which does not decay
+    # There are two groups: weights that decay, and normalization layers that do not.
+    assert calls.count <= 4
 
 
 def gradients() -> tuple[bool, list[list[float]]]:
-    """Return, of one rank, whether what was compiled averages, and the gradient of a step of two parts."""
+    """Return whether the compiled network averages gradients, and the gradient of two microbatches."""
     ranks = distributed_context_from_env()
     with ranks.process_group(False):
         first = ranks.ddp_wrapper(of_the_first=True)
-        if ranks.is_main:  # the others do not take part, and nobody waits for them
+        # Only rank 0 runs this network, and it waits for no other rank.
+        if ranks.is_main:
             F.cross_entropy(first(small())(images(2)), torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
         network = ExecutionMode(layout=CONTIGUOUS, compiled=True, on="").wrap(small(), ranks.ddp_wrapper())
         inner = getattr(network, "_orig_mod", network)
@@ -76,14 +79,14 @@ def gradients() -> tuple[bool, list[list[float]]]:
 
 
 def images(count: int) -> torch.Tensor:
-    """The same images for every rank."""
+    """Return the same images on every rank."""
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @compiles
 @pytest.mark.slow
 def test_the_ranks_compile_what_averages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes: averaging is compiled, not wrapped around what is; their gradient is that of the whole batch."""
+    """DistributedDataParallel is compiled with the network, and the averaged gradient is that of the whole batch."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,

@@ -103,7 +103,7 @@ def test_the_whole_pipeline_with_a_ready_made_teacher(tmp_path: Path) -> None:
     [
         ({"test": "/nowhere"}, "refused: /nowhere: nothing here"),
         ({"images_per_clas": 3}, "unknown key; did you mean 'images_per_class'"),
-        ({"student_architecture": "resnet5"}, "refused: student_architecture: 'resnet5' is unknown; did you mean"),
+        ({"student_architecture": "resnet5"}, "student_architecture: The architecture 'resnet5' is unknown"),
     ],
 )
 def test_bad_input_ends_a_run_in_one_line_with_code_2(tmp_path: Path, changes: dict[str, Any], line: str) -> None:

@@ -229,7 +229,7 @@ def test_the_champion_is_switched_in_every_store(bucket: str) -> None:
     uri = champion_uri(bucket, "birds")
     assert update_champion(uri, lambda _: None) is None
     assert storage.head(uri) is None
-    with pytest.raises(InvalidInputError, match="no champion yet"):
+    with pytest.raises(InvalidInputError, match="SEMI-E341"):
         update_champion(uri, lambda champion: rollback_record(uri, champion))
     for number in range(3):
         update_champion(uri, lambda champion, number=number: promote_record(champion, reign(f"m{number}")))  # type: ignore[misc]
@@ -257,7 +257,7 @@ def test_a_switch_takes_in_what_another_process_wrote(bucket: str) -> None:
 def test_an_object_that_is_no_champion_is_refused(tmp_path: Path) -> None:
     uri = champion_uri(str(tmp_path), "birds")
     storage.write_bytes(uri, json.dumps({"current": "me"}).encode())
-    with pytest.raises(InvalidInputError, match="not a champion's object"):
+    with pytest.raises(InvalidInputError, match="SEMI-E343"):
         update_champion(uri, lambda champion: champion)
 
 

@@ -1,4 +1,4 @@
-"""The stages one after the other, as functions, on a small run: what tests of a single stage start from."""
+"""Run the stages one after the other as functions, on a small run that tests start from."""
 
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from tests.support import pictures
 
 
 class Stages:
-    """A small run; each stage's receipt is made when it is first asked for."""
+    """Small run whose stages run when their receipts are first read."""
 
     def __init__(self, root: Path, **changes: Any) -> None:
         self.root = root
@@ -43,28 +43,28 @@ class Stages:
 
     @classmethod
     def on(cls, config: PlanConfig, root: Path) -> "Stages":
-        """Run stages on data that are there already."""
+        """Run the stages on existing data."""
         stages = cls.__new__(cls)
         stages.root, stages.content, stages.config = root, config.model_dump(), config
         return stages
 
     @property
     def workdir(self) -> str:
-        """Where everything is kept."""
+        """Return the URI of the workdir."""
         return self.config.workdir
 
     @cached_property
     def plan(self) -> PlanReceipt:
-        """The planned inputs."""
+        """Return the receipt of the plan."""
         return plan(self.config)
 
     @cached_property
     def teacher(self) -> TrainReceipt:
-        """A trained teacher."""
+        """Return the receipt of the teacher."""
         return self.train("teacher")
 
     def train(self, recipe: str, **changes: Any) -> TrainReceipt:
-        """Train by a recipe."""
+        """Train a model by a recipe."""
         settings = {
             "workdir": self.workdir,
             "recipe": recipe,
@@ -85,13 +85,13 @@ class Stages:
 
     @cached_property
     def unscored(self) -> FanoutReceipt:
-        """How many pods score the pool."""
+        """Return the number of pods that score the pool."""
         return plan_score_fanout(
             ScoreFanoutConfig(workdir=self.workdir, plan=self.uri(self.plan), teacher=self.uri(self.teacher))
         )
 
     def score(self, pod: int) -> ScoreReceipt:
-        """Score one pod's share."""
+        """Score the share of one pod."""
         return score(
             ScoreConfig(
                 workdir=self.workdir,
@@ -105,20 +105,20 @@ class Stages:
 
     @cached_property
     def scores(self) -> list[ScoreReceipt]:
-        """The whole pool, scored."""
+        """Return the receipts of all scoring pods."""
         return [self.score(pod) for pod in range(self.unscored.pods)]
 
     @cached_property
     def selection(self) -> SelectionReceipt:
-        """The selection."""
+        """Return the receipt of the selection."""
         return self.merge()
 
     def selection_rows(self) -> list[dict[str, Any]]:
-        """The selection's rows."""
+        """Return the rows of the selection."""
         return list(pq.read_table(self.selection.selection).to_pylist())
 
     def merge(self, **changes: Any) -> SelectionReceipt:
-        """Select."""
+        """Merge the scores with changed settings."""
         settings = {
             "workdir": self.workdir,
             "plan": self.uri(self.plan),
@@ -133,17 +133,17 @@ class Stages:
 
     @cached_property
     def unpacked(self) -> FanoutReceipt:
-        """How many pods pack the selection."""
+        """Return the number of pods that pack the selection."""
         plan, selection = self.uri(self.plan), self.uri(self.selection)
         return plan_pack_fanout(PackFanoutConfig(workdir=self.workdir, plan=plan, selection=selection))
 
     @cached_property
     def packed(self) -> PackReceipt:
-        """The packed selection."""
+        """Return the receipt of the packed selection."""
         return self.pack()
 
     def pack(self, seed: int = 0) -> PackReceipt:
-        """Pack in another order."""
+        """Pack the selection in the order of a seed."""
         config = PackConfig(
             workdir=self.workdir,
             plan=self.uri(self.plan),
@@ -155,22 +155,22 @@ class Stages:
 
     @cached_property
     def pretrained(self) -> TrainReceipt:
-        """The student before fine-tuning."""
+        """Return the receipt of the student before fine-tuning."""
         return self.train("pretrain", packed=self.uri(self.packed))
 
     @cached_property
     def students(self) -> list[TrainReceipt]:
-        """The fine-tuned student at two learning rates."""
+        """Return the receipts of the student, fine-tuned at two learning rates."""
         return [self.train("finetune", start=self.uri(self.pretrained), learning_rate=rate) for rate in (0.1, 0.2)]
 
     @cached_property
     def baselines(self) -> list[TrainReceipt]:
-        """The baseline at two learning rates."""
+        """Return the receipts of the baseline at two learning rates."""
         return [self.train("baseline", learning_rate=rate) for rate in (0.5, 1.0)]
 
     @cached_property
     def evaluation(self) -> EvaluationReceipt:
-        """All four models on the test set."""
+        """Return the receipt of the evaluation of all four models."""
         return evaluate(
             EvaluateConfig(
                 workdir=self.workdir,
@@ -196,12 +196,12 @@ class Stages:
 
     @cached_property
     def promotion(self) -> PromotionReceipt:
-        """The promotion."""
+        """Return the receipt of the promotion."""
         return self.promote()
 
     @cached_property
     def report(self) -> ReportReceipt:
-        """The report, which also leaves the run's receipts in the workdir."""
+        """Return the receipt of the report, which also copies all receipts into the workdir."""
         uri = self.uri
         return report(
             ReportConfig(
@@ -220,7 +220,7 @@ class Stages:
         )
 
     def uri(self, receipt: Receipt) -> str:
-        """Hand a receipt on as kfp does: as a file of its own."""
+        """Write a receipt to a file of its own, as kfp does, and return its path."""
         path = self.root / "receipts" / f"{receipt.stage}-{receipt.digest}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(receipt.model_dump_json())

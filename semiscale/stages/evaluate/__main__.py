@@ -1,4 +1,4 @@
-"""`python -m semiscale.stages.evaluate`: the stage from a shell."""
+"""Run the evaluate stage from a shell: `python -m semiscale.stages.evaluate`."""
 
 import sys
 

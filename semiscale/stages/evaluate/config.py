@@ -1,4 +1,4 @@
-"""The inputs of an evaluation."""
+"""Define the inputs of an evaluation."""
 
 from typing import ClassVar
 
@@ -7,13 +7,15 @@ from semiscale.receipts.plan import PlanReceipt
 from semiscale.runtime.stage_config import ReceiptUri, ReceiptUris, StageConfig
 from semiscale.storage.documents import load_document
 
-RESULT_VERSION = (
-    2  # to be raised with the receipt's fields, so that an older receipt is not taken for one with all of them
-)
+# Raise this number when fields are added to the receipt. Older receipts, which lack them, are then not reused.
+RESULT_VERSION = 2
 
 
 class EvaluateConfig(StageConfig):
-    """The models to measure. Of several baselines or students, the best on validation is measured, and it alone."""
+    """Models to evaluate.
+
+    Only the best baseline and the best student on the validation set are evaluated.
+    """
 
     stage: ClassVar[str] = "evaluate"
     on_device: ClassVar[bool] = True
@@ -34,5 +36,5 @@ class EvaluateConfig(StageConfig):
     """Parquet column, or key of a .json member, of the labels."""
 
     def digest(self) -> str:
-        """Beyond the models, the result depends on the test split, and on what is measured."""
+        """Return the digest of the config, the test split and the version of the result."""
         return content_digest(super().digest(), load_document(self.plan, PlanReceipt).test.digest, RESULT_VERSION)

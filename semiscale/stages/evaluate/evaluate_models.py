@@ -1,4 +1,4 @@
-"""Measuring the models on the test images."""
+"""Evaluate models on the test images."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from semiscale.storage.documents import load_document
 
 
 def evaluate_models(config: EvaluateConfig) -> dict[str, object]:
-    """Measure the four models and return the fields of the receipt."""
+    """Evaluate the four models and return the fields of the receipt."""
     plan = load_document(config.plan, PlanReceipt)
     sweeps = {
         "baseline": [load_document(uri, TrainReceipt) for uri in config.baselines],
@@ -34,17 +34,20 @@ def evaluate_models(config: EvaluateConfig) -> dict[str, object]:
         "student": best_by_validation(sweeps["student"]),
     }
     columns = SampleFields(config.image_column, config.label_column, plan.is_video)
-    exam = SplitEvaluator(config.workdir, plan.test, columns, Progress("evaluate", len(measured) * plan.test.samples))
-    found: dict[str, Predictions] = {}
+    evaluator = SplitEvaluator(
+        config.workdir, plan.test, columns, Progress("evaluate", len(measured) * plan.test.samples)
+    )
+    predictions_of: dict[str, Predictions] = {}
     models: dict[str, ModelMetrics] = {}
     for name, receipt in measured.items():
-        found[name] = exam.predict(receipt)
-        models[name] = model_metrics(receipt, found[name], exam.predictions_uri(receipt))
+        predictions_of[name] = evaluator.predict(receipt)
+        models[name] = model_metrics(receipt, predictions_of[name], evaluator.predictions_uri(receipt))
         log_info("evaluate", f"{name}: top-1 {models[name].top1:.4f}, top-5 {models[name].top5:.4f}")
     per_class = {
-        name: metrics.per_class_accuracy(one.correct(), one.labels_B, len(plan.classes)) for name, one in found.items()
+        name: metrics.per_class_accuracy(predictions.correct(), predictions.labels_B, len(plan.classes))
+        for name, predictions in predictions_of.items()
     }
-    student = found["student"]
+    student = predictions_of["student"]
     return {
         "models": models,
         "per_class": {name: shares for name, (shares, _) in per_class.items()},
@@ -53,44 +56,57 @@ def evaluate_models(config: EvaluateConfig) -> dict[str, object]:
         "tried": {name: sweep_trials(receipts) for name, receipts in sweeps.items()},
         "comparisons": [
             metrics.compare_paired("student", student.correct(), name, other.correct())
-            for name, other in found.items()
+            for name, other in predictions_of.items()
             if name != "student"
         ],
         "confusion": metrics.confusion_matrix(student.labels_B, student.top_BR[:, 0], plan.classes),
     }
 
 
-def evaluate_model(exam: SplitEvaluator, receipt: TrainReceipt) -> ModelEvaluation:
-    """Measure a single model."""
-    found = exam.predict(receipt)
-    per_class, intervals = metrics.per_class_accuracy(found.correct(), found.labels_B, len(receipt.classes))
+def evaluate_model(evaluator: SplitEvaluator, receipt: TrainReceipt) -> ModelEvaluation:
+    """Evaluate one model."""
+    predictions = evaluator.predict(receipt)
+    per_class, intervals = metrics.per_class_accuracy(predictions.correct(), predictions.labels_B, len(receipt.classes))
     return ModelEvaluation(
-        model=model_metrics(receipt, found, exam.predictions_uri(receipt)),
+        model=model_metrics(receipt, predictions, evaluator.predictions_uri(receipt)),
         classes=receipt.classes,
         per_class=per_class,
         per_class_intervals=intervals,
-        confusion=metrics.confusion_matrix(found.labels_B, found.top_BR[:, 0], receipt.classes),
+        confusion=metrics.confusion_matrix(predictions.labels_B, predictions.top_BR[:, 0], receipt.classes),
     )
 
 
 def best_by_validation(receipts: list[TrainReceipt]) -> TrainReceipt:
-    """Choose by validation top-1; of equals, the smallest learning rate."""
+    """Return the training with the best validation top-1.
+
+    Of equally good ones it is the one with the smallest learning rate.
+    """
     return min(receipts, key=lambda receipt: (-receipt.validation_top1, receipt.learning_rate))
 
 
 def sweep_trials(receipts: list[TrainReceipt]) -> list[SweepTrial]:
-    """List a sweep in order of its learning rates."""
+    """Return the trials of a sweep in the order of their learning rates."""
     in_order = sorted(receipts, key=lambda receipt: receipt.learning_rate)
     return [
-        SweepTrial(learning_rate=one.learning_rate, validation_top1=one.validation_top1, receipt=one.digest)
-        for one in in_order
+        SweepTrial(learning_rate=receipt.learning_rate, validation_top1=receipt.validation_top1, receipt=receipt.digest)
+        for receipt in in_order
     ]
 
 
-def model_metrics(receipt: TrainReceipt, found: Predictions, uri: str) -> ModelMetrics:
-    """Measure one model, with the intervals that resampling the test images gives."""
+def model_metrics(receipt: TrainReceipt, predictions: Predictions, uri: str) -> ModelMetrics:
+    """Compute the metrics of one model with bootstrap intervals.
+
+    Args:
+        receipt: Receipt of the model's training.
+        predictions: Its predictions on the test images.
+        uri: URI of the stored predictions.
+    """
     values = np.column_stack(
-        [found.correct(1), found.correct(TOP_K), calibration_bin_terms(found.correct(1), found.probability_B)]
+        [
+            predictions.correct(1),
+            predictions.correct(TOP_K),
+            calibration_bin_terms(predictions.correct(1), predictions.probability_B),
+        ]
     )
     images, means, resampled = len(values), values.mean(0), metrics.bootstrap_means(values)
     return ModelMetrics(

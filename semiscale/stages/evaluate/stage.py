@@ -1,4 +1,7 @@
-"""Evaluate: the four models on the test set, which chose nothing. Learning rates are chosen here, on validation."""
+"""Evaluate the four models on the test set.
+
+Learning rates are chosen on the validation set.
+"""
 
 from semiscale.receipts.evaluate import EvaluationReceipt
 from semiscale.runtime.run_once import run_once
@@ -6,12 +9,11 @@ from semiscale.stages.evaluate.config import EvaluateConfig
 
 
 def evaluate(config: EvaluateConfig) -> EvaluationReceipt:
-    """Measure teacher, baseline, pretrained and student on the same test images: top-1 and top-5, in [0, 1]."""
+    """Evaluate teacher, baseline, pretrained and student on the same test images."""
 
     def work(_: str) -> dict[str, object]:
-        from semiscale.stages.evaluate.evaluate_models import (
-            evaluate_models,  # torch takes seconds to import; finished work is found without
-        )
+        # torch takes seconds to import, and finished work does not need it.
+        from semiscale.stages.evaluate.evaluate_models import evaluate_models
 
         return evaluate_models(config)
 

@@ -1,4 +1,4 @@
-"""`python -m semiscale.stages.promote`: the stage from a shell."""
+"""Run the promote stage from a shell: `python -m semiscale.stages.promote`."""
 
 import sys
 

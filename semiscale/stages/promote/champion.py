@@ -1,4 +1,7 @@
-"""The champion: one small object that names the model in use and those before it, switched in one step."""
+"""Read and replace the champion.
+
+Its object names the model in use and its predecessors.
+"""
 
 from collections.abc import Callable
 
@@ -6,14 +9,24 @@ from semiscale import storage
 from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.storage.documents import StrictDocument
 
-MAX_CAS_ATTEMPTS = 8  # of processes that promote at the same moment, each wins once
-MAX_HISTORY = 100  # former champions: 70 kB
+# Of processes that promote at the same time, each wins one compare-and-swap.
+MAX_CAS_ATTEMPTS = 8
+# Former champions, about 70 kB.
+MAX_HISTORY = 100
 
 
 class ChampionRecord(StrictDocument):
-    """A model as the champion: its checkpoint, the receipt of its training, the run it came from, since when and why.
+    """Model that is or was the champion.
 
-    `since` is UTC, ISO 8601. `test` is the digest of the test split that `top1` was measured on.
+    Attributes:
+        model: Digest of the training.
+        checkpoint: URI of the checkpoint.
+        training: URI of the training receipt.
+        run: Name of the run.
+        test: Digest of the test split that `top1` was measured on.
+        top1: Accuracy on the test split, in [0, 1].
+        since: Time of promotion in UTC, ISO 8601.
+        why: Reason of the promotion.
     """
 
     model: str
@@ -27,7 +40,13 @@ class ChampionRecord(StrictDocument):
 
 
 class Champion(StrictDocument):
-    """The content of the object. `former` has the latest first; `withdrawn` are models that were rolled back."""
+    """Content of the champion's object.
+
+    Attributes:
+        current: Model in use.
+        former: Former champions, latest first.
+        withdrawn: Models that were rolled back.
+    """
 
     current: ChampionRecord
     former: list[ChampionRecord]
@@ -35,55 +54,83 @@ class Champion(StrictDocument):
 
 
 def champion_uri(workdir: str, name: str) -> str:
-    """Return where the champion of this name is kept."""
+    """Return the URI of the champion of this name."""
     return storage.join(workdir, "champions", f"{name}.json")
 
 
 def update_champion(uri: str, change: Callable[[Champion | None], Champion | None]) -> Champion | None:
-    """Replace the champion by what `change` makes of it, unless that is None; return what is there then.
+    """Replace the champion by compare-and-swap.
 
-    Readers see the old object or the new one. Where another process switches in between, `change` is asked again with
-    what that one wrote.
+    Readers see the old object or the new one. If another process changes it in between, `change` is called again with
+    the new content.
+
+    Args:
+        uri: URI of the champion.
+        change: Returns the new champion, or None to keep the current one.
+
+    Returns:
+        The champion afterwards, or None if there is none.
+
+    Raises:
+        InvalidInputError: The object is not a champion (SEMI-E343).
+        SemiscaleError: Other processes changed it MAX_CAS_ATTEMPTS times (SEMI-E340).
     """
     for _ in range(MAX_CAS_ATTEMPTS):
         data = storage.read_or_none(uri)
-        champion = _parsed(uri, data)
+        champion = _parse_champion(uri, data)
         changed = change(champion)
         if changed is None:
             return champion
         if storage.compare_and_swap(uri, data, changed.model_dump_json(indent=1).encode()):
             return changed
-    raise SemiscaleError(f"{uri}: other processes changed it {MAX_CAS_ATTEMPTS} times in between; promote again")
+    raise SemiscaleError(
+        "SEMI-E340", f"{uri}: Other processes changed the champion {MAX_CAS_ATTEMPTS} times. Promote again."
+    )
 
 
-def promote_record(champion: Champion | None, reign: ChampionRecord) -> Champion:
-    """Let a model succeed the champion. One that was withdrawn before no longer is."""
+def promote_record(champion: Champion | None, record: ChampionRecord) -> Champion:
+    """Return the champion after a promotion.
+
+    The promoted model is no longer withdrawn.
+    """
     if champion is None:
-        return Champion(current=reign, former=[], withdrawn=[])
+        return Champion(current=record, former=[], withdrawn=[])
     former = [champion.current, *champion.former][:MAX_HISTORY]
-    return Champion(current=reign, former=former, withdrawn=_without(champion.withdrawn, reign.model))
+    return Champion(current=record, former=former, withdrawn=_without(champion.withdrawn, record.model))
 
 
 def rollback_record(uri: str, champion: Champion | None) -> Champion:
-    """Withdraw the champion for the one before it. Raises InvalidInputError where there is none."""
+    """Return the champion after a rollback to its predecessor.
+
+    Args:
+        uri: URI of the champion, for errors.
+        champion: Current champion.
+
+    Raises:
+        InvalidInputError: There is no champion (SEMI-E341), or it has no predecessor (SEMI-E342).
+    """
     if champion is None:
-        raise InvalidInputError(f"{uri}: no champion yet; promote a run first")
+        raise InvalidInputError("SEMI-E341", f"{uri}: There is no champion. Promote a run first.")
     if not champion.former:
         raise InvalidInputError(
-            f"{uri}: the champion, {champion.current.model} of run {champion.current.run!r}, is the first"
+            "SEMI-E342",
+            f"{uri}: The champion, {champion.current.model} of run {champion.current.run!r}, has no predecessor. "
+            "Promote another run.",
         )
     withdrawn = [champion.current.model, *_without(champion.withdrawn, champion.current.model)]
     return Champion(current=champion.former[0], former=champion.former[1:], withdrawn=withdrawn[:MAX_HISTORY])
 
 
 def _without(models: list[str], model: str) -> list[str]:
-    return [one for one in models if one != model]
+    return [other for other in models if other != model]
 
 
-def _parsed(uri: str, data: bytes | None) -> Champion | None:
+def _parse_champion(uri: str, data: bytes | None) -> Champion | None:
     if data is None:
         return None
     try:
         return Champion.model_validate_json(data)
     except ValueError:
-        raise InvalidInputError(f"{uri}: not a champion's object; was it written by another version?") from None
+        raise InvalidInputError(
+            "SEMI-E343", f"{uri}: The object is not a champion. Restore it, or use the version that wrote it."
+        ) from None

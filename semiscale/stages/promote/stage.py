@@ -1,4 +1,4 @@
-"""Promote: the student becomes the champion if it is not worse on the same test images."""
+"""Promote the student to champion if it is not worse on the same test images."""
 
 import time
 from datetime import UTC, datetime
@@ -18,11 +18,12 @@ from semiscale.runtime.stage_config import ReceiptUri, StageConfig
 from semiscale.stages.promote.champion import Champion, ChampionRecord, champion_uri, promote_record, update_champion
 from semiscale.storage.documents import load_document
 
-SIGNIFICANCE_LEVEL = 0.05  # of the one-sided test: a student as good as the champion is turned down so often
+# Level of the one-sided test: the chance that a student as good as the champion is not promoted.
+SIGNIFICANCE_LEVEL = 0.05
 
 
 class PromoteConfig(StageConfig):
-    """Whose student is to be compared with which champion."""
+    """Student and champion to compare."""
 
     stage: ClassVar[str] = "promote"
     on_device: ClassVar[bool] = True
@@ -44,13 +45,13 @@ class PromoteConfig(StageConfig):
 
 
 def promote(config: PromoteConfig) -> PromotionReceipt:
-    """Compare the student with the champion, or with the run's baseline where there is no champion yet, and promote it
-    unless it is worse.
+    """Promote the student unless it is worse than the champion.
 
-    It is worse where McNemar's exact test on the same test images, one-sided, says so at LEVEL: of two equally good
-    models the new one, which has seen the newer data, is preferred. A model that was rolled back is promoted by force
-    alone. Always done anew: it costs two small files, and a forward pass over the test images where the champion was
-    never measured on them.
+    Without a champion it is compared with the run's baseline. It is worse if McNemar's exact one-sided test on the same
+    test images rejects at SIGNIFICANCE_LEVEL. Of two equally good models the new one is preferred, because it has seen
+    newer data. A model that was rolled back is promoted by `force` only. The stage never reuses an earlier result.
+
+    Cost: two small files, and a forward pass over the test images if the champion has no predictions for them.
     """
     started = time.monotonic()
     plan, evaluation = load_document(config.plan, PlanReceipt), load_document(config.evaluation, EvaluationReceipt)
@@ -83,7 +84,16 @@ def promote(config: PromoteConfig) -> PromotionReceipt:
 def compare_with_champion(
     config: PromoteConfig, champion: Champion | None, student: TrainReceipt
 ) -> PairedComparison | None:
-    """Compare the student with the champion on this run's test images; None where the two cannot be compared."""
+    """Compare the student with the champion, or the baseline, on the test images.
+
+    Args:
+        config: Inputs of the stage.
+        champion: Current champion, or None.
+        student: Receipt of the student's training.
+
+    Returns:
+        The comparison, or None if both are the same model or have different classes.
+    """
     plan, evaluation = load_document(config.plan, PlanReceipt), load_document(config.evaluation, EvaluationReceipt)
     name = "champion" if champion else "baseline"
     other = load_document(
@@ -92,14 +102,16 @@ def compare_with_champion(
     if other.digest == student.digest or other.classes != student.classes:
         return None
     columns = SampleFields(config.image_column, config.label_column, plan.is_video)
-    exam = SplitEvaluator(config.workdir, plan.test, columns, Progress("promote", 2 * plan.test.samples))
-    return metrics.compare_paired("student", exam.predict(student).correct(), name, exam.predict(other).correct())
+    evaluator = SplitEvaluator(config.workdir, plan.test, columns, Progress("promote", 2 * plan.test.samples))
+    return metrics.compare_paired(
+        "student", evaluator.predict(student).correct(), name, evaluator.predict(other).correct()
+    )
 
 
 def champion_record(
     plan: PlanReceipt, evaluation: EvaluationReceipt, student: TrainReceipt, why: str
 ) -> ChampionRecord:
-    """Return what the champions' object says of the student from now on."""
+    """Return the record of the student as the champion."""
     return ChampionRecord(
         model=student.digest,
         checkpoint=student.checkpoint,
@@ -115,18 +127,18 @@ def champion_record(
 def decide(
     config: PromoteConfig, champion: Champion | None, student: TrainReceipt, comparison: PairedComparison | None
 ) -> tuple[bool, str]:
-    """Decide whether the student is promoted, and say why."""
+    """Return whether the student is promoted, and the reason."""
     if champion and champion.current.model == student.digest:
         return False, "the student is the champion already"
     if config.force:
         return True, "by force"
     if comparison is None:
         return False, "the champion has other classes; `promote --force` replaces it"
-    found = f"{comparison.wins} test images won, {comparison.losses} lost, p = {comparison.p_worse:.3g} one-sided"
+    result = f"{comparison.wins} test images won, {comparison.losses} lost, p = {comparison.p_worse:.3g} one-sided"
     if config.promotion == "never":
-        return False, f"promotion is never; against the {comparison.against}: {found}"
+        return False, f"promotion is never; against the {comparison.against}: {result}"
     if champion and student.digest in champion.withdrawn:
-        return False, f"the student was rolled back before; against the {comparison.against}: {found}"
+        return False, f"the student was rolled back before; against the {comparison.against}: {result}"
     if comparison.p_worse <= SIGNIFICANCE_LEVEL:
-        return False, f"worse than the {comparison.against}: {found}"
-    return True, f"not worse than the {comparison.against}: {found}"
+        return False, f"worse than the {comparison.against}: {result}"
+    return True, f"not worse than the {comparison.against}: {result}"

@@ -1,4 +1,4 @@
-"""Evaluation: the best on validation is measured, on the same images as the others; predictions are kept."""
+"""Test the evaluation: the choice of models, equal images for all, and stored predictions."""
 
 import json
 from pathlib import Path

@@ -102,7 +102,7 @@ def test_of_equal_top1_the_lower_loss_is_chosen(capsys: pytest.CaptureFixture[st
 
 def test_a_network_without_one_linear_head_is_refused() -> None:
     model = networks.build_model("squeezenet1_0", 2, 224)
-    with pytest.raises(InvalidInputError, match="not those of one linear layer, which fc-only trains; take full-ft"):
+    with pytest.raises(InvalidInputError, match="SEMI-E144"):
         networks.linear_head_name(model, "squeezenet1_0", 224)
 
 
