@@ -70,7 +70,8 @@ def calibration_bin_terms(right_B: Bools, probability_B: NDArray[np.float32]) ->
 def expected_calibration_error(means: Floats) -> Floats:
     """Return the expected calibration error from mean calibration terms.
 
-    It is the sum over bins of (images in the bin / images) x |share right - mean probability|: Guo et al. 2017, equation 3.
+    It is the sum over bins of (images in the bin / images) x |accuracy - mean probability|, as in Guo et al. 2017,
+    equation 3.
     """
     return np.asarray(np.abs(means).sum(-1))
 
