@@ -1,4 +1,4 @@
-"""`python -m semiscale.stages.plan`: the stage from a shell."""
+"""Run the plan stage from a shell: `python -m semiscale.stages.plan`."""
 
 import sys
 

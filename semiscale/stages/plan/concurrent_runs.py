@@ -1,8 +1,8 @@
-"""Overlap: two runs of one name at a time would train the same models twice; the second is refused by its plan, before
-it says that it began: what the first has told stays the latest try's.
+"""Refuse a run while another run of the same name is active.
 
-Kubeflow keeps the runs of one schedule apart, not those of a schedule that was replaced, nor one that is submitted by
-hand meanwhile.
+Two such runs would train the same models twice. The plan of the second run is refused before it writes its status
+object, so the status of the first run stays the latest attempt. Kubeflow keeps the runs of one schedule apart. It does
+not do so for the runs of a replaced schedule, or for a run that is submitted by hand.
 """
 
 import os
@@ -15,39 +15,49 @@ from semiscale.observability.status_reporter import HEARTBEAT_TIMEOUT_S
 from semiscale.observability.task_status import RunStatusStore, TaskStatus
 
 POLL_INTERVAL_S = 1.0
+MAX_TASKS_IN_LOG = 5
 
 
 def check_no_concurrent_run(workdir: str, run: str) -> None:
-    """Raise InvalidInputError where tasks of this run are at work, a plan among them; none of its own is yet.
+    """Check that no task of a run of this name is active.
 
-    What works writes its object anew every few seconds: one that stays as it is for FRESH_S is a dead pod's. No clocks
-    are compared, and where nothing was left unfinished, nothing is waited for.
+    An active task rewrites its status object every few seconds. The task is dead if its object stays the same for
+    HEARTBEAT_TIMEOUT_S. No clocks of two machines are compared. The check does not wait if no task is left running.
+
+    Args:
+        workdir: URI of the workdir.
+        run: Name of the run.
+
+    Raises:
+        InvalidInputError: If a task of the run is active, a plan included.
     """
-    board = RunStatusStore(workdir, run)
-    left = _running(board)
-    if left:
+    status_store = RunStatusStore(workdir, run)
+    unchanged = _running_tasks(status_store)
+    if unchanged:
         log_info(
             "plan",
-            f"an earlier try left {', '.join(sorted(left)[:5])}: "
-            f"watching for {HEARTBEAT_TIMEOUT_S:.0f} s whether it goes on",
+            f"an earlier attempt left {', '.join(sorted(unchanged)[:MAX_TASKS_IN_LOG])}: "
+            f"waiting {HEARTBEAT_TIMEOUT_S:.0f} s for a heartbeat",
         )
-    until = time.monotonic() + HEARTBEAT_TIMEOUT_S
-    while left and time.monotonic() < until:
+    deadline = time.monotonic() + HEARTBEAT_TIMEOUT_S
+    while unchanged and time.monotonic() < deadline:
         time.sleep(POLL_INTERVAL_S)
-        now = _running(board)
-        if working := sorted(task for task, updated in now.items() if left.get(task) != updated):
+        running = _running_tasks(status_store)
+        active = sorted(task for task, updated in running.items() if unchanged.get(task) != updated)
+        if active:
             raise InvalidInputError(
-                f"name: a run {run!r} is under way ({working[0]} is at work); wait for its end, or cancel it, or give "
-                "this run another name"
+                "SEMI-E202",
+                f"name: a run {run!r} is active, for {active[0]} sends heartbeats. Wait for its end, cancel it, or "
+                "give this run another name.",
             )
-        left = now
+        unchanged = running
 
 
-def _running(board: RunStatusStore) -> dict[str, float]:
-    """Return when the tasks that say they run last said so, but for what died on this machine."""
+def _running_tasks(status_store: RunStatusStore) -> dict[str, float]:
+    """Return the time of the last update by task, for running tasks that may be alive."""
     return {
         task.task: task.updated
-        for task in board.all_attempts()
+        for task in status_store.all_attempts()
         if task.state == "running" and not _is_dead_local_process(task)
     }
 
@@ -59,6 +69,7 @@ def _is_dead_local_process(task: TaskStatus) -> bool:
         os.kill(task.process, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # another user's, which is there
+    except PermissionError:
+        # The process exists and belongs to another user.
         return False
     return False

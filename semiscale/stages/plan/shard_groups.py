@@ -1,7 +1,8 @@
-"""The ledger of the unlabeled pool: its shards, grouped into units whose scores are ranked and merged as one.
+"""List the unlabeled pool and divide its shards into shard groups.
 
-Which unit a shard falls into is decided by a hash of its name, so that no unit collects one kind of image. A unit, once
-formed, is kept as long as its shards are unchanged: a pool that grows adds units and leaves the finished ones alone.
+The scores of a shard group are ranked and merged together. A hash of its name decides the group of a shard, so that no
+group collects one kind of image. A group is kept as long as its shards are unchanged. A pool that grows adds groups and
+leaves the finished ones as they are.
 """
 
 import hashlib
@@ -20,71 +21,121 @@ from semiscale.data.shard import SampleFields, Shard, ShardGroup
 from semiscale.observability.progress import log_info
 from semiscale.scores.score_file import MAX_IMAGES_PER_RANKING
 
-# The merge reads about K / units ranks of each class from each unit, and some more for chance: the fewer the units, the
-# less of the latter. With the paper's K / pool, and a pool ten times as large, eight million images leave K / units
-# above 12, where what is read is below three times what wins. More would cost a pod too much memory to seal a unit;
-# one that turns out to have many more, because its images are of many sizes, is sealed in pieces.
+# The merge reads about K / groups ranks of each class from each group, plus a margin for chance. Fewer groups have a
+# smaller margin. With the paper's K / pool, and a pool ten times as large, 8 million images leave K / groups above 12.
+# There, the merge reads less than three times the images that win. With a larger group, compaction would cost a pod
+# too much memory. A group that turns out to have many more images is compacted in pieces.
 TARGET_IMAGES_PER_GROUP = 8_000_000
-SAMPLED_SHARDS = 8  # opened to learn how large an image is
-READERS = 32  # footers read at once: hides an object store's latency
+# Shards that are opened to estimate the size of an image.
+SAMPLED_SHARDS = 8
+# Parquet footers that are read at once. They hide the latency of an object store.
+MAX_CONCURRENT_FOOTER_READS = 32
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 def build_shard_groups(uris: list[str], workdir: str, columns: SampleFields) -> list[ShardGroup]:
-    """List the pool and group it into units, in order of their digests. Raises InvalidInputError where a URI holds
-    nothing.
+    """List the pool and divide it into shard groups.
 
-    Memory: about 1 kB a tar or Parquet file, 100 MB for a billion images in shards of 10,000; of loose files 700 bytes
-    each, so 700 GB for a billion: pack them into tars first, from some tens of millions on.
+    Args:
+        uris: URIs of the pool.
+        workdir: URI of the workdir, which keeps the groups of earlier plans.
+        columns: Column of the images in Parquet files, and whether the samples are videos.
+
+    Returns:
+        The groups in order of their digests.
+
+    Raises:
+        InvalidInputError: If a URI holds no samples, or two URIs hold the same loose file.
+
+    Cost:
+        Memory is about 1 kB a tar or Parquet file: 100 MB for a billion images in shards of 10,000. It is 700 bytes a
+        loose file: 700 GB for a billion. Pack loose files into tars from some tens of millions on.
     """
+    # List the shards. Parquet files that an earlier plan kept whole stay whole.
     folder = storage.join(workdir, "stages", "plan", "units")
-    earlier = _load_existing_groups(folder)
-    shards = {
-        shard.digest(): shard
-        for shard in _split_large_parquet(listing.list_shards(uris, columns.videos), set(chain(*earlier)))
-    }
+    earlier_groups = _load_existing_groups(folder)
+    listed = listing.list_shards(uris, columns.videos)
+    shards = {shard.digest(): shard for shard in _split_large_parquet(listed, set(chain(*earlier_groups)))}
     if len(uris) > 1:
         check_no_overlap(shards.values())
-    kept = [unit for unit in earlier if all(member in shards for member in unit)]
+
+    # Keep the earlier groups whose shards are all in the pool.
     assigned: set[str] = set()
-    units: list[list[str]] = []
-    for unit in kept:
-        if assigned.isdisjoint(unit):
-            units.append(unit)
-            assigned.update(unit)
-    fresh = _grouped([shard for member, shard in shards.items() if member not in assigned], columns)
-    for unit in fresh:
-        storage.write_bytes(storage.join(folder, f"{content_digest(unit)}.json"), json.dumps(unit).encode())
-    return sorted(
-        (
-            ShardGroup(digest=content_digest(unit), shards=[shards[member] for member in unit])
-            for unit in [*units, *fresh]
-        ),
-        key=lambda unit: unit.digest,
-    )
+    kept_groups: list[list[str]] = []
+    for group in earlier_groups:
+        if all(digest in shards for digest in group) and assigned.isdisjoint(group):
+            kept_groups.append(group)
+            assigned.update(group)
+
+    # Group the other shards, and store the new groups for later plans.
+    new_groups = _group_by_hash([shard for digest, shard in shards.items() if digest not in assigned], columns)
+    for group in new_groups:
+        storage.write_bytes(storage.join(folder, f"{content_digest(group)}.json"), json.dumps(group).encode())
+    shard_groups = [
+        ShardGroup(digest=content_digest(group), shards=[shards[digest] for digest in group])
+        for group in [*kept_groups, *new_groups]
+    ]
+    return sorted(shard_groups, key=lambda group: group.digest)
 
 
 def require_unlabeled(unlabeled: list[str]) -> None:
-    """Raise InvalidInputError where a run has nothing to select from; `transfer` and `measure` do without."""
+    """Check that a run has images to select from. `transfer` and `measure` need none.
+
+    Args:
+        unlabeled: URIs of the pool.
+
+    Raises:
+        InvalidInputError: If the list is empty.
+    """
     if not unlabeled:
-        raise InvalidInputError("unlabeled: empty; expected the URIs of the images to select from")
+        raise InvalidInputError("SEMI-E200", "unlabeled: the list is empty. Give the URIs of the images.")
 
 
 def check_no_overlap(shards: Iterable[Shard]) -> None:
-    """Raise InvalidInputError where a loose file is in two shards, one URI lying below another: it would be selected
-    twice.
+    """Check that no loose file is in two shards, for it would be selected twice.
 
-    A tar or a Parquet file that is listed twice is one shard.
+    This happens if one URI lies below another. A tar or a Parquet file that is listed twice is one shard.
+
+    Args:
+        shards: The shards of the pool.
+
+    Raises:
+        InvalidInputError: If a loose file is in two shards.
     """
     seen: set[str] = set()
     for file in chain.from_iterable(shard.files for shard in shards):
         if file.uri in seen:
-            raise InvalidInputError(f"unlabeled: {file.uri} lies below two of the URIs; leave one of them out")
+            raise InvalidInputError(
+                "SEMI-E201", f"unlabeled: {file.uri} lies below two of the URIs. Leave one of them out."
+            )
         seen.add(file.uri)
 
 
+def estimate_images_per_byte(shards: list[Shard], columns: SampleFields) -> float:
+    """Estimate the images in a byte of the pool from the beginnings of a few shards.
+
+    Args:
+        shards: The shards. `SAMPLED_SHARDS` to twice as many of them, evenly spaced, are opened.
+        columns: Column of the images in Parquet files.
+
+    Returns:
+        Images per byte, 0 if no shard can be read.
+
+    Raises:
+        InvalidInputError: If a shard's format differs from its name, or it lacks the image column.
+    """
+    images = size_bytes = 0.0
+    for shard in shards[:: max(len(shards) // SAMPLED_SHARDS, 1)]:
+        sample_count = _ignore_corrupt(reader.estimate_sample_count, shard, columns)
+        if sample_count is not None:
+            images += sample_count
+            size_bytes += shard.size_bytes
+    return images / size_bytes if size_bytes else 0.0
+
+
 def _load_existing_groups(folder: str) -> list[list[str]]:
+    """Return the groups of earlier plans, each as the digests of its shards."""
     return [
         json.loads(storage.read_bytes(entry.uri))
         for entry in storage.list_objects(folder)
@@ -93,60 +144,54 @@ def _load_existing_groups(folder: str) -> list[list[str]]:
 
 
 def _split_large_parquet(shards: list[Shard], known: set[str]) -> list[Shard]:
-    """Cut Parquet files of many rows, such as lists of links; what an earlier plan kept whole is not opened again.
+    """Split Parquet files of many rows, such as lists of links.
 
-    Costs one look at the footer of each new file above parquet_reader.MIN_SPLIT_FILE_BYTES.
+    Shards in `known` are digests of an earlier plan, and are not opened again.
+
+    Cost:
+        One read of the footer of each new file above parquet_reader.MIN_SPLIT_FILE_BYTES.
     """
-    fresh = [shard for shard in shards if shard.digest() not in known]
-    with ThreadPoolExecutor(READERS) as pool:
-        slices = pool.map(lambda shard: _ignore_corrupt(parquet_reader.split_by_row_groups, shard), fresh)
-        pieces = dict(zip((shard.digest() for shard in fresh), slices, strict=True))
-    return [piece for shard in shards for piece in pieces.get(shard.digest()) or [shard]]
+    new_shards = [shard for shard in shards if shard.digest() not in known]
+    with ThreadPoolExecutor(MAX_CONCURRENT_FOOTER_READS) as pool:
+        splits = pool.map(lambda shard: _ignore_corrupt(parquet_reader.split_by_row_groups, shard), new_shards)
+        parts_of_shard = dict(zip((shard.digest() for shard in new_shards), splits, strict=True))
+    return [part for shard in shards for part in parts_of_shard.get(shard.digest()) or [shard]]
 
 
-def _grouped(shards: list[Shard], columns: SampleFields) -> list[list[str]]:
-    density = estimate_images_per_byte(shards, columns)
+def _group_by_hash(shards: list[Shard], columns: SampleFields) -> list[list[str]]:
+    """Return the digests of the shards, in groups of about TARGET_IMAGES_PER_GROUP images."""
+    images_per_byte = estimate_images_per_byte(shards, columns)
     for shard in shards:
-        if shard.size_bytes * density > MAX_IMAGES_PER_RANKING:
+        if shard.size_bytes * images_per_byte > MAX_IMAGES_PER_RANKING:
             _warn_oversized(shard, columns)
-    images = density * sum(shard.size_bytes for shard in shards)
+    images = images_per_byte * sum(shard.size_bytes for shard in shards)
     count = math.ceil(images / TARGET_IMAGES_PER_GROUP) or 1
     groups: dict[int, list[str]] = {}
     for shard in shards:
-        place = int.from_bytes(hashlib.blake2b(shard.name.encode(), digest_size=8).digest(), "big") % count
-        groups.setdefault(place, []).append(shard.digest())
+        name_hash = int.from_bytes(hashlib.blake2b(shard.name.encode(), digest_size=8).digest(), "big")
+        groups.setdefault(name_hash % count, []).append(shard.digest())
     return [sorted(group) for group in groups.values()]
 
 
 def _warn_oversized(shard: Shard, columns: SampleFields) -> None:
-    """Say that a shard is too large to be ranked in bounded memory, if it looks so itself; it cannot be cut."""
+    """Log a shard that is too large to be ranked in bounded memory. It cannot be split."""
     images = _ignore_corrupt(reader.estimate_sample_count, shard, columns) or 0
     if images > MAX_IMAGES_PER_RANKING:
         log_info(
             "plan",
-            f"{shard.uri}: about {images:,.0f} images in one shard; one pod scores it, and takes 0.85 GB a million to "
-            f"rank it; write it as several files of at most {MAX_IMAGES_PER_RANKING:,} images",
+            f"{shard.uri}: the shard has about {images:,.0f} images. One pod scores it, and needs 0.85 GB of memory a "
+            f"million images to rank it. Write it as several files of at most {MAX_IMAGES_PER_RANKING:,} images.",
         )
 
 
-def estimate_images_per_byte(shards: list[Shard], columns: SampleFields) -> float:
-    """Estimate how many images the pool has in a byte, from the beginnings of a few of its shards, evenly spread.
+def _ignore_corrupt(read: Callable[..., T], shard: Shard, *columns: SampleFields) -> T | None:
+    """Read from a shard, and return None if it is damaged. Scoring will report it.
 
-    Raises InvalidInputError where one of them is not of the format that its name says, or lacks the image column.
+    Raises:
+        InvalidInputError: If the shard is refused for another reason.
     """
-    images = size_bytes = 0.0
-    for shard in shards[:: max(len(shards) // SAMPLED_SHARDS, 1)]:
-        found = _ignore_corrupt(reader.estimate_sample_count, shard, columns)
-        if found is not None:
-            images += found
-            size_bytes += shard.size_bytes
-    return images / size_bytes if size_bytes else 0.0
-
-
-def _ignore_corrupt(look: Callable[..., Found], shard: Shard, *columns: SampleFields) -> Found | None:
-    """Look into a shard. A damaged one tells nothing here; the scan will name it. Raises InvalidInputError."""
     try:
-        return look(shard, *columns)
+        return read(shard, *columns)
     except InvalidInputError:
         raise
     except (SemiscaleError, OSError):

@@ -1,6 +1,6 @@
-"""Plan: list and check every input before anything costs money, and group the pool into units.
+"""List and check every input before a run costs money, and group the pool.
 
-The bulky parts (indexes of the labeled sets, the ledger of units) go to the workdir; the receipt names them.
+The bulky parts go to the workdir: indexes of the labeled sets and the list of shard groups. The receipt names them.
 """
 
 import json
@@ -9,225 +9,144 @@ from typing import ClassVar
 
 from semiscale import storage
 from semiscale.common.digest import content_digest
-from semiscale.common.errors import InvalidInputError
-from semiscale.config import architectures
-from semiscale.config.run_parameters import OMIT_DEFAULT_FROM_DIGEST, RunParameters
-from semiscale.data import video_decoding
+from semiscale.config.run_parameters import RunParameters
 from semiscale.data.exclusion_list import read_exclusion_list
-from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields, ShardGroup
-from semiscale.models import checkpoint_metadata
 from semiscale.observability.progress import Progress, log_info
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.runtime.run_once import run_once
 from semiscale.runtime.stage_config import StageConfig
-from semiscale.scores import score_file
 from semiscale.stages.plan import shard_groups
 from semiscale.stages.plan.concurrent_runs import check_no_concurrent_run
+from semiscale.stages.plan.label_checks import (
+    check_classes_match,
+    check_classes_per_image,
+    normalize_labels,
+    resolve_class_names,
+)
 from semiscale.stages.plan.labeled_sets import LabeledSet, stratified_split, validate_labeled_set, write_split
+from semiscale.stages.plan.model_checks import check_models, check_teacher
+from semiscale.stages.plan.run_name import check_run_name_free, save_run_file
 
-MAX_FAILURES_LISTED = 100  # in the receipt, which must stay small
-# Between two tries of one run: what is no part of any finished stage's bytes.
-MUTABLE_KEYS = {"workdir", "budget_hours", "pods", "retrain_above", "promotion", "champion"}
+# The receipt is passed between stages and must stay small.
+MAX_FAILURES_IN_RECEIPT = 100
 
 
 class PlanConfig(RunParameters, StageConfig):
-    """All of the run file: what is wrong anywhere is refused here."""
+    """The whole run file. An invalid value of any key is refused by the plan."""
 
     stage: ClassVar[str] = "plan"
 
     def check_can_start(self) -> None:
-        """A run begins with its plan's object: while another of its name is at work, there must be none."""
+        """Check that no other run of this name is active.
+
+        The plan's status object marks the start of a run, so this check comes before that object is written.
+
+        Raises:
+            InvalidInputError: If a task of a run of this name is active.
+        """
         check_no_concurrent_run(self.workdir, self.name)
 
 
 def plan(config: PlanConfig, with_pool: bool = True) -> PlanReceipt:
-    """List, decode and check the labeled sets, list the pool, and write both down.
+    """Check the run file, read the labeled sets, list the pool, and write the plan.
 
-    What selects nothing is planned without the pool, which need not be there. Raises InvalidInputError for every
-    kind of bad
-    input (the README lists them); nothing has been trained by then.
+    Args:
+        config: The run file.
+        with_pool: False for a run that selects nothing. Its pool is not listed and may be absent.
+
+    Returns:
+        The receipt. It names the splits and the shard groups, and it holds the run file for all later stages.
+
+    Raises:
+        InvalidInputError: If any input is bad. Nothing has been trained or scored by then.
     """
-    validate_models(config)
+    # Check the keys that need no data.
+    check_models(config)
     if with_pool:
         shard_groups.require_unlabeled(config.unlabeled)
     if config.remove:
-        read_exclusion_list(config.remove)  # refused here rather than after the scan
+        # A bad exclusion list is refused here, before scoring, although only the merge uses it.
+        read_exclusion_list(config.remove)
     check_run_name_free(config)
-    columns = SampleFields(config.image_column, config.label_column, config.frames > 0)
+
+    # Decode every labeled sample, and check its label.
+    is_video = config.frames > 0
     progress = Progress("plan", 0)
     with progress.timer("decode"):
-        sets = load_labeled_sets(config, columns, progress)
-    classes = resolve_class_names(config, sets["labeled"])
+        fields = SampleFields(config.image_column, config.label_column, is_video)
+        labeled_sets = load_labeled_sets(config, fields, progress)
+    classes = resolve_class_names(config, labeled_sets["labeled"])
     check_classes_per_image(config.classes_per_image, len(classes))
-    sets = {name: normalize_labels(found, classes) for name, found in sets.items()}
-    for found in sets.values():
-        check_classes_match(found, classes)
-    validate_teacher(config, classes)
-    if "validation" not in sets:
-        sets["labeled"], sets["validation"] = stratified_split(sets["labeled"], config.validation_fraction, config.seed)
-    pool_columns = SampleFields(config.image_column, "", config.frames > 0)
+    labeled_sets = {name: normalize_labels(labeled, classes) for name, labeled in labeled_sets.items()}
+    for labeled in labeled_sets.values():
+        check_classes_match(labeled, classes)
+    check_teacher(config, classes)
+    if "validation" not in labeled_sets:
+        labeled_sets["labeled"], labeled_sets["validation"] = stratified_split(
+            labeled_sets["labeled"], config.validation_fraction, config.seed
+        )
+
+    # List the pool. Its shards need no label column.
     with progress.timer("list"):
-        units = shard_groups.build_shard_groups(config.unlabeled, config.workdir, pool_columns) if with_pool else []
-    storage.write_bytes(run_config_uri(config), json.dumps(config.model_dump(exclude=MUTABLE_KEYS), indent=1).encode())
-    return write_plan(config, classes, sets, units)
+        pool_fields = SampleFields(config.image_column, "", is_video)
+        groups = shard_groups.build_shard_groups(config.unlabeled, config.workdir, pool_fields) if with_pool else []
+    save_run_file(config)
+    return write_plan(config, classes, labeled_sets, groups)
 
 
-def validate_models(config: PlanConfig) -> None:
-    """Raise InvalidInputError for an architecture that does not see the samples, and for weights that cannot be read
-    as asked."""
-    architectures.validate_architectures(config)
-    validate_video_options(config)
-    for key in ("teacher_checkpoint", "teacher_start_weights", "student_start_weights"):
-        if uri := getattr(config, key):
-            checkpoint_metadata.checkpoint_version(uri, key)
-    if config.teacher_checkpoint and config.teacher_start_weights:
-        raise InvalidInputError(
-            "teacher_start_weights: a ready-made teacher is not trained; leave it out, or teacher_checkpoint"
-        )
-    if config.teacher_classes and not config.teacher_checkpoint:
-        raise InvalidInputError(
-            "teacher_classes: says what a ready-made teacher's outputs mean; name it in teacher_checkpoint"
-        )
+def load_labeled_sets(config: PlanConfig, fields: SampleFields, progress: Progress) -> dict[str, LabeledSet]:
+    """Read the labeled, validation and test sets that the run file names.
 
+    Args:
+        config: The run file.
+        fields: Columns of images and labels in Parquet files.
+        progress: Counts the samples.
 
-def validate_video_options(config: PlanConfig) -> None:
-    """Raise InvalidInputError where a run of videos asks for what is done to images alone, or PyAV is missing."""
-    if not config.frames:
-        return
-    video_decoding.require_pyav()
-    for key in ("augmentation", "baseline_recipe", "decoder"):
-        default = PlanConfig.model_fields[key].default
-        if (given := getattr(config, key)) != default:
-            raise InvalidInputError(
-                f"{key}: {given} is for images; leave it out: clips begin and are cut at random places"
-            )
+    Returns:
+        The sets by name: `labeled`, `test`, and `validation` if the run file has one.
 
-
-def validate_teacher(config: PlanConfig, classes: list[str]) -> None:
-    """Raise InvalidInputError where a ready-made teacher is known to be of other classes or pixels than this run."""
-    if config.teacher_checkpoint:
-        wanted = checkpoint_metadata.CheckpointMetadata(
-            architecture=config.teacher_architecture,
-            classes=classes,
-            preprocessing=Preprocessing(
-                resolution=config.resolution, augmentation=config.augmentation, frames=config.clip_frames("teacher")
-            ),
-            recipe="teacher",
-            digest="",
-        )
-        uri = checkpoint_metadata.parse_checkpoint_ref(config.teacher_checkpoint, "teacher_checkpoint").uri
-        checkpoint_metadata.check_compatible(uri, config.teacher_classes, wanted)
-
-
-def run_config_uri(config: PlanConfig) -> str:
-    """Return where the run file that a name stands for is kept."""
-    return storage.join(config.workdir, config.name, "run.json")
-
-
-def check_run_name_free(config: PlanConfig) -> None:
-    """Raise InvalidInputError where another run file has this run's name, or where nothing can be written."""
-    uri = run_config_uri(config)
-    try:
-        known = storage.read_or_none(uri)
-        storage.write_bytes(storage.join(config.workdir, "stages", "plan", "writable"), b"")
-    except OSError as error:
-        raise InvalidInputError(f"workdir: cannot write {uri}: {error.strerror or error}") from None
-    mine = config.model_dump(mode="json")
-    other = json.loads(known) if known else mine
-    keys = (mine.keys() | other.keys()) - MUTABLE_KEYS  # an earlier version kept more of them
-    other = {
-        name: field.default
-        for name, field in PlanConfig.model_fields.items()
-        if OMIT_DEFAULT_FROM_DIGEST in field.metadata
-    } | other
-    differing = sorted(key for key in keys if mine.get(key) != other.get(key))
-    if differing:
-        key = differing[0]
-        raise InvalidInputError(
-            f"name: the workdir has a run {config.name!r} of a different run file ({key}: {other.get(key)!r}, now "
-            f"{mine.get(key)!r}); give this run another name, or delete {uri} to keep its finished work under this one"
-        )
-
-
-def load_labeled_sets(config: PlanConfig, columns: SampleFields, progress: Progress) -> dict[str, LabeledSet]:
-    """Read the labeled, validation and test sets that the run file names."""
-    given = {"labeled": config.labeled, "validation": config.validation, "test": config.test}
-    folder = storage.join(config.workdir, "stages", "plan", "shards")
-    found = {name: validate_labeled_set(name, uris, columns, folder, progress) for name, uris in given.items() if uris}
-    for one in found.values():
-        one.check_failure_rate(config.max_failed_fraction)
-    return found
-
-
-def resolve_class_names(config: PlanConfig, labeled: LabeledSet) -> list[str]:
-    """Return the class names in label order: the run file's list, else the labels found, sorted, numbers by value."""
-    if config.classes:
-        return checkpoint_metadata.read_class_names(config.classes, "classes")
-    labels = {row.label for row in labeled.rows}
-    return (
-        sorted(labels, key=lambda label: (int(label), label)) if all(map(is_class_number, labels)) else sorted(labels)
-    )
-
-
-def is_class_number(label: str) -> bool:
-    """Say whether a label is the number of a class: up to nine ASCII digits."""
-    return label.isascii() and label.isdecimal() and len(label) <= 9
-
-
-def normalize_labels(found: LabeledSet, classes: list[str]) -> LabeledSet:
-    """Replace the labels that are numbers of classes by the classes' names."""
-    known = set(classes)
-
-    def name(label: str) -> str:
-        return (
-            classes[int(label)]
-            if label not in known and is_class_number(label) and int(label) < len(classes)
-            else label
-        )
-
-    rows = [type(row)(row.shard, row.index, row.key, name(row.label)) for row in found.rows]
-    return LabeledSet(found.name, found.shards, rows, found.failures)
-
-
-def check_classes_match(found: LabeledSet, classes: list[str]) -> None:
-    """Raise InvalidInputError where a set's classes are not exactly the run's."""
-    labels = {row.label for row in found.rows}
-    unknown, absent = sorted(labels - set(classes)), sorted(set(classes) - labels)
-    if unknown or absent:
-        only = f"it has {', '.join(unknown[:5])}, unknown to the labeled set" if unknown else ""
-        lacks = f"class {', '.join(absent[:5])} has no image in it" if absent else ""
-        raise InvalidInputError(f"{found.name}: its classes differ: {'; '.join(filter(None, [only, lacks]))}")
-    if len(classes) < 2:
-        raise InvalidInputError(f"labeled: found {len(classes)} class; expected two or more")
-    if len(classes) > score_file.MAX_CLASSES:
-        raise InvalidInputError(f"labeled: found {len(classes):,} classes; expected at most {score_file.MAX_CLASSES:,}")
-
-
-def check_classes_per_image(classes_per_image: int, classes: int) -> None:
-    """Raise InvalidInputError where more classes of each image would be kept than a score file can number."""
-    if min(classes_per_image, classes) > score_file.MAX_CLASSES_KEPT:
-        raise InvalidInputError(
-            f"classes_per_image: {classes_per_image}; expected at most {score_file.MAX_CLASSES_KEPT}"
-        )
+    Raises:
+        InvalidInputError: If a URI has no samples, or too large a share of a set is unusable.
+    """
+    uris_by_set = {"labeled": config.labeled, "validation": config.validation, "test": config.test}
+    cache_folder = storage.join(config.workdir, "stages", "plan", "shards")
+    labeled_sets = {
+        name: validate_labeled_set(name, uris, fields, cache_folder, progress)
+        for name, uris in uris_by_set.items()
+        if uris
+    }
+    for labeled in labeled_sets.values():
+        labeled.check_failure_rate(config.max_failed_fraction)
+    return labeled_sets
 
 
 def write_plan(
-    config: PlanConfig, classes: list[str], sets: dict[str, LabeledSet], units: list[ShardGroup]
+    config: PlanConfig, classes: list[str], labeled_sets: dict[str, LabeledSet], groups: list[ShardGroup]
 ) -> PlanReceipt:
-    """Write the splits and the ledger, and return the receipt; the same inputs give the same folder."""
-    pool_digest = content_digest([unit.digest for unit in units])
-    labeled = [[shard.digest() for shard in found.shards] for found in sets.values()]
-    identity = content_digest(config.digest(), classes, labeled, pool_digest)
+    """Write the splits and the shard groups, and return the receipt.
 
-    def work(folder: str) -> dict[str, object]:
-        train = write_split(sets["labeled"], classes, folder)
-        validation = write_split(sets["validation"], classes, folder)
-        test = write_split(sets["test"], classes, folder)
-        uri = storage.join(folder, "units.json")
-        storage.write_bytes(uri, json.dumps([unit.model_dump() for unit in units]).encode())
-        failures = [failure for found in sets.values() for failure in found.failures]
-        classes_per_image = min(config.classes_per_image, len(classes))
+    Args:
+        config: The run file.
+        classes: Class names in label order.
+        labeled_sets: The sets `labeled`, `validation` and `test`, with normalized labels.
+        groups: Shard groups of the pool, in order of their digests. They are empty for a run without a pool.
+
+    Returns:
+        The receipt. Equal inputs give the same folder, whose receipt is reused.
+    """
+    pool_digest = content_digest([group.digest for group in groups])
+    shard_digests = [[shard.digest() for shard in labeled.shards] for labeled in labeled_sets.values()]
+    identity = content_digest(config.digest(), classes, shard_digests, pool_digest)
+
+    def write_contents(folder: str) -> dict[str, object]:
+        train = write_split(labeled_sets["labeled"], classes, folder)
+        validation = write_split(labeled_sets["validation"], classes, folder)
+        test = write_split(labeled_sets["test"], classes, folder)
+        groups_uri = storage.join(folder, "units.json")
+        storage.write_bytes(groups_uri, json.dumps([group.model_dump() for group in groups]).encode())
+        failures = [failure for labeled in labeled_sets.values() for failure in labeled.failures]
+        shards = [shard for group in groups for shard in group.shards]
         return {
             "digest": content_digest(classes, train.digest, validation.digest),
             "pool_digest": pool_digest,
@@ -236,18 +155,18 @@ def write_plan(
             "train": train,
             "validation": validation,
             "test": test,
-            "units": uri,
-            "shards": sum(len(unit.shards) for unit in units),
-            "size_bytes": sum(shard.size_bytes for unit in units for shard in unit.shards),
-            "pods": min(config.pods, sum(len(unit.shards) for unit in units)),
-            "classes_per_image": classes_per_image,
+            "units": groups_uri,
+            "shards": len(shards),
+            "size_bytes": sum(shard.size_bytes for shard in shards),
+            "pods": min(config.pods, len(shards)),
+            "classes_per_image": min(config.classes_per_image, len(classes)),
             "failed": dict(Counter(failure.reason for failure in failures)),
-            "failures": failures[:MAX_FAILURES_LISTED],
+            "failures": failures[:MAX_FAILURES_IN_RECEIPT],
             "notes": plan_notes(config, len(classes), train.samples, validation.samples),
             "run": config.model_dump(),
         }
 
-    receipt = run_once(config, PlanReceipt, work, storage.join(config.workdir, "stages", "plan", identity))
+    receipt = run_once(config, PlanReceipt, write_contents, storage.join(config.workdir, "stages", "plan", identity))
     for note in receipt.notes:
         log_info("plan", note)
     for failure in receipt.failures:
@@ -255,13 +174,24 @@ def write_plan(
     return receipt
 
 
-def plan_notes(config: PlanConfig, classes: int, train: int, validation: int) -> list[str]:
-    """Say what was decided for the user."""
-    said = []
+def plan_notes(config: PlanConfig, classes: int, train_samples: int, validation_samples: int) -> list[str]:
+    """Return sentences about what the plan decided for the user.
+
+    Args:
+        config: The run file.
+        classes: Number of classes.
+        train_samples: Size of the training split.
+        validation_samples: Size of the validation split.
+
+    Returns:
+        The notes. They are stored in the receipt and shown in the report.
+    """
+    notes = []
     if config.classes_per_image > classes:
-        said.append(f"classes_per_image {config.classes_per_image} clamped to the {classes} classes there are")
+        notes.append(f"classes_per_image {config.classes_per_image} clamped to the {classes} classes there are")
     if not config.validation:
-        said.append(
-            f"no validation set given: held out {validation} of {train + validation} labeled images, stratified"
+        labeled_samples = train_samples + validation_samples
+        notes.append(
+            f"no validation set given: held out {validation_samples} of {labeled_samples} labeled images, stratified"
         )
-    return said
+    return notes
