@@ -1,4 +1,4 @@
-"""`python -m semiscale.stages.report`: the stage from a shell."""
+"""Run the report stage from a shell: `python -m semiscale.stages.report`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Examples of images of the pool that could not be scored, from the receipts of the scanned units."""
+"""Collect examples of images that could not be scored, from the shard groups' receipts."""
 
 import json
 from itertools import islice
@@ -14,16 +14,19 @@ MAX_EXAMPLES = 20
 
 
 def failure_examples(run: RunReceipts) -> list[BadSample]:
-    """Return up to MAX_EXAMPLES failures, in the order of the units.
+    """Return up to MAX_EXAMPLES failures, in the order of the shard groups.
 
-    Reads unit receipts until it has enough: none where nothing failed, at most all of them (a thousand or so).
+    Cost:
+        Reads receipts of shard groups until there are enough examples. It reads none if no image failed, and at most
+        all of them, about a thousand.
     """
-    wanted = min(MAX_EXAMPLES, run.selection.ledger.failed)
-    if not wanted:
+    count = min(MAX_EXAMPLES, run.selection.ledger.failed)
+    if not count:
         return []
-    units: list[dict[str, Any]] = json.loads(storage.read_bytes(run.plan.units))
-    folder = run.scores[0].folder  # all pods write to their teacher's folder
+    groups: list[dict[str, Any]] = json.loads(storage.read_bytes(run.plan.units))
+    # All pods write to the folder of their teacher.
+    folder = run.scores[0].folder
     receipts = (
-        load_document(storage.join(folder, unit["digest"], "receipt.json"), ShardGroupReceipt) for unit in units
+        load_document(storage.join(folder, group["digest"], "receipt.json"), ShardGroupReceipt) for group in groups
     )
-    return list(islice((failure for receipt in receipts for failure in receipt.failures), wanted))
+    return list(islice((failure for receipt in receipts for failure in receipt.failures), count))

@@ -1,4 +1,4 @@
-"""The page: the sections of a run, put into one HTML document that asks nothing of the network."""
+"""Render the report as one HTML document that needs no network."""
 
 from pathlib import Path
 
@@ -13,7 +13,16 @@ from semiscale.stages.report.run_receipts import RunReceipts
 
 
 def render(run: RunReceipts, gallery: Gallery, examples: list[BadSample]) -> str:
-    """Return the page. Whatever comes from class names, keys or file names is escaped, in one place: the template."""
+    """Return the page. The template escapes class names, keys and file names.
+
+    Args:
+        run: The receipts of the run.
+        gallery: Images of some classes by rank.
+        examples: Images that could not be scored.
+
+    Returns:
+        The HTML text.
+    """
     return (
         _environment()
         .get_template("report.html.j2")
@@ -24,16 +33,16 @@ def render(run: RunReceipts, gallery: Gallery, examples: list[BadSample]) -> str
             ledger=run.selection.ledger,
             models=view_models.model_rows(run),
             gains=view_models.student_gains(run),
-            short=view_models.short_classes(run.selection),
-            short_listed=view_models.SHORT_LISTED,
+            short_classes=view_models.short_classes(run.selection),
+            max_short_classes_listed=view_models.SHORT_LISTED,
             gallery=gallery,
             examples=examples,
             panels=view_models.training_panels(run),
-            least_loss=MIN_LOSS,
+            min_loss=MIN_LOSS,
             sweeps=view_models.sweeps(run),
-            stages=view_models.stage_time_bars(run),
-            clocks=view_models.part_time_bars(run),
-            slowest=view_models.bottleneck_advice(run),
+            stage_times=view_models.stage_time_bars(run),
+            part_times=view_models.part_time_bars(run),
+            bottleneck=view_models.bottleneck_advice(run),
             classes=view_models.class_rows(run),
             model_names=view_models.MODELS,
             confusion=view_models.confusion_rows(run),

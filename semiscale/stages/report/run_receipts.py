@@ -1,4 +1,4 @@
-"""A finished run: the receipts of its stages, and what follows from them."""
+"""Hold the receipts of a finished run, and derive figures from them."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,20 @@ from semiscale.receipts.train import TrainReceipt
 
 @dataclass(frozen=True)
 class RunReceipts:
-    """Every receipt of a run; `baselines` and `students` are the sweeps over learning rates, `scores` the pods."""
+    """Every receipt of a run.
+
+    Attributes:
+        plan: The checked inputs and the run file.
+        teacher: The training of the teacher, or the ready-made teacher.
+        baselines: The trainings of the baseline, one for each learning rate.
+        scores: The scoring of the pool, one receipt for each pod.
+        selection: The merge: D̂, the accounting of the pool, and the counts of each class.
+        packed: The tars that D̂ was copied into.
+        pretrained: The student's pre-training on D̂.
+        students: The student's fine-tunings on D, one for each learning rate.
+        evaluation: The four measured models on the test set.
+        promotion: Whether the student became the champion.
+    """
 
     plan: PlanReceipt
     teacher: TrainReceipt
@@ -28,30 +41,35 @@ class RunReceipts:
     promotion: PromotionReceipt
 
     def evaluated_models(self) -> dict[str, TrainReceipt]:
-        """Return the four models that were measured; of a sweep, the one that was chosen.
+        """Return the four evaluated models by name, and the chosen one of each sweep.
 
-        Raises InvalidInputError where the evaluation measured another model than this run trained.
+        Returns:
+            The trainings of `teacher`, `baseline`, `pretrained` and `student`.
+
+        Raises:
+            InvalidInputError: If the evaluation measured a model that this run did not train.
         """
-        trained = {
+        candidates = {
             "teacher": [self.teacher],
             "baseline": self.baselines,
             "pretrained": [self.pretrained],
             "student": self.students,
         }
-        return {name: self._measured(name, receipts) for name, receipts in trained.items()}
+        return {name: self._find_evaluated(name, receipts) for name, receipts in candidates.items()}
 
-    def _measured(self, name: str, trained: list[TrainReceipt]) -> TrainReceipt:
-        wanted = self.evaluation.models[name].receipt
-        for receipt in trained:
-            if receipt.digest == wanted:
+    def _find_evaluated(self, name: str, candidates: list[TrainReceipt]) -> TrainReceipt:
+        digest = self.evaluation.models[name].receipt
+        for receipt in candidates:
+            if receipt.digest == digest:
                 return receipt
-        digests = ", ".join(receipt.digest for receipt in trained)
+        digests = ", ".join(receipt.digest for receipt in candidates)
         raise InvalidInputError(
-            f"evaluation: its {name} is training {wanted}, this run's are {digests}; evaluate this run again"
+            "SEMI-E355",
+            f"evaluation: its {name} is training {digest}, and this run has {digests}. Evaluate this run again.",
         )
 
     def seconds(self) -> dict[str, float]:
-        """Return how long each stage took; sweeps and pods are summed, as if they had run one after the other."""
+        """Return the seconds of each stage, summed over sweeps and pods."""
         spent = {
             "plan": [self.plan.seconds],
             "teacher": [self.teacher.seconds],
@@ -66,15 +84,19 @@ class RunReceipts:
         return {stage: round(sum(seconds), 3) for stage, seconds in spent.items()}
 
     def part_seconds(self) -> dict[str, float]:
-        """Return the scan's clocks by part, in thread-seconds, summed over the pods."""
+        """Return the thread-seconds of each part of scoring, summed over the pods."""
         return {part: sum(getattr(pod.clocks, part) for pod in self.scores) for part in PartSeconds.model_fields}
 
     def bottleneck(self) -> str:
-        """Return the part that the scan waited for longest, "" where nothing was scanned.
+        """Return the part that scoring waited for longest, or "" if nothing was scored.
 
-        Each pod waited for the part that its receipt names, for the seconds that its scan took: how many threads shared
-        a part's clock is known to the pod alone.
+        A pod names its slowest part in its receipt, for only the pod knows how many threads shared a clock. The seconds
+        of the pod count for that part.
         """
-        scanned = [pod for pod in self.scores if pod.slowest]
-        waited = {part: sum(pod.seconds for pod in scanned if pod.slowest == part) for part in PartSeconds.model_fields}
-        return max(waited, key=lambda part: waited[part]) if scanned else ""
+        scoring_pods = [pod for pod in self.scores if pod.slowest]
+        if not scoring_pods:
+            return ""
+        seconds_by_part = {
+            part: sum(pod.seconds for pod in scoring_pods if pod.slowest == part) for part in PartSeconds.model_fields
+        }
+        return max(seconds_by_part, key=lambda part: seconds_by_part[part])

@@ -1,4 +1,4 @@
-"""Report: what a run did and what came of it, as one page for people and one JSON file for programs."""
+"""Report a run as one HTML page for people and one JSON file for programs."""
 
 import json
 import time
@@ -28,7 +28,7 @@ METRIC_FIELDS = {"top1", "top5", "calibration_error", "top1_interval", "top5_int
 
 
 class ReportConfig(StageConfig):
-    """Every receipt of the run. `image_column` is where a Parquet pool keeps the images that the gallery shows."""
+    """The receipts of the run, and the column of the gallery's images."""
 
     stage: ClassVar[str] = "report"
 
@@ -57,33 +57,55 @@ class ReportConfig(StageConfig):
 
 
 def report(config: ReportConfig) -> ReportReceipt:
-    """Write `report.html` and `results.json` under the run's name, replacing those of an earlier try.
+    """Write `report.html` and `results.json` under the run's name.
 
-    Always done anew: it reads the receipts and a hundred or so images, whatever the pool. Raises SemiscaleError where
-    the ledger does not add up, InvalidInputError where the evaluation is of another run.
+    Files of an earlier attempt are replaced, for the stage always runs again.
+
+    Args:
+        config: The receipts of the run.
+
+    Returns:
+        The receipt. It names both files.
+
+    Raises:
+        InvalidInputError: If the evaluation measured models of another run, or a receipt is missing.
+        SemiscaleError: If the accounting of the pool does not add up.
+
+    Cost:
+        Reads the receipts and about a hundred images. This does not grow with the pool.
     """
     started = time.monotonic()
     run = load_receipts(config)
     check_accounting(run.selection)
-    shown = build_gallery(run.plan, run.selection, SampleFields(config.image_column, "", run.plan.is_video))
+    gallery = build_gallery(run.plan, run.selection, SampleFields(config.image_column, "", run.plan.is_video))
     folder = storage.join(config.workdir, run.plan.name)
-    page, numbers = storage.join(folder, "report.html"), storage.join(folder, "results.json")
-    storage.write_bytes(page, render(run, shown, failure_examples(run)).encode())
-    storage.write_bytes(numbers, json.dumps(build_results(run), indent=1).encode())
+    page_uri, results_uri = storage.join(folder, "report.html"), storage.join(folder, "results.json")
+    storage.write_bytes(page_uri, render(run, gallery, failure_examples(run)).encode())
+    storage.write_bytes(results_uri, json.dumps(build_results(run), indent=1).encode())
     store_receipts(run, storage.join(folder, "receipts"))
-    log_info("report", page)
+    log_info("report", page_uri)
     return ReportReceipt(
         stage=config.stage,
         digest=config.digest(),
         folder=folder,
         seconds=round(time.monotonic() - started, 3),
-        report=page,
-        results=numbers,
+        report=page_uri,
+        results=results_uri,
     )
 
 
 def load_receipts(config: ReportConfig) -> RunReceipts:
-    """Load the receipts. Raises InvalidInputError for one that is missing or of another kind."""
+    """Load the receipts.
+
+    Args:
+        config: The URIs of the receipts.
+
+    Returns:
+        The receipts of the run.
+
+    Raises:
+        InvalidInputError: If a receipt is missing or of another kind.
+    """
     return RunReceipts(
         plan=load_document(config.plan, PlanReceipt),
         teacher=load_document(config.teacher, TrainReceipt),
@@ -99,26 +121,39 @@ def load_receipts(config: ReportConfig) -> RunReceipts:
 
 
 def check_accounting(selection: SelectionReceipt) -> None:
-    """Raise SemiscaleError where the ledger does not add up: the page would tell an untruth about the pool."""
-    ledger = selection.ledger
-    found = ledger.scored + ledger.failed + ledger.removed
-    if ledger.listed != found or ledger.failed != sum(selection.failed.values()):
+    """Check that every listed image is scored, failed or removed.
+
+    Args:
+        selection: The receipt of the merge.
+
+    Raises:
+        SemiscaleError: If the accounting does not add up. The page would be wrong about the pool.
+    """
+    accounting = selection.ledger
+    total = accounting.scored + accounting.failed + accounting.removed
+    with_reason = sum(selection.failed.values())
+    if accounting.listed != total or accounting.failed != with_reason:
         raise SemiscaleError(
-            f"ledger: {ledger.listed} listed, but {ledger.scored} scored + {ledger.failed} failed + {ledger.removed} "
-            f"removed = {found}, and {sum(selection.failed.values())} failures have a reason; merge again"
+            "SEMI-E356",
+            f"accounting: {accounting.listed} listed, but {accounting.scored} scored + {accounting.failed} failed + "
+            f"{accounting.removed} removed = {total}, and {with_reason} failures have a reason. Merge again.",
         )
 
 
 def store_receipts(run: RunReceipts, folder: str) -> None:
-    """Write the run's receipts under its name, so that a stage can be run again by hand on what this run made.
+    """Write the receipts under the run's name, so that a stage can be run again by hand.
 
-    Those of an earlier round that this one has no counterpart of, such as those of more pods, are deleted.
+    Receipts of an earlier round without a counterpart are deleted, such as those of more pods.
+
+    Args:
+        run: The receipts.
+        folder: URI of the folder to write to.
     """
     names: set[str] = set()
     for part in fields(run):
         value = getattr(run, part.name)
         named = (
-            {f"{part.name}-{number:03}.json": one for number, one in enumerate(value)}
+            {f"{part.name}-{number:03}.json": receipt for number, receipt in enumerate(value)}
             if isinstance(value, list)
             else {f"{part.name}.json": value}
         )
@@ -131,20 +166,21 @@ def store_receipts(run: RunReceipts, folder: str) -> None:
 
 
 def build_results(run: RunReceipts) -> dict[str, object]:
-    """Return the run's numbers: accuracies in [0, 1], counts, seconds."""
+    """Return the content of `results.json`: accuracies in [0, 1], counts, seconds."""
     selection = run.selection
     models = run.evaluation.models
     return {
         **{name: models[name].model_dump(include=METRIC_FIELDS) for name in run.evaluated_models()},
         "comparisons": {
-            one.against: one.model_dump(exclude={"model", "against"}) for one in run.evaluation.comparisons
+            comparison.against: comparison.model_dump(exclude={"model", "against"})
+            for comparison in run.evaluation.comparisons
         },
         "promotion": run.promotion.model_dump(include={"promoted", "why"}),
         "selection": {
             "images": selection.images,
             "unique_images": selection.unique_images,
             "classes": len(selection.per_class),
-            "short_classes": sum(one.found < one.wanted for one in selection.per_class),
+            "short_classes": sum(stats.found < stats.wanted for stats in selection.per_class),
             "images_per_class": selection.images_per_class,
             "classes_per_image": selection.classes_per_image,
         },
