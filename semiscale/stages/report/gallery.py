@@ -1,4 +1,4 @@
-"""The gallery: for some classes the images at ranks 1, 10, 100, … and the last, as in the paper's Figure 2."""
+"""Build the gallery: images at ranks 1, 10, 100, … and the last (paper, Figure 2)."""
 
 import base64
 import io
@@ -26,9 +26,16 @@ _JPEG_QUALITY = 85
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """One image of the gallery: `source` is a data: URI, or empty where `problem` says why there is no image.
+    """One image of the gallery.
 
-    `rank` counts from 1; `score` is log-odds; `tiny` images are enlarged, pixel by pixel.
+    Attributes:
+        rank: Rank in its class, from 1.
+        score: Log-odds of the class.
+        shard: Name of its shard.
+        key: Key of the sample.
+        source: A data: URI, or empty if there is no image.
+        tiny: Whether the page enlarges the image, pixel by pixel.
+        problem: Reason why there is no image.
     """
 
     rank: int
@@ -42,7 +49,7 @@ class GalleryImage:
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One class: an image per rank of the gallery, None beyond the class's last; then the last."""
+    """One class: an image for each rank, and the last. Ranks beyond the last are None."""
 
     name: str
     shown: list[GalleryImage | None]
@@ -51,7 +58,7 @@ class GalleryRow:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some classes by some ranks. `classes` counts all there are."""
+    """Rows of classes by ranks. `classes` is the number of all classes."""
 
     ranks: list[int]
     rows: list[GalleryRow]
@@ -59,30 +66,41 @@ class Gallery:
 
 
 def build_gallery(plan: PlanReceipt, selection: SelectionReceipt, columns: SampleFields) -> Gallery:
-    """Read and shrink the gallery's images; of a video, its middle frame. One that is gone or changed is shown as such.
+    """Read and shrink the images of the gallery. A video is shown by its middle frame.
 
-    Costs one small read an image from tars and loose files, and its row group from a Parquet file.
+    A missing or changed image is shown as such.
+
+    Args:
+        plan: The receipt of the plan, which names the shard groups.
+        selection: The receipt of the merge.
+        columns: Column of the images in Parquet files, and whether the samples are videos.
+
+    Returns:
+        The gallery of at most MAX_CLASSES classes.
+
+    Cost:
+        One small read for each image in a tar or loose file, and one row group for each in a Parquet file.
     """
     classes = evenly_spaced(len(selection.per_class), MAX_CLASSES)
     ranks = powers_of_ten(selection.images_per_class)
     wanted = {label: {*ranks, selection.per_class[label].found} for label in classes}
-    rows = _rows(
+    rows = _read_rows(
         selection.selection, {label: ranks for label, ranks in wanted.items() if selection.per_class[label].found}
     )
-    inside = _inside_parquet(plan, rows, columns)
-    still = video_decoding.decode_middle_frame if columns.videos else decode_image
+    parquet_images = _read_parquet_images(plan, rows, columns)
+    decode = video_decoding.decode_middle_frame if columns.videos else decode_image
     progress = Progress("report", len(rows))
-    shown = {}
+    images = {}
     for row in rows:
-        shown[row["class"], row["rank"] + 1] = _shown(row, inside, still)
+        images[row["class"], row["rank"] + 1] = _build_image(row, parquet_images, decode)
         progress.update(1)
     return Gallery(
         ranks=ranks,
         rows=[
             GalleryRow(
                 name=selection.per_class[label].name,
-                shown=[shown.get((label, rank)) for rank in ranks],
-                last=shown.get((label, selection.per_class[label].found)),
+                shown=[images.get((label, rank)) for rank in ranks],
+                last=images.get((label, selection.per_class[label].found)),
             )
             for label in classes
         ],
@@ -91,7 +109,15 @@ def build_gallery(plan: PlanReceipt, selection: SelectionReceipt, columns: Sampl
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """Return at most `most` of the numbers below `count`, evenly spaced, first and last included."""
+    """Return evenly spaced numbers below `count`, first and last included.
+
+    Args:
+        count: Upper bound, exclusive.
+        most: Largest number of values, 2 or more.
+
+    Returns:
+        At most `most` numbers.
+    """
     if count <= most:
         return list(range(count))
     return [round(place * (count - 1) / (most - 1)) for place in range(most)]
@@ -103,7 +129,7 @@ def powers_of_ten(below: int) -> list[int]:
 
 
 def thumbnail(pixels: ImageArray) -> tuple[str, bool]:
-    """Return an image as a data: URI of at most THUMBNAIL_PX a side, and whether it was smaller."""
+    """Return a data: URI of at most THUMBNAIL_PX a side, and whether it was smaller."""
     image = Image.fromarray(pixels)
     tiny = max(image.size) < THUMBNAIL_PX
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
@@ -113,8 +139,11 @@ def thumbnail(pixels: ImageArray) -> tuple[str, bool]:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", tiny
 
 
-def _rows(uri: str, wanted: dict[int, set[int]]) -> list[dict[str, Any]]:
-    """Read the rows at these ranks, from 1, of these classes; the file's statistics spare most of its row groups."""
+def _read_rows(uri: str, wanted: dict[int, set[int]]) -> list[dict[str, Any]]:
+    """Read the rows at the wanted ranks, from 1, of each class.
+
+    The statistics of the file let most of its row groups be skipped.
+    """
     filters = [
         [("class", "=", label), ("rank", "in", [rank - 1 for rank in sorted(ranks)])] for label, ranks in wanted.items()
     ]
@@ -123,12 +152,12 @@ def _rows(uri: str, wanted: dict[int, set[int]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _shown(
-    row: dict[str, Any], inside: dict[tuple[str, int], bytes], still: Callable[[bytes], ImageArray]
+def _build_image(
+    row: dict[str, Any], parquet_images: dict[tuple[str, int], bytes], decode: Callable[[bytes], ImageArray]
 ) -> GalleryImage:
     source, tiny, problem = "", False, ""
     try:
-        source, tiny = thumbnail(still(_image(row, inside)))
+        source, tiny = thumbnail(decode(_read_image(row, parquet_images)))
     except FileNotFoundError:
         problem = SOURCE_CHANGED
     except DecodeError as error:
@@ -136,12 +165,17 @@ def _shown(
     return GalleryImage(row["rank"] + 1, row["score"], row["shard"], row["key"], source, tiny, problem)
 
 
-def _image(row: dict[str, Any], inside: dict[tuple[str, int], bytes]) -> bytes:
-    """Return a row's image. Raises FileNotFoundError where it is gone, Undecodable where its bytes are others now."""
+def _read_image(row: dict[str, Any], parquet_images: dict[tuple[str, int], bytes]) -> bytes:
+    """Return the bytes of a row's image.
+
+    Raises:
+        FileNotFoundError: If the image is missing.
+        DecodeError: If its size has changed.
+    """
     if row["offset"] >= 0:
         image = reader.read_sample_bytes(row["uri"], row["offset"], row["size_bytes"])
-    elif (row["shard"], row["index"]) in inside:
-        image = inside[row["shard"], row["index"]]
+    elif (row["shard"], row["index"]) in parquet_images:
+        image = parquet_images[row["shard"], row["index"]]
     else:
         raise FileNotFoundError(row["uri"])
     if len(image) != row["size_bytes"]:
@@ -149,27 +183,27 @@ def _image(row: dict[str, Any], inside: dict[tuple[str, int], bytes]) -> bytes:
     return image
 
 
-def _inside_parquet(
+def _read_parquet_images(
     plan: PlanReceipt, rows: Iterable[dict[str, Any]], columns: SampleFields
 ) -> dict[tuple[str, int], bytes]:
-    """Read the images that lie inside Parquet files, where they have no place of their own."""
+    """Read the images in Parquet files, which have no byte offset, by shard and index."""
     wanted: dict[str, set[int]] = {}
     for row in rows:
         if row["offset"] < 0:
             wanted.setdefault(row["shard"], set()).add(row["index"])
     if not wanted:
         return {}
-    units = [ShardGroup.model_validate(unit) for unit in json.loads(storage.read_bytes(plan.units))]
-    shards = {shard.name: shard for unit in units for shard in unit.shards if shard.name in wanted}
+    groups = [ShardGroup.model_validate(group) for group in json.loads(storage.read_bytes(plan.units))]
+    shards = {shard.name: shard for group in groups for shard in group.shards if shard.name in wanted}
     return {
         (name, index): image
         for name, shard in shards.items()
-        for index, image in _picked(shard, wanted[name], columns).items()
+        for index, image in _read_from_shard(shard, wanted[name], columns).items()
     }
 
 
-def _picked(shard: Shard, indexes: set[int], columns: SampleFields) -> dict[int, bytes]:
-    """Read some images of a Parquet file. In one that is gone or changed, none are found."""
+def _read_from_shard(shard: Shard, indexes: set[int], columns: SampleFields) -> dict[int, bytes]:
+    """Read some images of a Parquet file by index, or none if the file has changed."""
     entry = storage.head(shard.uri)
     if entry is None or entry.version != shard.version:
         return {}

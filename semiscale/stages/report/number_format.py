@@ -1,4 +1,4 @@
-"""How the page writes numbers: thousands separators, a true minus sign, units a person reads."""
+"""Format the numbers of the page: thousands separators, minus sign, readable units."""
 
 import math
 import sys
@@ -6,17 +6,20 @@ from decimal import Decimal
 
 
 def number(value: int) -> str:
-    """Write a count: 1,234,567."""
+    """Format a count: 1,234,567."""
     return f"{value:,}"
 
 
 def count_noun(value: int, noun: str) -> str:
-    """Write a count of things: 1 tar, 2 tars."""
+    """Format a count of things: 1 tar, 2 tars."""
     return f"{number(value)} {noun}{'' if value == 1 else 's'}"
 
 
 def percent(fraction: float, decimals: int = 2) -> str:
-    """Write a fraction in [0, 1]: 84.10%. What is neither nothing nor all does not round to it: <0.01%, >99.99%."""
+    """Format a fraction in [0, 1]: 84.10%.
+
+    A fraction strictly between 0 and 1 is never rounded to 0% or 100%: <0.01%, >99.99%.
+    """
     text = f"{fraction:.{decimals}%}"
     least = 10.0**-decimals
     if fraction > 0 and text == f"{0:.{decimals}%}":
@@ -27,12 +30,12 @@ def percent(fraction: float, decimals: int = 2) -> str:
 
 
 def percentage_points(fraction: float) -> str:
-    """Write a difference of two fractions, in points with its sign: +3.10, −0.40, 0.00."""
+    """Format a difference of two fractions, in points with its sign: +3.10, −0.40, 0.00."""
     return signed(100 * fraction)
 
 
 def compare_in_words(fraction: float) -> str:
-    """Say a difference of two fractions in words: 3.10 points above, 0.40 points below, equal to."""
+    """Format a difference of two fractions in words: 3.10 points above, 0.40 points below, equal to."""
     text = percentage_points(fraction)
     if text == "0.00":
         return "equal to"
@@ -40,32 +43,32 @@ def compare_in_words(fraction: float) -> str:
 
 
 def signed(value: float) -> str:
-    """Write a number with its sign and two decimals: +3.10, −0.40, 0.00."""
+    """Format a number with its sign and two decimals: +3.10, −0.40, 0.00."""
     text = f"{abs(value):,.2f}"
     sign = "" if float(text.replace(",", "")) == 0 else "+" if value > 0 else "−"
     return sign + text
 
 
 def probability(log_odds: float) -> str:
-    """Write log-odds as the softmax probability they stand for: the sigmoid, which is never quite 0 or 1."""
-    # Written for either sign, so that exp never overflows.
+    """Format log-odds as a softmax probability, the sigmoid, never exactly 0 or 1."""
+    # The exponent is never positive, so exp does not overflow.
     small = math.exp(-abs(log_odds))
     exact = (1 if log_odds >= 0 else small) / (1 + small)
     return percent(min(max(exact, sys.float_info.min), 1 - sys.float_info.epsilon))
 
 
 def p_value(probability: float) -> str:
-    """Write a p value: 0.034, <0.001."""
+    """Format a p value: 0.034, <0.001."""
     return "<0.001" if probability < 0.001 else f"{probability:.2g}"
 
 
 def format_learning_rate(value: float) -> str:
-    """Write a learning rate in full: 0.00025."""
+    """Format a learning rate in full: 0.00025."""
     return format(Decimal(repr(value)).normalize(), "f")
 
 
 def duration(seconds: float) -> str:
-    """Write seconds: 0.006 s, 4.2 s, 3 min 12 s, 5 h 02 min, 1,200 h 30 min."""
+    """Format seconds: 0.006 s, 4.2 s, 3 min 12 s, 5 h 02 min, 1,200 h 30 min."""
     if seconds < 1:
         return f"{seconds:.1g} s"
     if seconds < 59.95:
@@ -77,7 +80,7 @@ def duration(seconds: float) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """Write a size in decimal units: 812 bytes, 1.2 GB, 103.0 TB."""
+    """Format a size in decimal units: 812 bytes, 1.2 GB, 103.0 TB."""
     if size_bytes < 1000:
         return f"{size_bytes} bytes"
     power = min((len(str(size_bytes)) - 1) // 3, 5)

@@ -34,7 +34,7 @@ def render(run: RunReceipts, gallery: Gallery, examples: list[BadSample]) -> str
             models=view_models.model_rows(run),
             gains=view_models.student_gains(run),
             short_classes=view_models.short_classes(run.selection),
-            max_short_classes_listed=view_models.SHORT_LISTED,
+            max_short_classes_listed=view_models.MAX_SHORT_CLASSES_LISTED,
             gallery=gallery,
             examples=examples,
             panels=view_models.training_panels(run),

@@ -1,6 +1,7 @@
-"""What each section of the page says, derived from the receipts; the template decides how it looks.
+"""Derive the content of each section of the page from the receipts.
 
-Fractions stay fractions and seconds stay seconds here: the template's filters (formats.py) write them.
+The template decides how it looks. Fractions and seconds stay numbers here, and the template's filters format them
+(number_format.py).
 """
 
 from collections.abc import Mapping
@@ -30,18 +31,21 @@ STAGES = {
     "finetune": "Fine-tune the students",
     "evaluate": "Evaluate",
 }
-CLOCKS = {
+SCORING_PARTS = {
     "read": ("Reading", "A faster store, or more pods, would shorten the scan"),
     "decode": ("Decoding", "More CPU cores would shorten the scan"),
     "forward": ("Forward pass", "A faster accelerator, or one more, would shorten the scan"),
     "write": ("Writing", "A faster store would shorten the scan"),
 }
-SHORT_LISTED = 10
+MAX_SHORT_CLASSES_LISTED = 10
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A line of the result table. `interval` covers 95% of the test top-1 under resampled images; fractions."""
+    """A line of the result table. Accuracies are fractions.
+
+    `interval` covers 95% of the test top-1 under resampled images.
+    """
 
     style: str
     name: str
@@ -59,7 +63,10 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class Gains:
-    """The student's test top-1 and what it gained, as fractions; `compared` has the student beside each other model."""
+    """The student's test top-1, its gains, and its comparison with each other model.
+
+    All are fractions.
+    """
 
     images: int
     top1: float
@@ -70,7 +77,7 @@ class Gains:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the confusion matrix: images, their share of the row's, and whether the class is the right one."""
+    """A cell of the confusion matrix: images, share of the row, and correctness."""
 
     images: int
     share: float
@@ -79,7 +86,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar: `share` of the longest, in [0, 1], with a value in seconds and its share of the whole."""
+    """A bar: a value in seconds, its share of the longest, and its share of the whole.
+
+    Both shares are in [0, 1].
+    """
 
     name: str
     seconds: float
@@ -99,7 +109,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Every learning rate tried for one model, in order, and what to make of the choice."""
+    """The learning rates that were tried for one model, in order, and advice."""
 
     name: str
     receipts: list[TrainReceipt]
@@ -109,7 +119,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class's test images, its top-1 by each model with the interval, and the student's gain over the baseline."""
+    """A class: test images, top-1 and interval by model, and the student's gain.
+
+    The gain is over the baseline.
+    """
 
     name: str
     images: int
@@ -118,7 +131,7 @@ class ClassRow:
 
 
 def model_rows(run: RunReceipts) -> list[ModelRow]:
-    """Describe the four measured models. The student's images include its pre-training's."""
+    """Describe the four evaluated models. The student's images include its pre-training."""
     rows = []
     for name, receipt in run.evaluated_models().items():
         accuracy = run.evaluation.models[name]
@@ -143,10 +156,10 @@ def model_rows(run: RunReceipts) -> list[ModelRow]:
 
 
 def student_gains(run: RunReceipts) -> Gains:
-    """Compare the student with the others, and with the champion where there is one, on the test set."""
+    """Compare the student with the other models and the champion on the test set."""
     models = run.evaluation.models
     student = models["student"]
-    compared = [(MODELS[one.against], one) for one in run.evaluation.comparisons]
+    compared = [(MODELS[comparison.against], comparison) for comparison in run.evaluation.comparisons]
     if run.promotion.comparison and run.promotion.comparison.against == "champion":
         compared.append(("Champion", run.promotion.comparison))
     return Gains(
@@ -159,33 +172,38 @@ def student_gains(run: RunReceipts) -> Gains:
 
 
 def confusion_rows(run: RunReceipts) -> list[tuple[str, list[Cell]]]:
-    """Return the student's confusion matrix, row by row: what the images of a class were taken for."""
+    """Return the rows of the student's confusion matrix, each with the name of its class."""
     classes, counts = run.evaluation.confusion.classes, run.evaluation.confusion.counts
     return [
-        (name, [Cell(images, images / max(sum(row), 1), place == number) for place, images in enumerate(row)])
-        for number, (name, row) in enumerate(zip(classes, counts, strict=True))
+        (name, [Cell(images, images / max(sum(row), 1), predicted == label) for predicted, images in enumerate(row)])
+        for label, (name, row) in enumerate(zip(classes, counts, strict=True))
     ]
 
 
 def short_classes(selection: SelectionReceipt) -> list[ClassSelectionStats]:
-    """Return the classes that found fewer images than wanted, the emptiest first."""
-    short = [one for one in selection.per_class if one.found < one.wanted]
-    return sorted(short, key=lambda one: one.found)
+    """Return the classes with fewer images than requested, the smallest first."""
+    short = [stats for stats in selection.per_class if stats.found < stats.wanted]
+    return sorted(short, key=lambda stats: stats.found)
 
 
 def training_panels(run: RunReceipts) -> list[Panel]:
-    """Draw the four trainings on common axes, and the fine-tunings, which are short beside them, on their own."""
-    measured = run.evaluated_models()
-    # The student goes on where its pre-training ended.
-    offsets = {name: run.pretrained.images_processed if name == "student" else 0 for name in measured}
+    """Draw the four trainings on common axes, and the short fine-tunings on their own."""
+    evaluated = run.evaluated_models()
+    # The student continues where its pre-training ended.
+    offsets = {name: run.pretrained.images_processed if name == "student" else 0 for name in evaluated}
     # A ready-made teacher has no curve.
-    together = [(MODELS[name], name, receipt, offsets[name]) for name, receipt in measured.items() if receipt.curve]
-    chosen = measured["student"].digest
-    # The chosen one comes last, so that it is drawn over the others.
-    in_order = sorted(run.students, key=lambda one: (one.digest == chosen, one.learning_rate))
+    together = [(MODELS[name], name, receipt, offsets[name]) for name, receipt in evaluated.items() if receipt.curve]
+    chosen = evaluated["student"].digest
+    # The chosen fine-tuning comes last, so that it is drawn over the others.
+    in_order = sorted(run.students, key=lambda receipt: (receipt.digest == chosen, receipt.learning_rate))
     alone = [
-        (f"learning rate {format_learning_rate(one.learning_rate)}", _sweep_style(number, one.digest == chosen), one, 0)
-        for number, one in enumerate(in_order)
+        (
+            f"learning rate {format_learning_rate(receipt.learning_rate)}",
+            _sweep_style(number, receipt.digest == chosen),
+            receipt,
+            0,
+        )
+        for number, receipt in enumerate(in_order)
     ]
     note = "The student’s fine-tuning continues where its pre-training ends. Of a sweep, the chosen learning rate."
     zoom = "The same fine-tuning with each learning rate of the sweep; the chosen one is coloured."
@@ -194,10 +212,10 @@ def training_panels(run: RunReceipts) -> list[Panel]:
 
 def sweeps(run: RunReceipts) -> list[Sweep]:
     """List the learning rates tried for the baseline and the fine-tuning."""
-    measured = run.evaluated_models()
+    evaluated = run.evaluated_models()
     return [
-        _sweep("Baseline", run.baselines, measured["baseline"]),
-        _sweep("Fine-tuning of the student", run.students, measured["student"]),
+        _sweep("Baseline", run.baselines, evaluated["baseline"]),
+        _sweep("Fine-tuning of the student", run.students, evaluated["student"]),
     ]
 
 
@@ -207,16 +225,16 @@ def stage_time_bars(run: RunReceipts) -> list[Bar]:
 
 
 def part_time_bars(run: RunReceipts) -> list[Bar]:
-    """Return the parts of the scan's time, in thread-seconds."""
-    return _bars({CLOCKS[part][0]: seconds for part, seconds in run.part_seconds().items()})
+    """Return the time of each part of scoring, in thread-seconds."""
+    return _bars({SCORING_PARTS[part][0]: seconds for part, seconds in run.part_seconds().items()})
 
 
 def bottleneck_advice(run: RunReceipts) -> str:
-    """Name the part that the scan waited for and what would help; empty where nothing was scanned."""
+    """Name the slowest part of scoring and the remedy, or "" if nothing was scored."""
     part = run.bottleneck()
     if not part:
         return ""
-    name, remedy = CLOCKS[part]
+    name, remedy = SCORING_PARTS[part]
     return f"Slowest part: {name.lower()}. {remedy}."
 
 
@@ -240,7 +258,10 @@ def _sweep_style(number: int, chosen: bool) -> str:
 
 
 def _panel(title: str, note: str, trainings: list[tuple[str, str, TrainReceipt, int]]) -> Panel:
-    """Draw loss, validation top-1 and learning rate of trainings: (name, style, receipt, images processed before)."""
+    """Draw loss, validation top-1 and learning rate of trainings.
+
+    A training is (name, style, receipt, images processed before it).
+    """
 
     def lines(points: str) -> list[Series]:
         return [Series(name, style, _points(receipt, points, before)) for name, style, receipt, before in trainings]
@@ -254,18 +275,18 @@ def _panel(title: str, note: str, trainings: list[tuple[str, str, TrainReceipt, 
 
 
 def _points(receipt: TrainReceipt, value: str, before: int) -> Points:
-    measured = [(before + point.images_processed, getattr(point, value)) for point in receipt.curve]
-    return [(images, found) for images, found in measured if found is not None]
+    curve = [(before + point.images_processed, getattr(point, value)) for point in receipt.curve]
+    return [(images, y) for images, y in curve if y is not None]
 
 
 def _sweep(name: str, receipts: list[TrainReceipt], chosen: TrainReceipt) -> Sweep:
     by_rate = sorted(receipts, key=lambda receipt: receipt.learning_rate)
-    place = [receipt.digest for receipt in by_rate].index(chosen.digest)
+    position = [receipt.digest for receipt in by_rate].index(chosen.digest)
     advice = ""
     if len(by_rate) == 1:
         advice = "A single learning rate was tried: nothing was chosen."
-    elif place in (0, len(by_rate) - 1):
-        side = "smallest" if place == 0 else "largest"
-        beyond = "smaller" if place == 0 else "larger"
+    elif position in (0, len(by_rate) - 1):
+        side = "smallest" if position == 0 else "largest"
+        beyond = "smaller" if position == 0 else "larger"
         advice = f"The chosen learning rate is the {side} that was tried: a {beyond} one may be better still."
     return Sweep(name, by_rate, chosen.digest, advice)

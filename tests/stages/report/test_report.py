@@ -419,7 +419,7 @@ def test_a_choice_at_the_edge_of_a_sweep_is_said(written: ReportReceipt) -> None
 
 def test_long_lists_are_cut_and_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("semiscale.stages.report.gallery.MAX_CLASSES", 2)
-    monkeypatch.setattr("semiscale.stages.report.view_models.SHORT_LISTED", 1)
+    monkeypatch.setattr("semiscale.stages.report.view_models.MAX_SHORT_CLASSES_LISTED", 1)
     monkeypatch.setattr("semiscale.stages.report.failure_examples.MAX_EXAMPLES", 1)
     page = " ".join(page_of(write_report(tmp_path, write_run(tmp_path))).split())
     assert "2 of 4 classes are shown" in page
