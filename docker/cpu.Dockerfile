@@ -4,7 +4,7 @@
 #
 # `make images` builds both, and pushes them with PUSH=registry/prefix.
 #
-# Where packages come from an index of your own, say so in build secrets, which no layer keeps:
+# Name your own package index in build secrets, which no layer keeps:
 #
 #   --secret id=index,src=FILE         NAME=value lines for pip and uv: PIP_INDEX_URL, UV_DEFAULT_INDEX, ...
 #   --secret id=certificates,src=FILE  certificate authorities; the lines above find them at /run/secrets/certificates
@@ -14,7 +14,7 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS builder
-# One package has no wheel; what builds it is held to the hashes of cuda.txt, which pins setuptools.
+# One package has no wheel. Its build tools are checked against the hashes of cuda.txt, which pins setuptools.
 RUN --mount=type=secret,id=index \
     --mount=type=secret,id=certificates \
     --mount=type=bind,source=requirements,target=/requirements \
@@ -36,17 +36,17 @@ COPY pipeline.py pyproject.toml ./
 COPY manifests/pipeline.yaml manifests/
 COPY semiscale semiscale
 COPY components components
-# Readable whatever the umask of the checkout; the bytecode spares every container the compiling.
+# The files are readable with any umask of the checkout. The bytecode saves every container the compilation.
 RUN chmod -R a+rX . && python3 -m compileall -q .
-# By number: Kubernetes can tell that it is not root. Nothing in the image is written to, so any other user will do.
+# The user is a number, so Kubernetes can check that it is not root. Nothing in the image is written, so any user works.
 USER 1000:1000
-# Fails the build, not a run, where something is missing.
+# A missing module fails the build, not a run.
 RUN python3 -c "import kfp.dsl.executor_main, pipeline" \
  && python3 -c "import semiscale.stages.plan.stage, semiscale.stages.score.fanout, semiscale.stages.merge.stage" \
  && python3 -c "import semiscale.stages.pack.fanout, semiscale.stages.pack.stage, semiscale.stages.report.stage"
-# Kubernetes asks its own probes; plain Docker asks this.
+# Docker uses this check. Kubernetes uses its own probes.
 HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import semiscale.stages.plan.stage, semiscale.stages.merge.stage, semiscale.stages.score.fanout, semiscale.stages.pack.fanout, semiscale.stages.pack.stage, semiscale.stages.report.stage"]
-# Last, because they change most: every layer above is shared by the images of other revisions.
+# These layers change most and come last, so that images of other revisions share every layer above.
 ARG BASE
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="semiscale/python-cpu" \

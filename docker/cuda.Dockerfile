@@ -5,7 +5,7 @@
 #
 # `make images` builds both, and pushes them with PUSH=registry/prefix.
 #
-# Where packages come from an index of your own, say so in build secrets, which no layer keeps:
+# Name your own package index in build secrets, which no layer keeps:
 #
 #   --secret id=index,src=FILE         NAME=value lines for pip and uv: PIP_INDEX_URL, UV_DEFAULT_INDEX, ...
 #   --secret id=certificates,src=FILE  certificate authorities; the lines above find them at /run/secrets/certificates
@@ -15,7 +15,7 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS builder
-# One package has no wheel; what builds it is held to the hashes of cuda.txt, which pins setuptools.
+# One package has no wheel. Its build tools are checked against the hashes of cuda.txt, which pins setuptools.
 RUN --mount=type=secret,id=index \
     --mount=type=secret,id=certificates \
     --mount=type=bind,source=requirements,target=/requirements \
@@ -36,9 +36,9 @@ RUN command -v gcc > /dev/null || { apt-get update -qq \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/*; }
 RUN useradd --uid 1000 --create-home semiscale
 ENV PATH=/opt/venv/bin:${PATH} PYTHONPATH=/app PYTHONUNBUFFERED=1
-# The driver comes from the node. Which GPUs a container may see is the cluster's to say, so that stays unset here.
+# The driver comes from the node. The cluster decides which GPUs a container sees, so this stays unset here.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# What is compiled there goes where any user may write, also where the root file system is read-only.
+# Compiled code goes to a folder that any user may write, even if the root file system is read-only.
 ENV TORCHINDUCTOR_CACHE_DIR=/tmp/inductor TRITON_CACHE_DIR=/tmp/triton
 COPY --from=builder /opt/venv /opt/venv
 WORKDIR /app
@@ -46,17 +46,17 @@ COPY pipeline.py pyproject.toml ./
 COPY manifests/pipeline.yaml manifests/
 COPY semiscale semiscale
 COPY components components
-# Readable whatever the umask of the checkout; the bytecode spares every container the compiling.
+# The files are readable with any umask of the checkout. The bytecode saves every container the compilation.
 RUN chmod -R a+rX . && python3 -m compileall -q .
-# By number: Kubernetes can tell that it is not root. Nothing in the image is written to, so any other user will do.
+# The user is a number, so Kubernetes can check that it is not root. Nothing in the image is written, so any user works.
 USER 1000:1000
-# Fails the build, not a run, where something is missing; the stages load torch late, with the last two modules.
+# A missing module fails the build, not a run. The stages import torch late, with the last two modules.
 RUN python3 -c "import kfp.dsl.executor_main, pipeline" \
  && python3 -c "import semiscale.stages.train.stage, semiscale.stages.score.stage, semiscale.stages.evaluate.stage, semiscale.stages.promote.stage" \
  && python3 -c "import semiscale.stages.train.trainer, semiscale.stages.score.scorer"
-# Kubernetes asks its own probes; plain Docker asks this.
+# Docker uses this check. Kubernetes uses its own probes.
 HEALTHCHECK --interval=5m --timeout=1m CMD ["python3", "-c", "import semiscale.stages.train.stage, semiscale.stages.score.stage, semiscale.stages.evaluate.stage, semiscale.stages.promote.stage"]
-# Last, because they change most: every layer above is shared by the images of other revisions.
+# These layers change most and come last, so that images of other revisions share every layer above.
 ARG BASE
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="semiscale/python-cuda" \
