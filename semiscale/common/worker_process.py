@@ -1,12 +1,10 @@
-"""Work in a process of its own beside this one: what it makes comes through a pipe, pixels through shared memory.
+"""Run work in a process of its own, which sends results through a pipe and pixels through shared memory.
 
-Python runs one thread of a process at a time. Threads that read and decode thousands of images a second hold up the one
-that launches a GPU's kernels, and each other: a step of ResNet-50 took 26 ms beside them and 18 without
-(benchmarks/README.md).
+Python runs one thread of a process at a time. Threads that read and decode thousands of images a second delay the one
+that launches a GPU's kernels. A step of ResNet-50 took 26 ms with such threads and 18 ms without.
 
-Nothing of it outlives this process, however this one ends: its end of the pipe is closed then, and the other process
-ends. The shared memory is no file that could be left behind, and none of /dev/shm, of which a pod has 64 MiB unless it
-asks for more (memfd_create(2), Linux).
+The process ends when its parent does, because the pipe is closed then. The shared memory is anonymous (memfd_create(2),
+Linux). It is not part of /dev/shm, of which a pod has 64 MiB by default.
 """
 
 import math
@@ -47,20 +45,20 @@ class SharedBatchBuffer:
 
 
 class Channel:
-    """One end of the pipe between two processes; any number of threads may send."""
+    """One end of the pipe between two processes. Any thread may send."""
 
     def __init__(self, connection: "Connection[Any, Any]") -> None:
         self.connection = connection
         self._turn = threading.Lock()
 
     def send(self, item: Any) -> None:
-        """Send what can be pickled. Raises OSError where the other process is gone."""
+        """Send a picklable item. Raises OSError if the other process has ended."""
         with self._turn:
             self.connection.send(item)
 
 
 class _RemoteError(NamedTuple):
-    """What ended the work of the other process."""
+    """The error that ended the other process."""
 
     error: Exception
 
@@ -101,7 +99,7 @@ class WorkerProcess:
         return item
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         self.connection.close()

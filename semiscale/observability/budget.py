@@ -6,7 +6,7 @@ from pathlib import Path
 
 from semiscale.observability.task_status import TaskStatus
 
-BUDGET_POLL_INTERVAL_S = 60.0  # of the other tasks, for the budget; twenty times that where there are hundreds of them
+BUDGET_POLL_INTERVAL_S = 60.0  # grows with the number of tasks
 
 
 def billed_devices() -> int:
@@ -34,7 +34,7 @@ class BudgetUsage:
         self._every_s = BUDGET_POLL_INTERVAL_S * (1 + len(tasks or []) // 20)
 
     def may_exceed(self, budget_s: float) -> bool:
-        """Say whether it is time to look again: the budget may be used up by now, or the look is old."""
+        """Return whether the budget may be used up, or the last check is too old."""
         return not self._known or self.left_s(budget_s) <= 0 or time.monotonic() - self._looked >= self._every_s
 
     def left_s(self, budget_s: float) -> float:

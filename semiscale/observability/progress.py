@@ -59,7 +59,7 @@ def _write_termination_message(path: Path, line: bytes) -> None:
 
 
 def parse_log_line(line: str) -> dict[str, Any]:
-    """Return the fields of another process's log line; of one that is no JSON of ours, the whole is the message."""
+    """Return the fields of a log line. A line of text is one message."""
     try:
         fields = json.loads(line)
     except ValueError:
@@ -69,9 +69,9 @@ def parse_log_line(line: str) -> dict[str, Any]:
 
 
 def parse_failure(line: str) -> SemiscaleError | None:
-    """Return the error that a stage's last line tells, be it text or JSON; None where it is another line.
+    """Return the error, with its id, of a stage's last line, or None for another line.
 
-    Text says whether it was refused or failed; of which exit code else, JSON alone.
+    A JSON line gives the exit code. A line of text only tells a refusal from a failure.
     """
     fields = parse_log_line(line)
     match = FAILURE.match(fields["message"])
@@ -84,7 +84,7 @@ def parse_failure(line: str) -> SemiscaleError | None:
 
 
 def use_json_logs(stream: TextIO) -> bool:
-    """Say whether lines on a stream are JSON: as SEMISCALE_LOG says, or else where it is not a terminal."""
+    """Return whether lines are JSON: SEMISCALE_LOG decides, or else the terminal."""
     chosen = os.environ.get(LOG_FORMAT_ENV, "")
     return chosen == "json" or (chosen != "plain" and not stream.isatty())
 
@@ -113,19 +113,19 @@ class Progress:
     ) -> None:
         self._stage, self._clock, self._already = stage, clock, already
         self.unit = unit
-        self._started = self._said = clock()
+        self._started = self._logged = clock()
         self.done, self.total, self.detail = already, total, ""
         self.failures = 0
         self.clocks: dict[str, float] = {}
         Progress.latest = self
 
     def update(self, count: int, detail: str = "") -> None:
-        """Count what is finished and, when it is time, say so."""
+        """Count finished work, and log it every LOG_INTERVAL_S."""
         self.done += count
         self.detail = detail
         now = self._clock()
-        if now - self._said >= LOG_INTERVAL_S:
-            self._said = now
+        if now - self._logged >= LOG_INTERVAL_S:
+            self._logged = now
             numbers = {"done": self.done, "total": self.total, "per_s": round(self.rate(), 3)}
             log_info(self._stage, self.format(detail), unit=self.unit, **numbers)
 

@@ -105,7 +105,7 @@ def run_as_task(config: C, stage: Callable[[C], R]) -> R:
 
 
 def _run_name_and_budget(config: StageConfig) -> tuple[str, float] | None:
-    """Return the name of the run that a config is of, and its budget; None where there is no plan to tell."""
+    """Return the name and the budget of a config's run, or None without a plan."""
     name = getattr(config, "name", None)
     if name is not None:
         return name, 0.0
@@ -125,7 +125,7 @@ def _to_plain_argument(argument: Any) -> Any:
 
 
 def run_with_exit_code(run: Callable[[], None]) -> int:
-    """Run a stage or a verb; returns its exit code, after one line on standard error where that is not 0."""
+    """Run a stage or a verb, log its error in one line, and return the exit code."""
     try:
         run()
     except ValidationError as error:

@@ -1,11 +1,10 @@
-"""Files and objects by URI: `gs://bucket/key`, `s3://bucket/key`, `file:///path` or a plain path.
+"""Read and write objects by URI: `gs://bucket/key`, `s3://bucket/key`, `file:///path` or a path.
 
-The one place that knows where bytes lie. Every function takes a URI and finds its store by the scheme. All stores
-behave alike: a missing object or bucket is `FileNotFoundError`, a refused access `PermissionError`, an object store
-that fails for good `SemiscaleError`. Writes are atomic: a reader sees the whole object or none. Names are taken as they
-are written, without percent-encoding, as gsutil and the aws command do.
+All stores behave alike. A missing object or bucket is `FileNotFoundError`, and a refused access is `PermissionError`.
+An object store that fails for good is `SemiscaleError`. Writes are atomic: a reader sees the whole object or none.
+Names are used as they are written, without percent-encoding, as gsutil and the aws command do.
 
-Sources: google-cloud-storage and boto3 are the vendors' own clients; credentials, endpoints and retries are theirs.
+Sources: google-cloud-storage and boto3 are the vendors' own clients. Credentials, endpoints and retries are theirs.
 """
 
 import functools
@@ -41,10 +40,17 @@ def head(uri: str) -> ObjectInfo | None:
 
 
 def read_bytes(uri: str, start: int = 0, size: int | None = None, version: str = "") -> bytes:
-    """Read an object, or `size` bytes of it from `start`; fewer where it ends before. Raises FileNotFoundError.
+    """Read an object or a range of it.
 
-    With the version that was listed, raises SemiscaleError where the object is another by now; the request says so, and
-    costs no more.
+    Args:
+        uri: The object.
+        start: First byte.
+        size: Number of bytes. Fewer are returned if the object ends before.
+        version: Version that was listed. It is a condition of the request and costs nothing.
+
+    Raises:
+        FileNotFoundError: There is no object.
+        SemiscaleError: The object has another version.
     """
     if size == 0:  # HTTP has no range of no bytes
         if head(uri) is None:
@@ -72,25 +78,31 @@ def open_object(uri: str, version: str = "", *, ahead: bool = False) -> BinaryIO
 
 
 def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
-    """Write an object whole. With `if_absent`, return False and leave what another process wrote first."""
+    """Write an object. With `if_absent`, return False if it exists already."""
     return _store(uri).write(uri, data, if_absent)
 
 
 def compare_and_swap(uri: str, old: bytes | None, new: bytes) -> bool:
-    """Write an object where it still is `old` (None: absent); return False where another process was first.
+    """Replace an object if its content still is `old`.
 
-    For small objects that several processes change: read, decide, replace, and begin anew where that fails.
+    Args:
+        uri: A small object that several processes change.
+        old: Content that was read, or None if there was no object.
+        new: Content to write.
+
+    Returns:
+        False if another process changed the object first. Read it again and repeat.
     """
     return write_bytes(uri, new, if_absent=True) if old is None else _store(uri).replace(uri, old, new)
 
 
 def upload(path: Path, uri: str) -> None:
-    """Store a local file, streaming; for what does not fit in memory twice."""
+    """Store a local file in chunks, so that it never lies in memory as a whole."""
     _store(uri).upload(path, uri)
 
 
 def delete(uri: str) -> None:
-    """Delete an object; one that is already gone is fine."""
+    """Delete an object. A missing object is no error."""
     _store(uri).delete(uri)
 
 
@@ -100,7 +112,7 @@ def join(folder: str, *names: str) -> str:
 
 
 def is_object_store(uri: str) -> bool:
-    """Say whether the URI names an object store, not this machine's disk."""
+    """Return whether the URI names an object store rather than a local disk."""
     return uri.startswith(("gs://", "s3://"))
 
 

@@ -10,8 +10,10 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.common.prefetch import run_in_thread
 
-MAX_CONNECTIONS = 64  # kept open by a client: above the number of threads that any stage reads with
-READ_CHUNK_BYTES = 8 << 20  # of a sequential read over the network: long enough to hide 30 ms of latency
+# Connections that a client keeps open. No stage reads with more threads.
+MAX_CONNECTIONS = 64
+# Size of a sequential read over the network, which hides 30 ms of latency.
+READ_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class ObjectInfo:
 
 
 class ObjectStore(Protocol):
-    """What a place for bytes can do. Listings come in the order of the URI's code points."""
+    """A place for objects. Listings are in the order of the URIs' code points."""
 
     def entries(self, prefix: str) -> Iterator[ObjectInfo]: ...
     def folders(self, prefix: str) -> list[str]: ...
@@ -41,7 +43,7 @@ class ObjectStore(Protocol):
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
-    """Take a gs:// or s3:// URI apart. Raises InvalidInputError where the bucket is missing."""
+    """Split a gs:// or s3:// URI, and refuse one without a bucket."""
     bucket, _, key = uri.partition("://")[2].partition("/")
     if not bucket:
         raise InvalidInputError(
@@ -51,7 +53,7 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 
 def object_changed_error(uri: str) -> SemiscaleError:
-    """Say that an object is not of the version that was asked for."""
+    """Return the error of an object that does not have the expected version."""
     return SemiscaleError("SEMI-E021", f"{uri}: the object changed since it was listed. Run the plan again.")
 
 
