@@ -60,9 +60,9 @@ class RunStatusStore:
         Another try that is at work is heard of within WRITE_EVERY_S: this one waits, or is refused.
         """
         found = self.all_attempts()
-        told = _latest([task for task in found if task.state != SUBMITTED])
+        begun = _latest([task for task in found if task.state != SUBMITTED])
         asked = [task for task in found if task.state == SUBMITTED]
-        return asked if asked and all(task.updated < asked[0].started for task in told) else told
+        return asked if asked and all(task.updated < asked[0].started for task in begun) else begun
 
     def all_attempts(self) -> list[TaskStatus]:
         """Return the tasks of all tries of the run, begun or asked for."""

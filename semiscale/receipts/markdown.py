@@ -39,8 +39,8 @@ def _plan(receipt: PlanReceipt) -> str:
     counts = markdown_table(["set", "images"], [[name, f"{split.samples:,}"] for name, split in sets.items()])
     pool = f"Unlabeled: {receipt.shards:,} shards, {receipt.size_bytes:,} bytes, for at most {receipt.pods} pods.\n"
     failed = [f"- not used: {count:,} × {escape_markdown(reason)}" for reason, count in receipt.failed.items()]
-    said = [f"- {escape_markdown(note)}" for note in receipt.notes]
-    return f"{len(receipt.classes):,} classes\n\n{counts}\n{pool}\n" + "\n".join([*said, *failed]) + "\n"
+    notes = [f"- {escape_markdown(note)}" for note in receipt.notes]
+    return f"{len(receipt.classes):,} classes\n\n{counts}\n{pool}\n" + "\n".join([*notes, *failed]) + "\n"
 
 
 @summarize.register

@@ -102,9 +102,7 @@ def test_a_shard_that_does_not_add_up_is_refused_by_name(tmp_path: Path) -> None
     receipt["shards"][0]["scored"] -= 1
     victim.write_text(json.dumps(receipt))
     name = receipt["shards"][0]["shard"]
-    with pytest.raises(
-        SemiscaleError, match=rf"shard {name}: 40 listed, but 39 scored, failed: none; a sample was lost"
-    ):
+    with pytest.raises(SemiscaleError, match=rf"shard {name}: .*SEMI-E179"):
         stages.merge()
 
 

@@ -139,7 +139,7 @@ def test_a_packing_pod_that_is_told_to_stop_gives_its_claim_back(tmp_path: Path)
     pod.send_signal(signal.SIGTERM)
     _, error = pod.communicate(timeout=60)
     assert pod.returncode == 128 + signal.SIGTERM
-    assert "told to stop; what was finished is kept" in error
+    assert "SEMI-E002" in error
     assert error.count("\n") == 1
     assert not [path for path in stopped.rglob("claims/**/0*") if path.is_file()]
     assert not list(stopped.rglob("receipt.json"))
@@ -239,7 +239,7 @@ def check_stopped(process: subprocess.Popen[str], reason: str, workdir: Path, un
     _, error = process.communicate()
     assert process.returncode == 1
     assert error.startswith(f"failed: {reason}: '{workdir}/")
-    assert error.endswith("; what was finished is kept, run it again to go on\n")
+    assert error.endswith("[SEMI-E001]\n")
     assert error.count("\n") == 1
     assert not list(workdir.rglob("receipt.json"))
     assert not list(workdir.rglob(".writing-*"))
