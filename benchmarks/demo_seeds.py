@@ -1,10 +1,11 @@
-"""The demo over fresh seeds: is the gain real, does fine-tuning add to it, and does the selection deserve the credit?
+"""Run the demo over five fresh seeds, with the control of each.
 
     make demo-seeds
 
-Every seed draws its own labeled, validation and unlabeled sets and its own initial weights; the test images are always
-the same, and in none of the other sets. No seed here chose a setting: those were chosen on the validation sets of seeds
-from 100 on.
+It measures whether the gain is real, whether fine-tuning adds to it, and whether the selection causes it. Every seed
+draws its own labeled, validation and unlabeled sets and its own initial weights. The test images are always the same,
+and in none of the other sets. Settings were chosen on the validation sets of seeds from 100 on, and not with the
+seeds here.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""What a run gains over fresh seeds, and whether the selection deserves the credit.
+"""Measure the gain of a run over fresh seeds, and whether the selection causes it.
 
-Each seed runs the pipeline, and then the control: a student trained in the same way on as many pool images, picked at
-random, with the teacher's first choice as the label.
+Each seed runs the pipeline, and then the control. The control trains a student in the same way on as many pool
+images, picked at random, with the teacher's first choice as the label.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
-"""What the reading of a set larger than memory gives a training, and what of the set each rank reads.
+"""Measure the reading of a packed set larger than memory, on 1, 2 and 4 ranks.
 
     python -m benchmarks.loading
 
-A packed set of bytes that stand for images of 110 kB, on this machine's disk (half a GB), and an epoch of it on each of
-1, 2 and 4 ranks, one after the other; the window is a 16th of the set. Nothing is decoded: it is what the parsing of
-tars allows at most.
+The packed set has bytes that stand for images of 110 kB, half a GB on this machine's disk. Each rank reads an epoch,
+one after the other. The shuffle window is a 16th of the set. Nothing is decoded, so the figure is an upper limit that
+the parsing of tars allows.
 """
 
 import io

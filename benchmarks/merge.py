@@ -1,12 +1,12 @@
-"""The merge against a database: the exact top K of every class by rank bands, by DuckDB and by Polars.
+"""Compare the merge with DuckDB and Polars: the exact top K of every class.
 
     make bench-merge ROWS=100000000
 
-A synthetic pool: 1000 classes, Zipf first choices, 35 % of the images in the classes' domain with an over-confident
-teacher, 10 scored classes an image. It is stored twice, as the score files of our units, and as the plain Parquet
-files of (id, class, score) that anyone else would query. Each contestant is a whole fresh process, imports and writing
-the winners included, and all must find the same winners. FULL=1 is a billion images: ours alone, on files that hold the
-best ranks only, against an exact pass over the same rows.
+The pool is synthetic: 1000 classes, Zipf first choices, 35 % of the images in the classes' domain with an
+over-confident teacher, 10 scored classes an image. It is stored twice: as the score files of our shard groups, and as
+plain Parquet files of (id, class, score). Each contestant is a fresh process, and its time includes imports and
+writing the winners. All must find the same winners. FULL=1 is a billion images. It measures our merge alone, on files
+that hold the best ranks only, and checks it against an exact pass over the same rows.
 """
 
 import argparse

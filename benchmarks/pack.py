@@ -1,10 +1,10 @@
-"""What packing costs: processor time of a packed image, of a ranged request to an object store, and of the layout.
+"""Measure the cost of packing: processor time of an image, a request and the layout.
 
     make bench-pack
 
-Photographs are drawn out of a local pool of tars, so that what is measured is this program, not a disk; the requests go
-through boto3 to a server on this machine, in a process of its own. The layout is drawn up for the paper's 16 million
-rows. The last line is one JSON object; benchmarks/README.md makes hours and dollars of it.
+Photographs are drawn from a local pool of tars, so the program is measured and not a disk. The ranged requests go
+through boto3 to a server on this machine, in its own process. The layout is computed for the paper's 16 million rows.
+The last line is one JSON object.
 """
 
 import argparse

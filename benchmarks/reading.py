@@ -1,10 +1,10 @@
-"""What reading ahead gains where a store takes a while to answer: images a second that one pod of the scan is given.
+"""Measure the images a second of a scoring pod, with and without prefetching.
 
     python -m benchmarks.reading
 
-Images of 110 kB, made of noise, lie in a server of this machine that answers 30 ms late: as loose files, as files that
-a Parquet file links, and in a tar. They are read as the scan reads them, one thread asking, which takes a millisecond
-over each: a scan of 1,000 images a second at best.
+Images of 110 kB, made of noise, lie in a server of this machine that answers 30 ms late. They are loose files, files
+that a Parquet file links, and members of a tar. One thread reads them as scoring does. It needs a millisecond an
+image, so scoring reads 1,000 images a second at best.
 """
 
 import io

@@ -1,11 +1,12 @@
-"""Selecting again from the scores of a large pool: another K, P and a removal list, as one whole process.
+"""Measure selecting again from the scores of a large pool, as one whole process.
 
     make bench-reselect IMAGES=100000000
 
-A scored pool as the scan leaves it: units of eight million images, sealed by the scan's own code, ten scored classes of
-1000 an image. One unit is drawn; the others have its rows under shard names, and so ties, of their own: that is enough
-for a clock. Prints what sealing a unit costs, then what `merge` does with another K and a list of keys to remove. The
-last line is one JSON object, its seconds and peak_rss_bytes those of the dearest selection.
+The selection has another K, another P and an exclusion list. The scored pool is written as scoring leaves it: shard
+groups of 8 million images, compacted by the stage's own code, with ten scored classes of 1000 an image. One group is
+drawn at random. The others have its rows under other shard names, and so other tie-breaks, which is enough to measure
+time. The benchmark prints the cost of compacting a group, then the cost of `merge` with another K and keys to remove.
+The last line is one JSON object, with `seconds` and `peak_rss_bytes` of the most expensive selection.
 """
 
 import argparse

@@ -1,13 +1,14 @@
-"""The scan against its limits and its rivals: the bare model, the bare decoder, Ray Data, and a DataLoader script.
+"""Compare scoring with the bare model, the bare decoder, Ray Data and a DataLoader.
 
     make bench-score
 
-The scan is the real stage, from claims to sealed units, on WebDataset tars of photographs. It is measured where the
-model is the limit and where decoding is. The rivals run the same network on the same tars, in the best form that we
-could write: torchvision's decoder and resize, uint8 batches, as many workers as there are cores. Every contestant is a
-process of its own. They take turns of a second, so that what else this machine does hits all alike
-(benchmarks/turns.py); all but Ray Data, whose processes do not take it well to be stopped and woken up (an eighth of
-its speed was left): it runs alone, before the others and after them, and its better run counts.
+Scoring is the real stage, from leases to compacted shard groups, on WebDataset tars of photographs. It is measured
+where the model is the limit and where decoding is. The others run the same network on the same tars, in the best form
+that we could write: torchvision's decoder and resize, uint8 batches, as many workers as cores. Every contestant is
+its own process. They take turns of a second, so that the machine's load affects all alike (benchmarks/turns.py).
+
+Ray Data does not take turns, for its processes kept an eighth of their speed when they were stopped and resumed. It
+runs alone, before and after the others, and its better run counts.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Ten kinds of small photographs over fresh seeds: does a pool with distractors teach what few labels do not?
+"""Run the pipeline on ten classes of small photographs over fresh seeds.
 
     make study DATA=folder
 
-The folder holds `labeled-*.tar` and `test-*.tar` (WebDataset, .cls), `unlabeled-*.tar`, `validation.parquet` (image
-bytes and class names) and `classes.txt`. Every seed draws its own labeled images, so many a class, and its own initial
-weights; pool, validation and test images are the same for all. The test images are used for the table alone: learning
-rates are chosen on validation, in each run, and the rest on the validation images, with seed 100.
+It measures whether a pool with distractors adds to a few labels. The folder holds `labeled-*.tar` and `test-*.tar`
+(WebDataset, .cls), `unlabeled-*.tar`, `validation.parquet` (image bytes and class names) and `classes.txt`. Every
+seed draws the same number of labeled images of each class, and its own initial weights. Pool, validation and test
+images are the same for all seeds. Only the table uses the test images. Each run chooses its learning rates on
+validation. The other settings were chosen on the validation images, with seed 100.
 """
 
 import argparse

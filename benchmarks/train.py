@@ -1,27 +1,27 @@
-"""Training against what it could be, and against what a user would otherwise run.
+"""Compare the training with data in memory, torchvision's recipe and timm.
 
     make bench-train PHOTOS=folder-of-tars ARCHITECTURE=resnet50
 
-One network, one batch size (the 24 images that the paper's recipes let a device process together), one machine, the
-same photographs (drawn ones where no folder of tars is named). Each contestant is a fresh process that trains for as
-long, after some steps to warm up:
+All use one network, one machine, the same photographs, and one batch size: the 24 images that the paper's recipes let
+a device process together. Photographs are drawn if no folder of tars is named. Each contestant is a fresh process
+that warms up for some steps and then trains for the same time:
 
-* ours: the stage's own data, feed and step, from tars of JPEGs;
-* memory: the same step on one batch that is in memory already; what real data cost is the ratio of the two, which is
-  to be 0.9 at least;
-* torchvision: the structure of its reference recipe (references/classification/train.py): ImageFolder, its transforms,
-  a DataLoader with a worker for every core, SGD, a loss that is read at every step as its metric logger does;
+* ours: the stage's own data, loader and step, from tars of JPEGs.
+* memory: the same step on one batch that is in memory. The ratio of the two is the cost of real data, and its target is
+  0.9 at least.
+* torchvision: the structure of its reference recipe (references/classification/train.py). It has ImageFolder, its
+  transforms, a DataLoader with a worker for every core, SGD, and a loss that is read at every step.
 * timm: the parts and the order of its train.py: create_dataset, create_loader, create_optimizer_v2, its step.
-  We are to be no slower than the faster of the two.
+  Our target is to be no slower than the faster of the two.
 
-What is timed: reading, decoding, cutting and the step. Before the first turn the batches that wait in a contestant's
-queue are thrown away, until one has to be waited for; what is in the queue at the end was paid for and not used. Our
-set is several windows large, so that the tars are read while the clock runs, as those of a large set are; the files of
-all are in the system's cache. On a CPU decoding takes cores from the network, which no order of work can give back: the
-benchmark measures what share that is and says so; a heavy network is the default, so that it is small.
+The time includes reading, decoding, cutting and the step. Before the first turn, queued batches are discarded until
+one has to be waited for. Batches in the queue at the end were paid for and are not counted. Our set is several
+windows large, so that tars are read during the measurement, as those of a large set are. All files are in the
+system's cache. On a CPU, decoding takes cores from the network. The benchmark measures and prints that share. The
+default network is heavy, so that the share is small.
 
-All take turns of a second, so that what else this machine does hits all alike (benchmarks/turns.py); what is in memory
-at once are four trainings.
+Contestants take turns of a second, so that the machine's load affects all alike (benchmarks/turns.py). Four trainings
+are in memory at once.
 """
 
 import argparse

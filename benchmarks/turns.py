@@ -1,8 +1,8 @@
-"""Contestants that take turns of a second on one machine: what else it does, and its own changing speed, hit all alike.
+"""Run contestants in turns of a second, so that the machine's load affects all alike.
 
-A machine in a cloud may work half as fast in one minute as in the next: runs one after the other then say more of the
-minutes than of the programs. Here all contestants are alive at once, each a process of its own, and all but one are
-stopped (SIGSTOP) with everything that they have started. Only their own turns count.
+A cloud machine may work half as fast in one minute as in the next. Consecutive runs would then compare the minutes,
+and not the programs. Here all contestants are alive at once, each in its own process. All but one are stopped
+(SIGSTOP) with every process that they started. Only their own turns count.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The manifests, the stages' pods and the rights, as Kubernetes' own API server takes them."""
+"""Test manifests, pods of the stages and permissions against a Kubernetes API server."""
 
 import json
 import shutil

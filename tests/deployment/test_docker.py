@@ -1,4 +1,4 @@
-"""The two images, built for real: each holds what its components need, and the whole pipeline runs in them.
+"""Test the two images: each has the modules of its components, and runs the pipeline.
 
 The base is made by debootstrap, once, so that no image registry is needed; the builds are Docker's to cache. Any Debian
 with python3, python3-venv and ca-certificates, tagged as BASE, is taken in its place.

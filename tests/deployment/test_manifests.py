@@ -1,4 +1,4 @@
-"""The manifests of every overlay: strict schemas, pod security, least privilege, no credentials."""
+"""Test the manifests of every overlay: strict schemas, pod security, least privilege, no credentials."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""The rights in S3 that manifests/overlays/plain-s3 gives a run: enough for all of it, and none outside its workdir."""
+"""Test the S3 permissions of overlays/plain-s3: enough for a run, none outside its workdir."""
 
 import urllib.request
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What SECURITY.md says of code, data and credentials."""
+"""Test the statements of SECURITY.md on code, data and credentials."""
 
 import ast
 import io

@@ -1,7 +1,7 @@
-"""Kubernetes' own API server over etcd, and kubectl: no controllers, no nodes, so that nothing ever runs.
+"""Run a Kubernetes API server over etcd, without controllers and nodes.
 
-`tests/apiserver/build.sh` builds the three programs. What they do here is what they do in a cluster: schemas, admission
-(pod security, limits, service accounts) and authorization.
+No pod ever runs. `tests/apiserver/build.sh` builds the API server, etcd and kubectl. Schemas, admission (pod security,
+limits, service accounts) and authorization work as in a cluster.
 """
 
 import json
