@@ -75,7 +75,7 @@ def test_a_class_folder_of_images_has_no_video(tmp_path: Path) -> None:
     picture = tmp_path / "data" / "labeled" / "yellow" / "0.png"
     picture.parent.mkdir()
     picture.write_bytes(pictures.picture(0, 0))
-    with pytest.raises(InvalidInputError, match="yellow has no video; add some or remove the folder$"):
+    with pytest.raises(InvalidInputError, match="yellow has no video.*SEMI-E204"):
         plan(PlanConfig.model_validate(content))
 
 
