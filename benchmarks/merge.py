@@ -268,16 +268,16 @@ def run(name: str, program: str, source: str, pool: Pool) -> Run | None:
     memory = int(MEMORY_SHARE * memory_bytes())
     command = [sys.executable, "-c", program, source, str(pool.images_per_class), str(output), str(memory)]
     started = time.monotonic()
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complaint:
-        process = subprocess.Popen(command, stdout=said, stderr=complaint, preexec_fn=lambda: limit_this(memory))
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as complaint:
+        process = subprocess.Popen(command, stdout=stdout, stderr=complaint, preexec_fn=lambda: limit_this(memory))
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         wall_s = time.monotonic() - started
-        said.seek(0), complaint.seek(0)
+        stdout.seek(0), complaint.seek(0)
         if process.returncode:
             print(f"{name}: failed after {wall_s:.0f} s, with {memory >> 30} GiB allowed: {reason(complaint)}")
             return None
-        bytes_read = int(said.read() or sum(path.stat().st_size for path in pool.plain.iterdir()))
+        bytes_read = int(stdout.read() or sum(path.stat().st_size for path in pool.plain.iterdir()))
     return Run(name, usage.ru_utime + usage.ru_stime, wall_s, usage.ru_maxrss * 1024, bytes_read, output)
 
 

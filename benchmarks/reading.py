@@ -42,7 +42,7 @@ def main() -> None:
         with relayed(address, LATENCY_S) as relay:
             os.environ["AWS_ENDPOINT_URL"] = relay.address
             for shard in found:
-                before, after = (measure(shard, ahead) for ahead in (False, True))
+                before, after = (measure(shard, prefetch) for prefetch in (False, True))
                 print(f"{shard.kind:8} {before:6.0f} images/s one after the other, {after:6.0f} ahead", flush=True)
 
 
@@ -63,10 +63,10 @@ def write(root: str) -> None:
             storage.upload(Path(here) / name, f"{root}/{name}")
 
 
-def measure(shard: Shard, ahead: bool) -> float:
+def measure(shard: Shard, prefetch: bool) -> float:
     """Return the images a second of reading a shard."""
     started, images = time.perf_counter(), 0
-    for _ in iter_samples(shard, SampleFields(label=""), ahead=ahead):
+    for _ in iter_samples(shard, SampleFields(label=""), ahead=prefetch):
         images += 1
         time.sleep(WORK_S)
     return images / (time.perf_counter() - started)

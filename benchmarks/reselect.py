@@ -132,7 +132,7 @@ class ScoredPool:
         started = time.monotonic()
         process = subprocess.Popen([sys.executable, "-c", RESELECT, json.dumps(config)], stdout=subprocess.PIPE)
         assert process.stdout is not None
-        said = process.stdout.read().decode().splitlines()
+        output_lines = process.stdout.read().decode().splitlines()
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise SystemExit("the selection failed")
@@ -142,7 +142,7 @@ class ScoredPool:
             "seconds": round(time.monotonic() - started, 2),
             "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
             "peak_rss_bytes": usage.ru_maxrss * 1024,
-            **json.loads(said[-1]),
+            **json.loads(output_lines[-1]),
         }
         print(", ".join(f"{name} {value}" for name, value in cost.items()), flush=True)
         return cost

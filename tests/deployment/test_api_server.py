@@ -168,9 +168,9 @@ def as_pod(stage: str, pod: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_run_may_do_what_it_does_and_no_more(applied: ApiServer) -> None:
     def may(verb: str, resource: str, namespace: str) -> bool:
-        said = applied.kubectl("auth", "can-i", verb, *named(resource), "-n", namespace, "--as", RUN)
-        assert said.stdout.strip() in ("yes", "no"), said.stderr
-        return said.stdout.strip() == "yes"
+        answer = applied.kubectl("auth", "can-i", verb, *named(resource), "-n", namespace, "--as", RUN)
+        assert answer.stdout.strip() in ("yes", "no"), answer.stderr
+        return answer.stdout.strip() == "yes"
 
     assert [one for one in MAY if not may(*one, "semiscale")] == []
     assert [one for one in MAY_NOT if may(*one, "semiscale")] == []

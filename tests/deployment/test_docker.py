@@ -67,7 +67,7 @@ def output(*command: str) -> str:
 
 
 def checked(*command: str) -> str:
-    """Return what a command prints; the test fails with all that it said if it fails."""
+    """Return what a command prints; the test fails with its whole output if it fails."""
     done = ran(*command)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -205,11 +205,13 @@ def test_an_image_is_as_large_as_the_documentation_says(docker: Docker, image: s
     cpu_mb, cuda_gb = re.findall(
         r"take (\d+) MB \(no torch\) and ([\d.]+) GB", (ROOT / "docs" / "kubeflow.md").read_text()
     )[0]
-    said = {
+    documented_size = {
         tag_of(container_images.CPU_IMAGE): float(cpu_mb) * 1e6,
         tag_of(container_images.CUDA_IMAGE): float(cuda_gb) * 1e9,
     }
-    assert int(docker("image", "inspect", "--format", "{{.Size}}", image)) == pytest.approx(said[image], rel=0.05)
+    assert int(docker("image", "inspect", "--format", "{{.Size}}", image)) == pytest.approx(
+        documented_size[image], rel=0.05
+    )
 
 
 def test_what_torch_compile_needs_of_a_node_is_compiled_in_the_image(

@@ -130,12 +130,13 @@ def stage_pods(compiled: Path, kubeflows: Object) -> dict[str, Object]:
     """Return the pods of a compiled pipeline's stages, as far as it says what they are, and `kubeflows` part."""
     (_, platform) = yaml.safe_load_all(compiled.read_text())
     pods = {}
-    for stage, said in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
+    for stage, executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
         # As strings, in protobuf's JSON.
         own = {
-            name: value if isinstance(value, bool) else int(value) for name, value in said["securityContext"].items()
+            name: value if isinstance(value, bool) else int(value)
+            for name, value in executor["securityContext"].items()
         }
-        mounts = said.get("emptyDirMounts", [])
+        mounts = executor.get("emptyDirMounts", [])
         volumes = [{"name": one["volumeName"], "emptyDir": {"sizeLimit": one["sizeLimit"]}} for one in mounts]
         pods[stage] = {"containers": [{"name": "main", "securityContext": {**kubeflows, **own}}], "volumes": volumes}
     return pods
@@ -148,8 +149,8 @@ def test_a_stages_pod_meets_restricted_with_what_kubeflow_adds_and_no_less(compi
     assert {stage: violations(pod) for stage, pod in whole.items()} == {stage: [] for stage in whole}
     missing = ["main: allowPrivilegeEscalation", "main: capabilities", "main: seccompProfile"]
     assert {stage: violations(pod) for stage, pod in ours.items()} == dict.fromkeys(ours, missing)
-    said = (ROOT / "SECURITY.md").read_text()
-    assert [name for name in KUBEFLOWS if f"`{name}" not in said] == []
+    security_page = (ROOT / "SECURITY.md").read_text()
+    assert [name for name in KUBEFLOWS if f"`{name}" not in security_page] == []
 
 
 @pytest.mark.parametrize(
@@ -240,10 +241,10 @@ def test_only_with_trainings_on_many_nodes_may_a_run_make_pods(name: str) -> Non
             assert rule["resources"][0] in ("workflowtaskresults", "configmaps", "secrets")
             assert set(rule["verbs"]) <= {"get", "create", "patch"}
     (trainjobs,) = [one for one in overlay(name, "trainjobs") if key(one) == ("Role", "semiscale-trainjobs")]
-    said = (ROOT / "SECURITY.md").read_text()
+    security_page = (ROOT / "SECURITY.md").read_text()
     for rule in trainjobs["rules"]:
         (resource,) = rule["resources"]
-        assert f"{resource}: {', '.join(rule['verbs'])}" in said, "SECURITY.md lists the rights"
+        assert f"{resource}: {', '.join(rule['verbs'])}" in security_page, "SECURITY.md lists the rights"
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -261,14 +262,14 @@ def test_what_refers_to_something_finds_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_who_has_a_google_account_is_told_to_be_bound_to_it(name: str) -> None:
-    told = (MANIFESTS / "overlays" / name / "kustomization.yaml").read_text()
+    kustomization = (MANIFESTS / "overlays" / name / "kustomization.yaml").read_text()
     annotated = [one for one in overlay(name, "trainjobs") if "iam.gke.io/gcp-service-account" in annotations(one)]
     assert bool(annotated) == (name == "gke")
     for one in annotated:
         assert one["kind"] == "ServiceAccount"
-        assert annotations(one)["iam.gke.io/gcp-service-account"] in told
+        assert annotations(one)["iam.gke.io/gcp-service-account"] in kustomization
     if annotated:
-        (bound,) = re.findall(r"for account in (.*?); do\n(?:#.*\n)*?#.*roles/iam.workloadIdentityUser", told)
+        (bound,) = re.findall(r"for account in (.*?); do\n(?:#.*\n)*?#.*roles/iam.workloadIdentityUser", kustomization)
         assert bound.split() == [one["metadata"]["name"] for one in annotated]
 
 
@@ -282,11 +283,11 @@ def test_the_rights_to_a_workdir_on_gcs_cover_its_objects_and_the_names_of_its_b
     """No condition on objects can give the right to list, nor one on what is listed: it is the bucket's."""
     condition = json.loads((MANIFESTS / "overlays" / "gke" / "workdir-condition.json").read_text())
     assert condition["expression"] == 'resource.name.startsWith("projects/_/buckets/BUCKET/objects/semiscale/")'
-    told = (MANIFESTS / "overlays" / "gke" / "kustomization.yaml").read_text().replace("\\\n#", "")
-    granted = re.findall(r"binding gs://(\w+) --role roles/storage\.(\w+) (--condition\S* \S+)?", told)
+    kustomization = (MANIFESTS / "overlays" / "gke" / "kustomization.yaml").read_text().replace("\\\n#", "")
+    granted = re.findall(r"binding gs://(\w+) --role roles/storage\.(\w+) (--condition\S* \S+)?", kustomization)
     assert granted[:2] == [("DATA", "objectViewer", ""), ("BUCKET", "legacyBucketReader", "--condition None")]
     assert [(bucket, role) for bucket, role, _ in granted[2:]] == [("BUCKET", "objectUser")]
-    assert "--condition-from-file workdir-condition.json" in told.split("roles/storage.objectUser")[1]
+    assert "--condition-from-file workdir-condition.json" in kustomization.split("roles/storage.objectUser")[1]
 
 
 def test_the_rights_to_a_workdir_on_s3_are_the_same() -> None:

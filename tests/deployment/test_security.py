@@ -113,11 +113,11 @@ def test_credentials_are_in_no_line_and_no_object(s3_bucket: str, tmp_path: Path
     """A stage that succeeds, and one whose bucket is missing."""
     run = pictures.write_run(tmp_path, workdir=f"{s3_bucket}/work")
     environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": SENTINEL, "AWS_SESSION_TOKEN": SENTINEL}
-    told = [planned(run, environment)]
-    assert told[0].returncode == 0, told[0].stderr
-    told.append(planned({**run, "workdir": "s3://missing-bucket/work"}, environment))
-    assert [one.returncode != 0 for one in told] == [False, True]
-    assert [SENTINEL in one.stdout + one.stderr for one in told] == [False, False]
+    results = [planned(run, environment)]
+    assert results[0].returncode == 0, results[0].stderr
+    results.append(planned({**run, "workdir": "s3://missing-bucket/work"}, environment))
+    assert [one.returncode != 0 for one in results] == [False, True]
+    assert [SENTINEL in one.stdout + one.stderr for one in results] == [False, False]
     objects = list(storage.list_objects(f"{s3_bucket}/work"))
     assert len(objects) > 5
     assert [one.uri for one in objects if SENTINEL.encode() in storage.read_bytes(one.uri)] == []

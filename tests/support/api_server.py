@@ -51,9 +51,9 @@ class ApiServer:
 
     def kubectl(self, *arguments: str, stdin: Any = None) -> "subprocess.CompletedProcess[str]":
         """Run kubectl; an object on its standard input is for `-f -`."""
-        told = program("kubectl")
-        assert told
-        command = [told, "--kubeconfig", str(self.kubeconfig), *arguments]
+        kubectl = program("kubectl")
+        assert kubectl
+        command = [kubectl, "--kubeconfig", str(self.kubeconfig), *arguments]
         text = None if stdin is None else json.dumps(stdin)
         return subprocess.run(command, input=text, capture_output=True, text=True, timeout=START_S)
 
