@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from benchmarks.gains import compare
-from semiscale.cli.demo import IMAGES, RUN_FILE, write_images
+from semiscale.cli.demo import IMAGES, RUN_FILE
+from semiscale.cli.demo_images import write_images
 from semiscale.config import run_config
 from semiscale.config.run_config import RunConfig
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from semiscale.cli.run_local import log_path, results, run_compiled
+from semiscale.cli.run import log_path, results, run_compiled
 from semiscale.config.run_config import RunConfig
 from semiscale.receipts.base import Receipt
 from semiscale.receipts.merge import SelectionReceipt

@@ -1,1 +1,1 @@
-"""What `python pipeline.py VERB` does: one module a verb. Verbs may import kfp; programs may not."""
+"""The command line: one module for each verb, with its arguments and its function."""

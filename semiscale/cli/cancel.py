@@ -1,8 +1,20 @@
-"""Cancel: end runs on a cluster. What they finished is kept, and a new run goes on from it."""
+"""The verb `cancel`: terminate runs on Kubeflow Pipelines."""
 
+import argparse
 from pathlib import Path
 
-from semiscale.cli.kfp_client import Server, connect, display_name_filter, list_all, translate_api_errors
+from kfp import Client
+
+from semiscale.cli.command import Command, Options
+from semiscale.cli.kfp_client import (
+    Server,
+    add_connection_arguments,
+    connect,
+    display_name_filter,
+    list_all,
+    server_from_options,
+    translate_api_errors,
+)
 from semiscale.cli.model_source import is_run_file
 from semiscale.common.errors import InvalidInputError
 from semiscale.config import run_config
@@ -11,27 +23,67 @@ ACTIVE_STATES = ("PENDING", "RUNNING", "PAUSED")
 
 
 def cancel(run: str, server: Server) -> None:
-    """Terminate a run by its id, or every run of a run file that is under way; a schedule goes on."""
-    api = connect(server)
-    for run_id in find_active_run_ids(run, server, api):
+    """Terminate one run, or every active run of a run file.
+
+    Args:
+        run: Id of a run, or path of a run file.
+        server: Kubeflow Pipelines to call.
+
+    Raises:
+        InvalidInputError: The run file has no active run, or the server refuses the request.
+    """
+    client = connect(server)
+    for run_id in find_active_run_ids(run, server, client):
         with translate_api_errors():
-            api.terminate_run(run_id)
+            client.terminate_run(run_id)
         print(f"cancelled: run {run_id}")
 
 
-def find_active_run_ids(run: str, server: Server, api: object) -> list[str]:
-    """Return the ids of the runs to end. Raises InvalidInputError where a run file has none under way."""
+def find_active_run_ids(run: str, server: Server, client: Client) -> list[str]:
+    """Return the ids of the runs to terminate.
+
+    Args:
+        run: Id of a run, which is returned as it is, or path of a run file.
+        server: Kubeflow Pipelines to call. Its namespace limits the search.
+        client: Client of that server.
+
+    Raises:
+        InvalidInputError: The run file has no active run.
+    """
     if not is_run_file(run) and not Path(run).is_file():
         return [run]
     name = run_config.load_run_config(Path(run)).name
     owner = {"namespace": server.namespace} if server.namespace else {}
-    experiments = list_all(api.list_experiments, "experiments", filter=display_name_filter(name), **owner)  # type: ignore[attr-defined]
-    found = [
-        str(one.run_id)
+    experiments = list_all(client.list_experiments, "experiments", filter=display_name_filter(name), **owner)
+    run_ids = [
+        str(candidate.run_id)
         for experiment in experiments
-        for one in list_all(api.list_runs, "runs", experiment_id=experiment.experiment_id)  # type: ignore[attr-defined]
-        if one.state in ACTIVE_STATES
+        for candidate in list_all(client.list_runs, "runs", experiment_id=experiment.experiment_id)
+        if candidate.state in ACTIVE_STATES
     ]
-    if not found:
-        raise InvalidInputError(f"{run}: no run {name!r} is under way")
-    return found
+    if not run_ids:
+        raise InvalidInputError(
+            "SEMI-E425", f"{run}: Run {name!r} has no active run on this server. Check --host and --namespace."
+        )
+    return run_ids
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `cancel`."""
+    parser.add_argument("run", metavar="RUN", help="a run file, or the id of a run")
+    add_connection_arguments(parser)
+
+
+def execute(options: Options) -> None:
+    """Run the verb."""
+    cancel(options.run, server_from_options(options))
+
+
+COMMAND = Command(
+    help="end runs on Kubeflow",
+    description="Terminate a run by its id, or every active run of a run file.\n\n"
+    "Finished work is kept, and a new run reuses it. A schedule of the run file stays active.",
+    examples=("my-run.yaml", "5d6f1c3e-8a1b-4a53-9d57-0e6b7f5f3c1a"),
+    add_arguments=add_arguments,
+    execute=execute,
+)

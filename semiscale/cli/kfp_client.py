@@ -1,9 +1,10 @@
-"""The Kubeflow Pipelines API, through kfp's own client, its errors in one line.
+"""The client of the Kubeflow Pipelines API, with errors of one line.
 
-Host, namespace and credentials are kfp's to find: KF_PIPELINES_ENDPOINT, KF_PIPELINES_UI_ENDPOINT, KF_PIPELINES_IAP_*,
+kfp finds host, namespace and credentials: KF_PIPELINES_ENDPOINT, KF_PIPELINES_UI_ENDPOINT, KF_PIPELINES_IAP_*,
 KF_PIPELINES_SA_TOKEN_PATH, ~/.config/kfp/context.json, the current kubectl context, or the cluster it runs in.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -23,15 +24,24 @@ from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentia
 from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.common.text import redact_credentials
 
-HOST, TOKEN = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_SA_TOKEN_PATH"
-PAGE = 100
-NON_RETRYABLE_STATUS = (400, 409, 412, 422)  # what asking again does not change
-SERVICE_ACCOUNT = "semiscale"  # of manifests/base: RBAC and the buckets' rights are bound to it
+HOST_ENV, TOKEN_PATH_ENV = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_SA_TOKEN_PATH"
+PAGE_SIZE = 100
+MAX_MESSAGE_CHARACTERS = 300
+# The server answers the same request with the same status again.
+NON_RETRYABLE_STATUS = (400, 409, 412, 422)
+# manifests/base binds RBAC and the rights for the buckets to this account.
+SERVICE_ACCOUNT = "semiscale"
 
 
 @dataclass(frozen=True)
 class Server:
-    """Which Kubeflow Pipelines to talk to, and what pods run as there. Empty: as kfp's own configuration says."""
+    """The Kubeflow Pipelines to call, and the service account of pods there.
+
+    Attributes:
+        host: Address of the API. Empty: as kfp is configured.
+        namespace: Namespace of the user. Empty: as kfp is configured.
+        service_account: Service account of the pods.
+    """
 
     host: str = ""
     namespace: str = ""
@@ -39,100 +49,174 @@ class Server:
 
 
 class _Client(Client):  # type: ignore[misc]  # kfp is untyped
-    """kfp's client, which asks once whether a server is there: kfp's own asks five times, and logs five tracebacks."""
+    """kfp's client with a health check of one request.
+
+    The check of kfp sends five requests and logs five tracebacks.
+    """
 
     def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
-        """Return the server's health. Raises InvalidInputError where it is no Kubeflow Pipelines that answers.
+        """Return the health of the server.
 
-        A login page comes with status 200, and kfp takes it for an answer in which everything is empty.
+        A login page has status 200, and kfp parses it as an answer whose fields are all empty.
+
+        Args:
+            sleep_duration: Not used; part of the signature of kfp.
+
+        Raises:
+            InvalidInputError: The answer is not that of Kubeflow Pipelines.
         """
         health, _, headers = self._healthz_api.healthz_service_get_healthz_with_http_info()
-        kind = headers.get("Content-Type", "nothing")
-        if "json" not in kind:
+        content_type = headers.get("Content-Type", "nothing")
+        if "json" not in content_type:
             raise InvalidInputError(
-                f"what answers is not Kubeflow Pipelines, or asks for a login first: {kind} instead of JSON; check "
-                "the credentials, and --host, which in Kubeflow ends in /pipeline"
+                "SEMI-E414",
+                f"--host: The server is not Kubeflow Pipelines, or requires a login: it sent {content_type} instead of "
+                "JSON. Check the credentials and the address, which ends in /pipeline in Kubeflow.",
             )
         return health
 
 
 def connect(server: Server) -> Client:
-    """Return kfp's client. Raises InvalidInputError where nothing says which server to talk to."""
+    """Return a client whose server has answered.
+
+    Args:
+        server: Kubeflow Pipelines to call.
+
+    Raises:
+        InvalidInputError: No server is configured, the token is missing, or the server refuses the request.
+        SemiscaleError: The server fails or does not answer.
+    """
     kubeconfig = os.environ.get("KUBECONFIG", str(Path("~/.kube/config").expanduser()))
-    told = server.host or os.environ.get(HOST) or os.environ.get("KUBERNETES_SERVICE_HOST")
-    if not told and not any(Path(path).is_file() for path in kubeconfig.split(os.pathsep)):
+    host = server.host or os.environ.get(HOST_ENV) or os.environ.get("KUBERNETES_SERVICE_HOST")
+    if not host and not any(Path(path).is_file() for path in kubeconfig.split(os.pathsep)):
         raise InvalidInputError(
-            f"no Kubeflow Pipelines to talk to: give --host, or set {HOST}, or choose a kubectl context"
+            "SEMI-E412",
+            f"--host: No Kubeflow Pipelines server is configured. Give --host, set {HOST_ENV}, or choose a kubectl "
+            "context.",
         )
-    token = os.environ.get(TOKEN)
+    token = os.environ.get(TOKEN_PATH_ENV)
     if token and not Path(token).is_file():
-        raise InvalidInputError(f"{TOKEN}: {token}: no such file")
+        raise InvalidInputError(
+            "SEMI-E413", f"{TOKEN_PATH_ENV}: {token} does not exist. Set it to the path of a token, or unset it."
+        )
     credentials = ServiceAccountTokenVolumeCredentials() if token else None
     options = {"namespace": server.namespace} if server.namespace else {}
     with translate_api_errors(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore", FutureWarning)  # that the server is of version 2, as ours is
+        # kfp warns that it expects a server of version 2, which is the version that this program supports.
+        warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", message="The host .* does not contain")
-        found = _Client(host=server.host or None, credentials=credentials, **options)
-        found.get_kfp_healthz()
-        return found
+        client = _Client(host=server.host or None, credentials=credentials, **options)
+        client.get_kfp_healthz()
+        return client
 
 
 @contextlib.contextmanager
 def translate_api_errors() -> Iterator[None]:
-    """Raise the project's errors for the client's, in one line that says what the server answered."""
+    """Translate errors of the client into errors of one line with the server's message.
+
+    Raises:
+        InvalidInputError: The server refuses the request.
+        SemiscaleError: The server fails or does not answer.
+    """
     try:
         yield
     except kfp_server_api.ApiException as error:
-        said = _message(error)
+        message = _server_message(error)
         if error.status in (401, 403):
             raise InvalidInputError(
-                f"Kubeflow Pipelines: not allowed ({error.status}): {said}; check the credentials"
+                "SEMI-E415",
+                f"Kubeflow Pipelines: The request is not allowed ({error.status}): {message}. Check the credentials.",
             ) from None
         if error.status == 404:
-            raise InvalidInputError(f"Kubeflow Pipelines: no such thing: {said}") from None
+            raise InvalidInputError(
+                "SEMI-E416", f"Kubeflow Pipelines: The object does not exist: {message}. Check the id and --namespace."
+            ) from None
         if error.status in NON_RETRYABLE_STATUS:
-            raise InvalidInputError(f"Kubeflow Pipelines refuses it ({error.status}): {said}") from None
-        raise SemiscaleError(f"Kubeflow Pipelines answered {error.status}: {said}") from None
+            raise InvalidInputError(
+                "SEMI-E417",
+                f"Kubeflow Pipelines: The server rejects the request ({error.status}): {message}. Correct the request.",
+            ) from None
+        raise SemiscaleError(
+            "SEMI-E418",
+            f"Kubeflow Pipelines: The server failed ({error.status}): {message}. Try again later, or see its log.",
+        ) from None
     except (urllib3.exceptions.HTTPError, TimeoutError) as error:
         reason = getattr(error, "reason", None) or error
-        raise SemiscaleError(f"Kubeflow Pipelines does not answer: {_plain(reason)}; check --host") from None
+        raise SemiscaleError(
+            "SEMI-E419", f"Kubeflow Pipelines: The server does not answer: {_strip_markup(reason)}. Check --host."
+        ) from None
 
 
-def call_with_url(act: Callable[[], Any]) -> tuple[Any, str]:
-    """Call the client; returns its answer, and the address in the UI that it prints."""
-    said = io.StringIO()
-    with translate_api_errors(), contextlib.redirect_stdout(said):
-        answer = act()
-    found = re.search(r"details: (\S+)", said.getvalue())
-    return answer, redact_credentials(found[1]) if found else ""
+def call_with_url(request: Callable[[], Any]) -> tuple[Any, str]:
+    """Call the client and capture the address that it prints.
+
+    Args:
+        request: Function that calls the client.
+
+    Returns:
+        The answer, and the address of the object in the UI. Empty: the client printed none.
+    """
+    output = io.StringIO()
+    with translate_api_errors(), contextlib.redirect_stdout(output):
+        answer = request()
+    url = re.search(r"details: (\S+)", output.getvalue())
+    return answer, redact_credentials(url[1]) if url else ""
 
 
 def display_name_filter(name: str) -> str:
-    """Return the filter of the API that finds things by their name."""
+    """Return the API filter that finds objects by their name."""
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
 
 
-def list_all(listing: Callable[..., Any], field: str, **options: Any) -> list[Any]:
-    """Return the whole of a list that the server gives in pages."""
-    found: list[Any] = []
+def list_all(list_page: Callable[..., Any], field: str, **options: Any) -> list[Any]:
+    """Return all pages of a list.
+
+    Args:
+        list_page: Method of the client that lists one page.
+        field: Name of the field of a page that has the items.
+        **options: Further arguments of the method.
+    """
+    items: list[Any] = []
     token = ""
     while True:
         with translate_api_errors():
-            page = listing(page_token=token, page_size=PAGE, **options)
-        found.extend(getattr(page, field) or [])
+            page = list_page(page_token=token, page_size=PAGE_SIZE, **options)
+        items.extend(getattr(page, field) or [])
         token = page.next_page_token or ""
         if not token:
-            return found
+            return items
 
 
-def _message(error: kfp_server_api.ApiException) -> str:
+def _server_message(error: kfp_server_api.ApiException) -> str:
     try:
         content = json.loads(error.body)
-        said = content.get("message") or content.get("error") or error.reason
+        message = content.get("message") or content.get("error") or error.reason
     except (TypeError, ValueError, AttributeError):
-        said = error.reason or error.body
-    return _plain(said)
+        message = error.reason or error.body
+    return _strip_markup(message)
 
 
-def _plain(said: object) -> str:
-    return " ".join(re.sub(r"<[^>]*> ?", "", str(said)).split())[:300]
+def _strip_markup(message: object) -> str:
+    """Return a message as one line without HTML tags, cut to its first characters."""
+    return " ".join(re.sub(r"<[^>]*> ?", "", str(message)).split())[:MAX_MESSAGE_CHARACTERS].rstrip(".")
+
+
+def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of every verb that calls Kubeflow Pipelines."""
+    parser.add_argument("--host", default="", help="of Kubeflow Pipelines; default: as kfp is configured")
+    parser.add_argument("--namespace", default="", help="of the user, where Kubeflow has several")
+
+
+def add_start_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of every verb that starts runs."""
+    parser.add_argument(
+        "--service-account", default=SERVICE_ACCOUNT, metavar="NAME", help="that the pods run as (%(default)s)"
+    )
+    parser.add_argument(
+        "--images-on-nodes", action="store_true", help="the nodes have the images; no registry is needed"
+    )
+
+
+def server_from_options(options: argparse.Namespace) -> Server:
+    """Return the server that the arguments of a verb name."""
+    return Server(options.host, options.namespace, getattr(options, "service_account", SERVICE_ACCOUNT))

@@ -1,10 +1,12 @@
-"""Measure: one trained model on a run file's test set, by the evaluation's measures."""
+"""The verb `measure`: measure one trained model on the test set of a run file."""
 
+import argparse
 from pathlib import Path
 
 from semiscale import storage
-from semiscale.cli.model_source import resolve_model
-from semiscale.cli.run_local import display_path
+from semiscale.cli.command import Command, Options
+from semiscale.cli.model_source import MODELS, SOURCE_HELP, resolve_model
+from semiscale.cli.run import display_path
 from semiscale.common.text import to_single_line
 from semiscale.config import run_config
 from semiscale.config.run_config import RunConfig
@@ -19,25 +21,42 @@ from semiscale.stages.evaluate.evaluate_models import evaluate_model
 from semiscale.stages.plan.stage import PlanConfig
 from semiscale.stages.plan.stage import plan as plan_stage
 
-MAX_CLASSES_SHOWN = 10  # of the classes, the lowest first; the file has all
+# The classes of the lowest accuracy are printed. The stored file has all of them.
+MAX_CLASSES_SHOWN = 10
 
 
 def measure(path: Path, source: str, model: str) -> None:
-    """Measure one trained model on a run file's test set: top-1, top-5, calibration, each class, with 95% intervals.
+    """Measure one trained model on the test set of a run file, print the result and store it.
 
-    Its classes must be the labeled set's. The pool is not looked at.
+    Args:
+        path: The run file.
+        source: The trained model: a run file, a receipt of a training or a checkpoint.
+        model: Which model of the finished run, if the source is a run file.
+
+    Raises:
+        InvalidInputError: There is no such model, or its classes are not those of the labeled set.
     """
-    settings, receipt = run_config.load_run_config(path).with_absolute_uris(), resolve_model(source, model)
+    settings = run_config.load_run_config(path).with_absolute_uris()
+    receipt = resolve_model(source, model)
     evaluate_and_store(settings, ensure_plan(settings), receipt)
 
 
 def ensure_plan(settings: RunConfig) -> PlanReceipt:
-    """Plan a run file's labeled sets, or find them planned."""
+    """Plan the labeled sets of a run file, or load the finished plan."""
     return plan_stage(PlanConfig.model_validate(settings.parameters()), with_pool=False)
 
 
 def evaluate_and_store(settings: RunConfig, plan: PlanReceipt, receipt: TrainReceipt) -> None:
-    """Measure a model on the planned test set, and print and keep what came of it."""
+    """Measure a model on the planned test set, print the result and store it.
+
+    Args:
+        settings: The run file.
+        plan: Receipt of its plan.
+        receipt: Receipt of the training of the model.
+
+    Raises:
+        InvalidInputError: The classes of the model are not those of the plan.
+    """
     check_same_classes(receipt.checkpoint, receipt.classes, plan.classes)
     columns = SampleFields(settings.image_column, settings.label_column, plan.is_video)
     measured = evaluate_model(
@@ -49,23 +68,46 @@ def evaluate_and_store(settings: RunConfig, plan: PlanReceipt, receipt: TrainRec
 
 
 def format_table(measured: ModelEvaluation, receipt: TrainReceipt) -> list[str]:
-    """Say how good a model is."""
-    one = measured.model
+    """Return the lines that describe the accuracy of a model."""
+    scores = measured.model
     by_class = sorted(
         zip(measured.per_class, measured.per_class_intervals, measured.classes, strict=True), key=lambda row: row[0]
     )
-    listed = by_class[:MAX_CLASSES_SHOWN]
+    lowest = by_class[:MAX_CLASSES_SHOWN]
     return [
-        f"\n{receipt.model_label}, {receipt.recipe}, on {one.images:,} test images of "
+        f"\n{receipt.model_label}, {receipt.recipe}, on {scores.images:,} test images of "
         f"{len(measured.classes):,} classes",
-        format_row("top-1", one.top1, one.top1_interval),
-        format_row("top-5", one.top5, one.top5_interval),
-        format_row("calibration error", one.calibration_error, one.calibration_error_interval),
-        f"top-1 by class, the lowest {len(listed)} of {len(by_class):,}:",
-        *(format_row(f"  {name}", share, interval) for share, interval, name in listed),
+        format_row("top-1", scores.top1, scores.top1_interval),
+        format_row("top-5", scores.top5, scores.top5_interval),
+        format_row("calibration error", scores.calibration_error, scores.calibration_error_interval),
+        f"top-1 by class, the lowest {len(lowest)} of {len(by_class):,}:",
+        *(format_row(f"  {name}", share, interval) for share, interval, name in lowest),
     ]
 
 
 def format_row(name: str, value: float, interval: Interval) -> str:
-    """Write a share and what covers 95% of it."""
+    """Format a share with its 95% interval."""
     return f"{to_single_line(name):30}{value:8.2%}  ({interval[0]:.2%} to {interval[1]:.2%})"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `measure`."""
+    parser.add_argument("run_file", type=Path, help="whose test set and classes")
+    parser.add_argument("source", help=SOURCE_HELP)
+    parser.add_argument("--model", choices=MODELS, default="student", help="which one of the finished run's")
+
+
+def execute(options: Options) -> None:
+    """Run the verb."""
+    measure(options.run_file, options.source, options.model)
+
+
+COMMAND = Command(
+    help="one trained model on a run file's test set",
+    description="Measure one trained model on a run file's test set: top-1, top-5, calibration and each class, with\n"
+    "95% intervals.\n\n"
+    "The classes of the model must be those of the labeled set. The pool is not read.",
+    examples=("my-run.yaml other-run.yaml --model baseline", "my-run.yaml s3://bucket/model.safetensors"),
+    add_arguments=add_arguments,
+    execute=execute,
+)

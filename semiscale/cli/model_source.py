@@ -1,4 +1,4 @@
-"""A trained model, as a verb is told of it: one of a finished run's four, a training's receipt, or a checkpoint."""
+"""The argument that names a trained model: a finished run, a receipt of a training, or a checkpoint."""
 
 from pathlib import Path
 
@@ -15,25 +15,43 @@ SOURCE_HELP = "a finished run's file, a training's receipt (.json) or a .safeten
 
 
 def is_run_file(source: str) -> bool:
-    """Say whether a source is a run file rather than what a training left."""
+    """Return whether a source is a run file, not an output of a training."""
     return source.endswith((".yaml", ".yml"))
 
 
 def resolve_model(source: str, model: str) -> TrainReceipt:
-    """Return the receipt of the model that is meant. Raises InvalidInputError where there is none."""
+    """Return the receipt of the training of a model.
+
+    Args:
+        source: A run file, a receipt of a training (.json) or a checkpoint (.safetensors).
+        model: One of MODELS, for a run file.
+
+    Raises:
+        InvalidInputError: There is no such model.
+    """
     if is_run_file(source):
         return model_of_run(run_config.load_run_config(Path(source)).with_absolute_uris(), model)
     if source.endswith(".json"):
         return load_document(source, TrainReceipt)
-    beside = storage.join(source.rpartition("/")[0] or ".", "receipt.json")
-    if not source.endswith(".safetensors") or storage.head(beside) is None:
+    receipt = storage.join(source.rpartition("/")[0] or ".", "receipt.json")
+    if not source.endswith(".safetensors") or storage.head(receipt) is None:
         raise InvalidInputError(
-            f"{source}: no trained model of ours: expected {SOURCE_HELP} with its receipt.json beside it"
+            "SEMI-E426",
+            f"{source}: This is not a trained model of this program. Name {SOURCE_HELP} with its receipt.json in the "
+            "same folder.",
         )
-    return load_document(beside, TrainReceipt).model_copy(update={"checkpoint": storage.absolute_uri(source)})
+    return load_document(receipt, TrainReceipt).model_copy(update={"checkpoint": storage.absolute_uri(source)})
 
 
 def model_of_run(settings: RunConfig, model: str) -> TrainReceipt:
-    """Return the receipt of the model that a run measured. Raises InvalidInputError where the run has not finished."""
+    """Return the receipt of the training of a model that a finished run measured.
+
+    Args:
+        settings: The run file.
+        model: One of MODELS.
+
+    Raises:
+        InvalidInputError: The run has not finished.
+    """
     evaluation = storage.join(settings.workdir, settings.name, "receipts", "evaluation.json")
     return load_document(load_document(evaluation, EvaluationReceipt).models[model].training, TrainReceipt)

@@ -1,4 +1,4 @@
-"""What is refused before a run is submitted: what the cluster could not read, and what the plan would refuse later."""
+"""Checks before a run is submitted: inputs that a cluster cannot read or that the plan would refuse."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,18 @@ from semiscale.models import registry
 
 
 def preflight(path: Path) -> RunConfig:
-    """Read a run file that is meant for a cluster. Raises InvalidInputError where the plan would, or where a path is
-    local.
+    """Load and check a run file for a cluster.
 
-    Lists the first object of each input. What this machine may not read is left to the plan, with a note.
+    An input that this machine cannot read is noted and left to the plan.
+
+    Args:
+        path: The run file.
+
+    Raises:
+        InvalidInputError: The plan would refuse the run file, or a path is local.
+
+    Cost:
+        One listing request for each input.
     """
     settings = run_config.load_run_config(path)
     for key in ("teacher_architecture", "student_architecture"):
@@ -31,35 +39,64 @@ def preflight(path: Path) -> RunConfig:
 
 
 def check_remote_uri(key: str, uri: str) -> None:
-    """Raise InvalidInputError for a path of this machine. `file:///…` stands for a folder that every pod mounts."""
+    """Check that a URI is not a path of this machine.
+
+    `file:///…` is a folder that every pod mounts.
+
+    Args:
+        key: Run-file key of the URI.
+        uri: The URI.
+
+    Raises:
+        InvalidInputError: The URI is a path of this machine.
+    """
     if "://" not in uri:
         raise InvalidInputError(
-            f"{key}: {uri}: a path of this machine; a cluster reads gs://, s3://, or file:/// that pods mount"
+            "SEMI-E420",
+            f"{key}: {uri} is a path of this machine. Use gs://, s3://, or file:/// for a folder that every "
+            "pod mounts.",
         )
 
 
 def check_uri_exists(key: str, uri: str) -> None:
-    """Raise InvalidInputError where there is nothing at a URI; says so where this machine cannot tell."""
+    """Check that an object store has an object at a URI, or note that this cannot be checked.
+
+    Args:
+        key: Run-file key of the URI.
+        uri: The URI.
+
+    Raises:
+        InvalidInputError: There is no object.
+    """
     if not storage.is_object_store(uri):
         return
     folder = uri.rpartition("/")[0] if "*" in uri else uri
     try:
-        found = next(iter(storage.list_objects(folder)), None)
+        first_object = next(iter(storage.list_objects(folder)), None)
     except InvalidInputError:
         raise
-    except Exception as error:  # noqa: BLE001 - no credentials here, of any vendor: the pods have their own
+    # The client of any vendor can miss credentials here. The pods have their own.
+    except Exception as error:  # noqa: BLE001
         print(f"not checked from here: {key}: {uri}: {to_single_line(str(error))[:200]}")
         return
-    if found is None:
-        raise InvalidInputError(f"{key}: {uri}: nothing here; check the URI")
+    if first_object is None:
+        raise InvalidInputError("SEMI-E421", f"{key}: {uri} has no object. Check the URI.")
 
 
 def check_images_pushed(compiled: str) -> None:
-    """Raise InvalidInputError where a compiled pipeline names an image of no registry: nodes could not pull it."""
+    """Check that the nodes of a cluster can pull every image of a compiled pipeline.
+
+    Args:
+        compiled: The compiled pipeline.
+
+    Raises:
+        InvalidInputError: An image is in no registry.
+    """
     for image in sorted(set(re.findall(r"^\s*image: (\S+)$", compiled, re.MULTILINE))):
-        registry, _, rest = image.partition("/")
-        if not rest or not re.search(r"[.:]|^localhost$", registry):
+        host, _, repository = image.partition("/")
+        if not repository or not re.search(r"[.:]|^localhost$", host):
             raise InvalidInputError(
-                f"{image}: not in a registry; push the images (make images PUSH=…), or say --images-on-nodes where "
-                "every node has them"
+                "SEMI-E422",
+                f"{image}: The image is not in a registry. Push the images (make images PUSH=…), or give "
+                "--images-on-nodes if every node has them.",
             )

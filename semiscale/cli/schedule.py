@@ -1,86 +1,127 @@
-"""Schedule: one recurring run on a cluster, for retraining every night."""
+"""The verb `schedule`: keep one recurring run on Kubeflow Pipelines, such as nightly retraining."""
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
 
 from kfp.dsl.graph_component import GraphComponent
 
-from semiscale.cli.kfp_client import Server, display_name_filter, list_all, translate_api_errors
+from semiscale.cli.command import Command, Options, load_pipeline
+from semiscale.cli.kfp_client import (
+    Server,
+    add_connection_arguments,
+    add_start_arguments,
+    display_name_filter,
+    list_all,
+    server_from_options,
+    translate_api_errors,
+)
 from semiscale.cli.submit import PreparedRun, prepare_run
 from semiscale.common.errors import InvalidInputError
 
 CRON_FIELD = re.compile(r"^[0-9A-Za-z*?/,#-]+$")
-# As Kubeflow's own parser has them (https://github.com/robfig/cron): the week ends with day 6.
+# Name, smallest and largest number of each field of a cron expression. Kubeflow's parser ends the week with day 6:
+# https://github.com/robfig/cron
 FIELDS = {"second": (0, 59), "minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 6)}
 
 
 def schedule(pipeline: GraphComponent, path: Path, cron: str, server: Server, images_on_nodes: bool) -> None:
-    """Run a run file on Kubeflow whenever a cron expression says (UTC); called again, it changes that one schedule.
+    """Create the schedule of a run file, or change the one that exists.
 
-    Runs do not overlap, and what was missed while the cluster was down is not made up for. Each run lists the bucket
-    anew and finds finished work. A run of the schedule before it goes on; until its end the new one's are refused.
+    Args:
+        pipeline: The pipeline graph.
+        path: The run file.
+        cron: Five fields (minute, hour, day, month, weekday) in UTC, or six that begin with seconds.
+        server: Kubeflow Pipelines to call.
+        images_on_nodes: Every node has the images, so that they need no registry.
+
+    Raises:
+        InvalidInputError: The run file or the cron expression is invalid, or the server refuses the request.
+        SemiscaleError: The server fails or does not answer.
     """
     expression = to_kfp_cron(cron)
-    place = prepare_run(pipeline, path, server, images_on_nodes)
-    before = list_all(
-        place.client.list_recurring_runs,
+    prepared = prepare_run(pipeline, path, server, images_on_nodes)
+    existing = list_all(
+        prepared.client.list_recurring_runs,
         "recurring_runs",
-        experiment_id=place.experiment,
-        filter=display_name_filter(place.settings.name),
+        experiment_id=prepared.experiment,
+        filter=display_name_filter(prepared.settings.name),
     )
-    wanted = schedule_spec(place, expression, server.service_account)
-    same = [one for one in before if existing_schedule_spec(one) == wanted]
-    kept = same[0] if same else create_schedule(place, expression, server.service_account)
-    # The new one is there before the old ones go: an interruption leaves two, which the next call makes one again.
-    for old in [one for one in before if one.recurring_run_id != kept.recurring_run_id]:
+    wanted = schedule_spec(prepared, expression, server.service_account)
+    equal = [recurring for recurring in existing if existing_schedule_spec(recurring) == wanted]
+    current = equal[0] if equal else create_schedule(prepared, expression, server.service_account)
+    # The new schedule exists before the old ones are deleted. An interruption leaves two, and the next call deletes
+    # one of them.
+    for old in [recurring for recurring in existing if recurring.recurring_run_id != current.recurring_run_id]:
         with translate_api_errors():
-            place.client.delete_recurring_run(old.recurring_run_id)
-    what = "unchanged" if same else "changed" if before else "created"
-    print(f"schedule {place.settings.name!r} {what}: {cron!r} UTC, recurring run {kept.recurring_run_id}")
+            prepared.client.delete_recurring_run(old.recurring_run_id)
+    outcome = "unchanged" if equal else "changed" if existing else "created"
+    print(f"schedule {prepared.settings.name!r} {outcome}: {cron!r} UTC, recurring run {current.recurring_run_id}")
 
 
 def to_kfp_cron(cron: str) -> str:
-    """Return a cron expression of Kubeflow, which begins with seconds. Raises InvalidInputError for what is none."""
+    """Return the cron expression in the form of Kubeflow, which begins with seconds.
+
+    Raises:
+        InvalidInputError: The text is not a cron expression, or a number is out of range.
+    """
     fields = cron.split()
     if len(fields) not in (5, 6) or not all(map(CRON_FIELD.match, fields)):
         raise InvalidInputError(
-            f"--cron {cron!r}: expected five fields, minute hour day month weekday, for example '0 2 * * *'"
+            "SEMI-E423",
+            f"--cron {cron!r}: This is not a cron expression. Give five fields, minute hour day month weekday, for "
+            "example '0 2 * * *'.",
         )
-    whole = fields if len(fields) == 6 else ["0", *fields]
-    for field, (name, (least, most)) in zip(whole, FIELDS.items(), strict=True):
-        numbers = re.findall(r"(?<![/\d])\d+", field)  # not the step after a slash
-        if not all(least <= int(number) <= most for number in numbers):
-            raise InvalidInputError(f"--cron {cron!r}: {field!r} is no {name}; expected {least} to {most}")
-    return " ".join(whole)
+    all_fields = fields if len(fields) == 6 else ["0", *fields]
+    for field, (name, (lowest, highest)) in zip(all_fields, FIELDS.items(), strict=True):
+        # The step after a slash is no moment and may be larger.
+        numbers = re.findall(r"(?<![/\d])\d+", field)
+        if not all(lowest <= int(number) <= highest for number in numbers):
+            raise InvalidInputError(
+                "SEMI-E424", f"--cron {cron!r}: {field!r} is no {name}. Use numbers from {lowest} to {highest}."
+            )
+    return " ".join(all_fields)
 
 
-def create_schedule(place: PreparedRun, expression: str, service_account: str) -> Any:
-    """Create the recurring run."""
+def create_schedule(prepared: PreparedRun, expression: str, service_account: str) -> Any:
+    """Create the recurring run.
+
+    Args:
+        prepared: The run file and its version of the pipeline on the server.
+        expression: Cron expression in the form of Kubeflow.
+        service_account: Service account of the pods.
+    """
     with translate_api_errors():
-        return place.client.create_recurring_run(
-            place.experiment,
-            place.settings.name,
+        return prepared.client.create_recurring_run(
+            prepared.experiment,
+            prepared.settings.name,
             cron_expression=expression,
             max_concurrency=1,
             no_catchup=True,
-            params=place.parameters,
-            pipeline_id=place.pipeline,
-            version_id=place.version,
+            params=prepared.parameters,
+            pipeline_id=prepared.pipeline,
+            version_id=prepared.version,
             service_account=service_account,
         )
 
 
-def schedule_spec(place: PreparedRun, expression: str, service_account: str) -> tuple[Any, ...]:
-    """Return what tells one schedule from another."""
-    return expression, place.version, place.parameters, service_account, "1", True, "ENABLE"
+def schedule_spec(prepared: PreparedRun, expression: str, service_account: str) -> tuple[Any, ...]:
+    """Return the values by which two schedules are compared.
+
+    Args:
+        prepared: The run file and its version of the pipeline on the server.
+        expression: Cron expression in the form of Kubeflow.
+        service_account: Service account of the pods.
+    """
+    return expression, prepared.version, prepared.parameters, service_account, "1", True, "ENABLE"
 
 
 def existing_schedule_spec(recurring: Any) -> tuple[Any, ...]:
-    """Return the same of a recurring run on the server."""
-    schedule, version = recurring.trigger and recurring.trigger.cron_schedule, recurring.pipeline_version_reference
+    """Return the values of `schedule_spec` for a recurring run on the server."""
+    cron_schedule, version = recurring.trigger and recurring.trigger.cron_schedule, recurring.pipeline_version_reference
     return (
-        schedule and schedule.cron,
+        cron_schedule and cron_schedule.cron,
         version and version.pipeline_version_id,
         recurring.runtime_config and recurring.runtime_config.parameters,
         recurring.service_account,
@@ -88,3 +129,30 @@ def existing_schedule_spec(recurring: Any) -> tuple[Any, ...]:
         recurring.no_catchup,
         recurring.mode,
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `schedule`."""
+    parser.add_argument("run_file", type=Path)
+    parser.add_argument("--cron", required=True, help="minute hour day month weekday, UTC")
+    add_start_arguments(parser)
+    add_connection_arguments(parser)
+
+
+def execute(options: Options) -> None:
+    """Run the verb."""
+    server = server_from_options(options)
+    schedule(load_pipeline(options), options.run_file, options.cron, server, options.images_on_nodes)
+
+
+COMMAND = Command(
+    help="run it on Kubeflow again and again",
+    description="Run a run file on Kubeflow at the times of a cron expression (UTC). A second call changes the\n"
+    "schedule.\n\n"
+    "Runs do not overlap, and runs that were missed while the cluster was down are not made up for. Each run lists\n"
+    "the bucket anew and reuses finished work. An active run of the replaced schedule continues. Until it ends, runs\n"
+    "of the new schedule are refused.",
+    examples=("my-run.yaml --cron '0 2 * * *'",),
+    add_arguments=add_arguments,
+    execute=execute,
+)

@@ -1,5 +1,7 @@
-"""Watch: live progress of every task of a run, from the object store alone: a run on this machine or on any cluster."""
+"""The verb `watch`: show the live progress of a run, read from its workdir alone."""
 
+import argparse
+import re
 import shutil
 import sys
 import time
@@ -7,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semiscale import storage
+from semiscale.cli.command import Command, Options, non_negative_float
 from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.common.text import to_single_line
 from semiscale.config import run_config
@@ -14,79 +17,111 @@ from semiscale.observability import status_reporter
 from semiscale.observability.progress import format_duration, format_progress
 from semiscale.observability.task_status import RunStatusStore, TaskStatus
 
-FINAL_STAGE = "report"  # the task that ends a run
-SILENT_AFTER_S = status_reporter.HEARTBEAT_TIMEOUT_S  # a task that runs writes every ten seconds
-ABANDONED_AFTER_S = 180.0  # a failed task that nothing follows: its pod is not started again
-CLEAR = "\x1b[H\x1b[J"
+# The stage whose task ends a run.
+FINAL_STAGE = "report"
+# A running task writes its status every ten seconds.
+SILENT_AFTER_S = status_reporter.HEARTBEAT_TIMEOUT_S
+# The pod of a failed task is not started again if no task has written its status for so long.
+ABANDONED_AFTER_S = 180.0
+CLEAR_SCREEN = "\x1b[H\x1b[J"
+# The reason of a failed task ends with the id of its error.
+ERROR_ID = re.compile(r" \[(SEMI-E\d{3})\]$")
 
 
 def watch(path: Path, once: bool, every_s: float) -> None:
-    """Show how far every task of a run is, until the run ends; the exit code is the run's.
+    """Show the progress of every task of a run until the run ends.
 
-    Reads nothing but the workdir. A task whose pod died is silent until another pod goes on with it.
+    Args:
+        path: The run file.
+        once: Print the progress once and return.
+        every_s: Seconds between two reads of the workdir.
+
+    Raises:
+        InvalidInputError: `once` is set and the run was never started.
+        SemiscaleError: The run failed. The error has the exit code of the run.
     """
     settings = run_config.load_run_config(path)
-    board = RunStatusStore(storage.absolute_uri(settings.workdir), settings.name)
+    status_store = RunStatusStore(storage.absolute_uri(settings.workdir), settings.name)
     live = sys.stdout.isatty() and not once
     while True:
-        found = board.latest()
-        if once and not found:
-            raise InvalidInputError(f"{board.folder}: nothing here; was the run {settings.name!r} started?")
+        tasks = status_store.latest()
+        if once and not tasks:
+            raise InvalidInputError(
+                "SEMI-E410", f"{status_store.folder}: Run {settings.name!r} has no task here. Start the run first."
+            )
         now = time.time()
         print(
-            (CLEAR if live else "") + render(settings.name, found, now, terminal_width()),
+            (CLEAR_SCREEN if live else "") + render(settings.name, tasks, now, terminal_width()),
             end="" if live else "\n",
             flush=True,
         )
-        if terminal_task(found, now) or once:
+        if terminal_task(tasks, now) or once:
             break
         time.sleep(every_s)
-    if ended := terminal_task(found, time.time()):
-        raise_failure(ended)
+    if last_task := terminal_task(tasks, time.time()):
+        raise_failure(last_task)
 
 
-def terminal_task(found: Sequence[TaskStatus], now: float) -> TaskStatus | None:
-    """Return the task that a run ended with, or None while it is under way.
+def terminal_task(tasks: Sequence[TaskStatus], now: float) -> TaskStatus | None:
+    """Return the task that ended a run, or None while the run is active.
 
-    A failed or stopped task ends a run when nothing has been heard of any for some minutes: until then its pod may be
-    started again. Bad input is not tried again.
+    A task that refused its input ends the run at once, because it is not retried. Another failed task ends the run
+    when no task has written its status for ABANDONED_AFTER_S. Until then its pod may be started again.
+
+    Args:
+        tasks: The latest status of every task.
+        now: Seconds since the epoch.
     """
-    ends = [task for task in found if task.stage == FINAL_STAGE and task.state == "finished"]
-    bad = [task for task in found if task.state in ("failed", "stopped")]
-    refused = [task for task in bad if task.exit_code == InvalidInputError.exit_code]
-    if ends or refused:
-        return (ends or refused)[0]
-    quiet = all(now - task.updated > ABANDONED_AFTER_S for task in found)
-    return bad[0] if bad and quiet else None
+    finished = [task for task in tasks if task.stage == FINAL_STAGE and task.state == "finished"]
+    failed = [task for task in tasks if task.state in ("failed", "stopped")]
+    refused = [task for task in failed if task.exit_code == InvalidInputError.exit_code]
+    if finished or refused:
+        return (finished or refused)[0]
+    is_abandoned = all(now - task.updated > ABANDONED_AFTER_S for task in tasks)
+    return failed[0] if failed and is_abandoned else None
 
 
-def raise_failure(ended: TaskStatus) -> None:
-    """Raise what a run ended with, with its exit code. Nothing where it finished."""
-    if ended.state == "finished":
+def raise_failure(task: TaskStatus) -> None:
+    """Raise the error of the task that ended a run, if it did not finish.
+
+    Raises:
+        SemiscaleError: The task failed or was stopped. The error has its id and its exit code.
+    """
+    if task.state == "finished":
         return
-    failure = SemiscaleError(f"{ended.task}: {ended.reason}")
-    failure.exit_code = ended.exit_code or SemiscaleError.exit_code
+    # A status that an older version wrote has no id.
+    error_id = ERROR_ID.search(task.reason)
+    reason = ERROR_ID.sub("", task.reason) or "The task left no reason. See its log."
+    failure = SemiscaleError(error_id[1] if error_id else "SEMI-E411", f"{task.task}: {reason}")
+    failure.exit_code = task.exit_code or SemiscaleError.exit_code
     raise failure
 
 
-def render(run: str, found: Sequence[TaskStatus], now: float, columns: int) -> str:
-    """Return one look at a run: a line for the whole, and one for each task, cut to the terminal's width."""
-    if not found:
-        return f"{run}: nothing has begun yet\n"
+def render(run: str, tasks: Sequence[TaskStatus], now: float, columns: int) -> str:
+    """Return the progress of a run: one line for the run and one for each task.
+
+    Args:
+        run: Name of the run.
+        tasks: The latest status of every task.
+        now: Seconds since the epoch.
+        columns: Width to which lines are cut.
+    """
+    if not tasks:
+        return f"{run}: no task has started yet\n"
     counts = {
-        state: sum(task.state == state for task in found) for state in ("finished", "running", "failed", "stopped")
+        state: sum(task.state == state for task in tasks) for state in ("finished", "running", "failed", "stopped")
     }
-    numbers = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    since = format_duration(max(task.updated for task in found) - min(task.started for task in found))
-    hours = sum(task.device_s for task in found) / 3600
-    head = f"{run}: {numbers or 'submitted'} · {since}" + (f" · {hours:,.2f} device-hours" if hours else "")
-    wide = max(len(task.task) for task in found)
-    lines = [f"{task.task:{wide}}  {task_line(task, now)}" for task in found]
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    elapsed = format_duration(max(task.updated for task in tasks) - min(task.started for task in tasks))
+    hours = sum(task.device_s for task in tasks) / 3600
+    head = f"{run}: {summary or 'submitted'} · {elapsed}" + (f" · {hours:,.2f} device-hours" if hours else "")
+    width = max(len(task.task) for task in tasks)
+    lines = [f"{task.task:{width}}  {task_line(task, now)}" for task in tasks]
     return "".join(f"{to_single_line(line)[:columns]}\n" for line in [head, *lines])
 
 
 def task_line(task: TaskStatus, now: float) -> str:
-    """Return how far one task is."""
+    """Return the progress of one task."""
     if task.state == "submitted":
         return f"submitted {format_duration(now - task.started)} ago, waiting for a pod"
     if task.state == "finished":
@@ -101,7 +136,7 @@ def task_line(task: TaskStatus, now: float) -> str:
 
 
 def progress_bar(task: TaskStatus) -> str:
-    """Draw the share that is done, where the total is known."""
+    """Draw the finished share as a bar, if the total is known."""
     if not task.total:
         return ""
     full = min(20 * task.done // task.total, 20)
@@ -109,5 +144,29 @@ def progress_bar(task: TaskStatus) -> str:
 
 
 def terminal_width() -> int:
-    """Return the terminal's columns; what goes elsewhere is not cut."""
+    """Return the columns of the terminal; output to a file is not cut."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `watch`."""
+    parser.add_argument("run_file", type=Path)
+    parser.add_argument("--once", action="store_true", help="print once, and exit with the run's code if it has ended")
+    parser.add_argument(
+        "--every", type=non_negative_float, default=5.0, metavar="SECONDS", help="between two reads (5)"
+    )
+
+
+def execute(options: Options) -> None:
+    """Run the verb."""
+    watch(options.run_file, options.once, options.every)
+
+
+COMMAND = Command(
+    help="live progress of a run, here or on a cluster",
+    description="Show the progress of every task of a run until the run ends, and exit with the run's exit code.\n\n"
+    "Reads the workdir alone. A task whose pod died is silent until another pod resumes it.",
+    examples=("my-run.yaml", "my-run.yaml --once"),
+    add_arguments=add_arguments,
+    execute=execute,
+)

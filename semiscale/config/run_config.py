@@ -33,8 +33,8 @@ class RunConfig(RunParameters):
         """Return the run's parameters: every key but `hardware`."""
         return {name: getattr(self, name) for name in RunParameters.model_fields}
 
-    def form(self) -> dict[str, Any]:
-        """Return the pipeline's arguments: the fields of its form, and all other keys in `settings`."""
+    def pipeline_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the pipeline: the form's fields, and all other keys in `settings`."""
         return to_form(self)
 
 

@@ -1,4 +1,4 @@
-"""`plan`: figures that add up by hand, rates that say where they come from, and budgets that refuse."""
+"""The verb `plan`: figures checked by hand, the sources of rates, and budgets."""
 
 import math
 import os
@@ -64,7 +64,7 @@ def test_the_papers_scan_by_hand(paper: RunConfig) -> None:
     assert score.read_bytes == 1e14
     assert score.reads == math.ceil(1e14 / 2**23) + 100_000
     assert score.kept_bytes == pytest.approx(1e10 * 10.3 + 1e9 * 40)
-    # 163.4 h x 2, 12 million GET, 300,000 PUT, 143 GB for a month
+    # 163.4 h x 2, 12 million GET, 300,000 PUT, 143 GB for a month.
     assert score.cost(PRICES) == pytest.approx(326.80 + 4.81 + 1.50 + 2.86, abs=0.01)
 
 
@@ -171,7 +171,7 @@ def test_what_parquet_files_link_is_counted_and_sized_as_files_are(tmp_path: Pat
 def test_photographs_in_tars_are_counted_to_a_tenth(tmp_path: Path) -> None:
     tars = sorted(PHOTOGRAPHS.glob("photos/*.tar"))
     if not tars:
-        pytest.skip("no photographs beside this checkout")
+        pytest.skip("no photographs next to this checkout")
     settings = run_config.load_run_config(write(tmp_path, unlabeled=[str(PHOTOGRAPHS / "photos")])).with_absolute_uris()
     images = 0
     for path in tars:
@@ -206,12 +206,12 @@ def test_a_plan_is_printed_with_the_sources_of_its_figures(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("changes", "given", "budget", "line"),
     [
-        ({}, {**STATED, "gpu_price_per_h": 1e6}, 10.0, "--budget 10: the run would cost"),
-        ({}, STATED, 10.0, "the price of a device is not known"),
-        ({"budget_hours": 0.001}, STATED, 0.0, "budget_hours: 0.001, but the run would take"),
-        ({}, {**STATED, "decode_images_per_s": -1}, 0.0, "rates: decode_images_per_s: input should be greater than 0"),
+        ({}, {**STATED, "gpu_price_per_h": 1e6}, 10.0, "--budget 10: .*SEMI-E435"),
+        ({}, STATED, 10.0, "SEMI-E434"),
+        ({"budget_hours": 0.001}, STATED, 0.0, "budget_hours: .*SEMI-E436"),
+        ({}, {**STATED, "decode_images_per_s": -1}, 0.0, "rates: decode_images_per_s: .*SEMI-E100"),
         ({"test": "/nowhere"}, STATED, 0.0, "/nowhere: nothing here"),
-        ({"classes": "", "labeled": ["{pool}"]}, STATED, 0.0, "give --classes N"),
+        ({"classes": "", "labeled": ["{pool}"]}, STATED, 0.0, "SEMI-E437"),
         (
             {"classes": "/nowhere.txt"},
             STATED,

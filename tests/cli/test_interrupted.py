@@ -1,6 +1,7 @@
 """A local run that is killed or interrupted leaves no stage behind: real runs, real signals."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,14 +15,15 @@ from tests.support import pictures
 from tests.support.stages import Stages
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 300  # on a machine that is busy with other things
+# A busy machine can take so long.
+TIMEOUT_S = 300
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
 
 
 @pytest.fixture(scope="module")
 def scoring(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run whose first models are trained, so that it soon scores, for long, on two pods at once."""
+    """The folder of a run that soon scores a large pool, on two pods at once."""
     root = tmp_path_factory.mktemp("run")
     pool = [str(pictures.write_pool(root / "large", 40, 400))]
     stages = Stages(root, unlabeled=pool, baseline_learning_rates=[1.0])
@@ -32,7 +34,7 @@ def scoring(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(root: Path) -> subprocess.Popen[str]:
-    """Start a run as a user does, in a process group of its own, as a shell does."""
+    """Start a run in its own process group, as a shell does."""
     command = [sys.executable, str(ROOT / "pipeline.py"), "run", "run.yaml"]
     environment = {**os.environ, "TMPDIR": str(root)}
     return subprocess.Popen(
@@ -41,8 +43,11 @@ def start(root: Path) -> subprocess.Popen[str]:
 
 
 def stages_in(root: Path, stage: str = "") -> list[int]:
-    """The processes of a run's stages, or of one of them, shells included: those with its lifeline."""
-    found = []
+    """Return the processes of the stages of a run, or of one stage, shells included.
+
+    The environment of these processes names the lock of the run.
+    """
+    process_ids = []
     for folder in Path("/proc").iterdir():
         try:
             environment, command = (folder / "environ").read_bytes(), (folder / "cmdline").read_bytes()
@@ -50,13 +55,13 @@ def stages_in(root: Path, stage: str = "") -> list[int]:
             continue
         ours = f"SEMISCALE_LIFELINE={root}".encode() in environment
         if ours and f"--function_to_execute\0{stage}".encode() in command:
-            found.append(int(folder.name))
-    return found
+            process_ids.append(int(folder.name))
+    return process_ids
 
 
 def wait_until(holds: bool, root: Path, stage: str = "") -> None:
-    """Wait until stages run, or until none does."""
-    deadline = time.monotonic() + LIMIT_S
+    """Wait until a stage runs, or until none does."""
+    deadline = time.monotonic() + TIMEOUT_S
     while bool(stages_in(root, stage)) != holds:
         assert time.monotonic() < deadline, f"{stage or 'stages'}: {stages_in(root)}"
         time.sleep(0.05)
@@ -74,18 +79,19 @@ def test_no_stage_outlives_a_run_that_was_killed(scoring: Path, stage: str) -> N
 @pytest.mark.parametrize(
     ("stage", "to_group", "number"),
     [
-        pytest.param("plan", False, signal.SIGINT, id="one stage, the run alone is told"),
-        pytest.param("plan", False, signal.SIGTERM, id="one stage, the run is told as by kill"),
-        pytest.param("score", True, signal.SIGINT, id="two at once, as a terminal does"),
-        pytest.param("score", False, signal.SIGINT, id="two at once, the run alone is told", marks=pytest.mark.slow),
+        pytest.param("plan", False, signal.SIGINT, id="one stage, signal to the run alone"),
+        pytest.param("plan", False, signal.SIGTERM, id="one stage, signal as by kill"),
+        pytest.param("score", True, signal.SIGINT, id="two at once, signal as by a terminal"),
+        pytest.param("score", False, signal.SIGINT, id="two at once, signal to the run alone", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_run_says_so_in_one_line(scoring: Path, stage: str, to_group: bool, number: int) -> None:
     run = start(scoring)
     wait_until(True, scoring, stage)
     (os.killpg if to_group else os.kill)(run.pid, number)
-    _, error = run.communicate(timeout=LIMIT_S)
+    _, error = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == 128 + number
-    why = "interrupted" if number == signal.SIGINT else "told to stop"
-    assert error == f"{why}: what was finished is kept, run it again to go on\n"
-    wait_until(False, scoring)  # a stage that was still starting ends as soon as it has
+    reason, code = ("interrupted", "E400") if number == signal.SIGINT else ("terminated", "E002")
+    assert re.fullmatch(rf"{reason}: [^\n]* \[SEMI-{code}\]\n", error)
+    # A stage that is still starting ends as soon as it has started.
+    wait_until(False, scoring)

@@ -1,4 +1,4 @@
-"""submit, schedule and cancel, through kfp's real client, against a server that speaks its API."""
+"""`submit`, `schedule` and `cancel`, with the real client of kfp and a server that implements its API."""
 
 import json
 import re
@@ -75,7 +75,8 @@ def test_a_run_is_submitted_with_the_run_files_values(
 
 
 def test_the_same_pipeline_is_uploaded_once(kfp: KubeflowPipelines, run_file: Path) -> None:
-    for other in range(3):  # more than a page of pipelines and of versions
+    # More than a page of pipelines.
+    for other in range(3):
         kfp.answer("POST", "/apis/v2beta1/pipelines/upload", {"name": f"other-{other}"}, {"file": ""})
     for _ in range(2):
         assert verb("submit", str(run_file), "--images-on-nodes") == 0
@@ -124,7 +125,7 @@ def test_runs_are_cancelled_by_id_and_by_run_file(
     assert verb("cancel", str(run_file)) == 0
     assert [run["state"] for run in runs] == ["CANCELING", "SUCCEEDED", "CANCELING", "CANCELING", "CANCELING"]
     assert verb("cancel", str(run_file)) == 2
-    assert "no run 'birds' is under way" in capsys.readouterr().err
+    assert "[SEMI-E425]" in capsys.readouterr().err
 
 
 def test_a_token_is_read_where_kfp_says(
@@ -140,10 +141,10 @@ def test_a_token_is_read_where_kfp_says(
 @pytest.mark.parametrize(
     ("host", "code", "line"),
     [
-        ("", 2, "refused: no Kubeflow Pipelines to talk to: give --host, or set KF_PIPELINES_ENDPOINT"),
-        ("http://127.0.0.1:1", 1, "failed: Kubeflow Pipelines does not answer: .*Connection refused; check --host"),
-        ("served", 2, "refused: Kubeflow Pipelines: no such thing: ResourceNotFoundError: runs abc not found"),
-        ("forbidden", 2, r"refused: Kubeflow Pipelines: not allowed \(403\): User 'a' is not authorized"),
+        ("", 2, r"refused: --host: .*\[SEMI-E412\]$"),
+        ("http://127.0.0.1:1", 1, r"failed: .*Connection refused.*\[SEMI-E419\]$"),
+        ("served", 2, r"refused: .*ResourceNotFoundError: runs abc not found.*\[SEMI-E416\]$"),
+        ("forbidden", 2, r"refused: .*\(403\): User 'a' is not authorized.*\[SEMI-E415\]$"),
     ],
 )
 def test_a_server_that_cannot_be_used_is_named_in_one_line(
@@ -160,28 +161,32 @@ def test_a_server_that_cannot_be_used_is_named_in_one_line(
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     given = ["--host", host] if host.startswith("http") else []
     assert verb("cancel", "abc", *given) == code
-    (said,) = capsys.readouterr().err.splitlines()
-    assert re.match(line, said), said
+    (error,) = capsys.readouterr().err.splitlines()
+    assert re.match(line, error), error
 
 
 @pytest.mark.parametrize("arguments", [("submit",), ("schedule", "--cron", "0 2 * * *"), ("cancel",)])
 def test_a_login_page_is_not_taken_for_an_answer(
     kfp: KubeflowPipelines, run_file: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It comes with status 200: a run was reported as submitted that no server had heard of."""
+    """A login page has status 200. A run that no server received was once reported as submitted."""
     kfp.page = b"<!DOCTYPE html><html><title>Log in</title></html>"
     options = () if arguments[0] == "cancel" else ("--images-on-nodes",)
     assert verb(arguments[0], str(run_file), *arguments[1:], *options) == 2
-    said = capsys.readouterr()
-    assert (said.out, len(said.err.splitlines())) == ("", 1)
-    assert "refused: what answers is not Kubeflow Pipelines" in said.err
+    output = capsys.readouterr()
+    assert (output.out, len(output.err.splitlines())) == ("", 1)
+    assert output.err.startswith("refused: ")
+    assert "[SEMI-E414]" in output.err
 
 
 @pytest.mark.parametrize(
     ("token", "run", "line"),
-    [("/none/token", "abc", "KF_PIPELINES_SA_TOKEN_PATH: /none/token: no such file"), ("", "none.yaml", "cannot read")],
+    [
+        ("/none/token", "abc", "KF_PIPELINES_SA_TOKEN_PATH: /none/token does not exist"),
+        ("", "none.yaml", "cannot read"),
+    ],
 )
-def test_what_cancel_is_told_and_is_not_there_is_refused(
+def test_a_missing_token_or_run_file_is_refused(
     kfp: KubeflowPipelines,
     token: str,
     run: str,
@@ -197,10 +202,10 @@ def test_what_cancel_is_told_and_is_not_there_is_refused(
 @pytest.mark.parametrize(
     ("changes", "options", "line"),
     [
-        ({"student_architecture": "resnet5"}, [], "student_architecture: The architecture 'resnet5' is unknown"),
-        ({"workdir": "runs"}, [], "workdir: runs: a path of this machine"),
-        ({"unlabeled": ["/data/pool"]}, [], "unlabeled: /data/pool: a path of this machine"),
-        ({}, [], "semiscale/python-cpu:0.1.0: not in a registry; push the images"),
+        ({"student_architecture": "resnet5"}, [], "SEMI-E151"),
+        ({"workdir": "runs"}, [], "workdir: runs is a path of this machine"),
+        ({"unlabeled": ["/data/pool"]}, [], "unlabeled: /data/pool is a path of this machine"),
+        ({}, [], "[SEMI-E422]"),
     ],
 )
 def test_what_a_cluster_could_not_do_is_refused_before_it_is_asked(
@@ -226,7 +231,7 @@ def test_an_empty_bucket_is_refused_and_one_that_cannot_be_seen_is_left_to_the_p
 ) -> None:
     write(run_file.parent, {**yaml.safe_load(run_file.read_text()), "labeled": [f"{s3_bucket}/labeled"]})
     assert verb("submit", str(run_file), "--images-on-nodes") == 2
-    assert f"labeled: {s3_bucket}/labeled: nothing here" in capsys.readouterr().err
+    assert f"labeled: {s3_bucket}/labeled has no object" in capsys.readouterr().err
     for name, value in (("NO_GCE_CHECK", "true"), ("CLOUDSDK_CONFIG", str(run_file.parent)), ("HOME", "/none")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
@@ -240,12 +245,12 @@ def test_an_empty_bucket_is_refused_and_one_that_cannot_be_seen_is_left_to_the_p
 @pytest.mark.parametrize(
     ("cron", "line"),
     [
-        ("60 2 * * *", "'60' is no minute; expected 0 to 59"),
-        ("0 24 * * *", "'24' is no hour; expected 0 to 23"),
-        ("0 2 0 * *", "'0' is no day; expected 1 to 31"),
-        ("0 2 * 1,13 *", "'1,13' is no month; expected 1 to 12"),
-        ("0 2 * * 1-7", "'1-7' is no weekday; expected 0 to 6"),
-        ("61 0 2 * * *", "'61' is no second; expected 0 to 59"),
+        ("60 2 * * *", "'60' is no minute. Use numbers from 0 to 59"),
+        ("0 24 * * *", "'24' is no hour. Use numbers from 0 to 23"),
+        ("0 2 0 * *", "'0' is no day. Use numbers from 1 to 31"),
+        ("0 2 * 1,13 *", "'1,13' is no month. Use numbers from 1 to 12"),
+        ("0 2 * * 1-7", "'1-7' is no weekday. Use numbers from 0 to 6"),
+        ("61 0 2 * * *", "'61' is no second. Use numbers from 0 to 59"),
     ],
 )
 def test_a_moment_that_no_clock_shows_is_refused(cron: str, line: str) -> None:
@@ -265,15 +270,16 @@ def test_what_kubeflow_understands_is_left_to_it(cron: str) -> None:
 def test_what_the_server_refuses_is_bad_input_and_what_it_cannot_do_is_not(
     status: int, kind: type[SemiscaleError]
 ) -> None:
-    with pytest.raises(kind) as said, translate_api_errors():
+    with pytest.raises(kind) as error, translate_api_errors():
         raise kfp_server_api.ApiException(status=status, reason="Because")
-    assert type(said.value) is kind
-    assert str(said.value).endswith(f"{status}): Because" if kind is InvalidInputError else f"{status}: Because")
+    assert type(error.value) is kind
+    assert error.value.code == ("SEMI-E417" if kind is InvalidInputError else "SEMI-E418")
+    assert f"({status}): Because" in str(error.value)
 
 
 @pytest.mark.parametrize("cron", ["", "0 2 * *", "0 2 * * * * *", "0 2 * * $x", "every night"])
 def test_what_is_no_cron_expression_is_refused(cron: str) -> None:
-    with pytest.raises(InvalidInputError, match="expected five fields"):
+    with pytest.raises(InvalidInputError, match=r"SEMI-E423"):
         to_kfp_cron(cron)
 
 

@@ -1,4 +1,4 @@
-"""The command line: every verb explains itself; what `run --docker` gives its containers."""
+"""The command line: the help of every verb, refused options, and the containers of `run --docker`."""
 
 import gc
 import re
@@ -14,7 +14,7 @@ import yaml
 import pipeline
 from semiscale import storage
 from semiscale.cli import docker_runner
-from semiscale.cli.build_images import _revision, _run_command
+from semiscale.cli.images import _revision, _run_command
 from semiscale.cli.main import build_parser, main
 from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.config import run_config
@@ -37,12 +37,12 @@ def test_every_verb_has_help_with_examples_that_parse_and_the_exit_codes(
 ) -> None:
     with pytest.raises(SystemExit):
         main(pipeline.semiscale, [verb, "--help"])
-    said = capsys.readouterr().out
-    examples = re.findall(r"^  python pipeline\.py (.*)$", said, re.MULTILINE)
+    help_text = capsys.readouterr().out
+    examples = re.findall(r"^  python pipeline\.py (.*)$", help_text, re.MULTILINE)
     assert examples
     for example in examples:
         build_parser(pipeline.semiscale).parse_args([part.strip("'") for part in re.findall(r"'[^']*'|\S+", example)])
-    assert re.findall(r"^ *(\d+)  \w", said.split("exit codes:")[1], re.MULTILINE) == list(CODES)
+    assert re.findall(r"^ *(\d+)  \w", help_text.split("exit codes:")[1], re.MULTILINE) == list(CODES)
 
 
 def test_the_documentation_has_every_verb_and_exit_code() -> None:
@@ -60,10 +60,10 @@ def test_the_documentation_has_every_verb_and_exit_code() -> None:
         (("plan", "--budget=-1"), "argument --budget: expected a number of 0 or more; found '-1'"),
         (("watch", "--every=inf"), "argument --every: expected a number of 0 or more; found 'inf'"),
         (("plan", "--classes=-1"), "argument --classes: expected a whole number of 0 or more; found '-1'"),
-        (("compile", "--output=pipeline.txt"), "refused: --output pipeline.txt: expected a name that ends in .yaml"),
+        (("compile", "--output=pipeline.txt"), "[SEMI-E403]"),
     ],
 )
-def test_what_no_verb_can_do_is_refused_with_exit_code_2(
+def test_invalid_options_are_refused_with_exit_code_2(
     tmp_path: Path, arguments: tuple[str, str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verb, option = arguments
@@ -77,14 +77,14 @@ def test_what_no_verb_can_do_is_refused_with_exit_code_2(
     assert line in capsys.readouterr().err
 
 
-def test_what_a_store_misses_is_said_to_be_missing(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_object_is_named(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_with_exit_code(lambda: print(storage.read_bytes(f"{bucket}/units.json"))) == 1
     assert capsys.readouterr().err.startswith(f"failed: {bucket}/units.json: no such file; what was finished is kept")
 
 
-def test_what_docker_says_went_wrong_is_told_before_its_advice() -> None:
+def test_the_cause_in_the_output_of_docker_comes_before_its_advice() -> None:
     script = "import sys; sys.exit('#1 ERROR\\nERROR: no buildx\\n  Install it:\\n  https://docs.example')"
-    with pytest.raises(SemiscaleError, match="ERROR: no buildx   Install it:   https://docs.example$"):
+    with pytest.raises(SemiscaleError, match=r"ERROR: no buildx   Install it:   https://docs.example \[SEMI-E406\]$"):
         _run_command(sys.executable, "-c", script)
 
 
@@ -96,7 +96,8 @@ def settings_of(root: Path, **changes: Any) -> RunConfig:
 def test_containers_see_the_inputs_and_write_to_the_workdir_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(docker_runner, "require_docker", lambda images: None)  # needs no Docker here
+    # The test needs no Docker.
+    monkeypatch.setattr(docker_runner, "require_docker", lambda images: None)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -129,11 +130,12 @@ def test_containers_of_a_run_on_buckets_get_the_network_and_the_credentials(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_without_docker_a_run_in_containers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
-    with pytest.raises(InvalidInputError, match="--docker: no Docker daemon answers") as refusal:
+    with pytest.raises(InvalidInputError, match=r"SEMI-E408") as refusal:
         docker_runner.docker_runner(settings_of(tmp_path), "")
     assert "\n" not in str(refusal.value)
     del refusal
-    gc.collect()  # docker's client leaves the socket open that it could not connect
+    # The client of docker leaves the socket open that it could not connect.
+    gc.collect()
 
 
 @pytest.mark.parametrize(

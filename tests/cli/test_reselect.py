@@ -1,4 +1,4 @@
-"""Selecting again from the scores at hand: other K, P, a threshold, a removal list, each equal to a run of its own."""
+"""The verb `reselect`: other K, P, a threshold and a removal list give the selection of a new run."""
 
 import math
 import shutil
@@ -17,7 +17,7 @@ from semiscale.receipts.merge import ExclusionStats, SelectionReceipt
 from tests.support import pictures
 from tests.support.stages import Stages
 
-# The verb needs no graph; only compile does.
+# The verb does not compile the graph.
 NO_PIPELINE: Any = None
 
 
@@ -133,7 +133,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(stages.content))
     assert main(NO_PIPELINE, ["reselect", str(path)]) == 2
-    assert "no scores of the whole pool of a run 'trial'; run the pipeline first" in capsys.readouterr().err
+    assert "[SEMI-E432]" in capsys.readouterr().err
     assert stages.report
     assert main(NO_PIPELINE, ["reselect", str(path), "--images-per-class", "200", "--classes-per-image", "1"]) == 0
     printed = capsys.readouterr().out
@@ -165,4 +165,4 @@ def test_the_verb_on_a_run_that_ended_after_its_scan(tmp_path: Path, capsys: pyt
     other.teacher = stages.train("teacher", learning_rate=0.5)
     assert other.scores
     assert main(NO_PIPELINE, ["reselect", str(path)]) == 2
-    assert "has scores by 2 teachers: " in capsys.readouterr().err
+    assert "[SEMI-E433]" in capsys.readouterr().err

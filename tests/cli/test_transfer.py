@@ -1,4 +1,4 @@
-"""Transfer to another class set (Table 13) and the measuring of one model, by the commands of docs/models.md."""
+"""The verbs `transfer` to another class set (Table 13) and `measure`."""
 
 import io
 from pathlib import Path
@@ -22,9 +22,10 @@ from semiscale.storage.documents import load_document
 from tests.support import pictures
 from tests.support.stages import Stages
 
-NO_PIPELINE: Any = None  # these verbs do not compile
+# The verbs do not compile the graph.
+NO_PIPELINE: Any = None
 
-CLASSES = {"cyan": (1, 2), "magenta": (0, 2)}  # the channels that are bright
+CLASSES = {"cyan": (1, 2), "magenta": (0, 2)}  # the bright channels
 
 
 def write_folders(root: Path, per_class: int, seed: int) -> str:
@@ -70,9 +71,9 @@ def other(tmp_path: Path) -> dict[str, Any]:
 def test_a_trained_model_is_transferred_to_another_class_set_and_measured_there(
     teacher: Stages, other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command of the documentation: the head is new, and so is the test set.
+    """The head is new, and the other layers start from the trained weights.
 
-    Eight images: Table 13's 300 epochs are four of its steps, so that here it is more of them.
+    With eight images, the 300 epochs of Table 13 are four of its steps. The test makes smaller and more steps.
     """
     command = ["transfer", run_file(tmp_path, other), teacher.uri(teacher.teacher), "--learning-rate=0.5"]
     assert main(NO_PIPELINE, [*command, "--epochs=40"]) == 0
@@ -127,7 +128,7 @@ def test_only_what_selects_needs_a_pool(
     """And a model that is none of ours is refused, before anything is trained."""
     source = [] if verb == "plan" else [str(tmp_path / "model.safetensors")]
     assert main(NO_PIPELINE, [verb, run_file(tmp_path, other), *source]) == 2
-    line = "SEMI-E200" if verb == "plan" else "no trained model of ours: expected a finished"
+    line = "[SEMI-E200]" if verb == "plan" else "[SEMI-E426]"
     assert line in capsys.readouterr().err
     with pytest.raises(InvalidInputError, match="^unlabeled: .*SEMI-E200"):
         plan(PlanConfig.model_validate(other))

@@ -1,4 +1,4 @@
-"""What `watch` shows of a run, and how it ends; over objects as the tasks write them, and over a real run."""
+"""The verb `watch`: its output and its exit code, from written statuses and from a real run."""
 
 import os
 import signal
@@ -64,23 +64,35 @@ def test_when_a_run_is_over(found: list[TaskStatus], now: float, code: int | Non
 def test_the_exit_code_is_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(pictures.write_run(tmp_path)))
-    with pytest.raises(InvalidInputError, match="was the run 'trial' started"):
+    with pytest.raises(InvalidInputError, match=r"SEMI-E410"):
         watch(path, once=True, every_s=1)
     board = RunStatusStore(str(tmp_path / "work"), "trial")
     announce_submission(str(tmp_path / "work"), "trial")
     watch(path, once=True, every_s=1)
     assert "waiting for a pod" in capsys.readouterr().out
     put(board, "score-0", state="failed", reason="budget", exit_code=3, started=time.time(), updated=time.time() + 1)
-    watch(path, once=True, every_s=1)  # its pod may be started again
+    # The pod of a failed task may be started again.
+    watch(path, once=True, every_s=1)
     put(board, "plan", state="failed", reason="no class", exit_code=2, started=time.time(), updated=time.time() + 1)
     assert main(pipeline.semiscale, ["watch", str(path)]) == 2
-    assert "failed: plan: no class" in capsys.readouterr().err
+    assert capsys.readouterr().err == "failed: plan: no class [SEMI-E411]\n"
+    put(
+        board,
+        "plan",
+        state="failed",
+        reason="no class [SEMI-E051]",
+        exit_code=2,
+        started=time.time(),
+        updated=time.time() + 2,
+    )
+    assert main(pipeline.semiscale, ["watch", str(path)]) == 2
+    assert capsys.readouterr().err == "failed: plan: no class [SEMI-E051]\n"
 
 
 def test_a_real_run_is_followed_from_a_bucket_while_its_pod_is_killed_and_replaced(
     tmp_path: Path, s3_bucket: str
 ) -> None:
-    """The stage runs alone, as a pod does; its progress is seen from another process, which ends with the run."""
+    """The stage runs in its own process, as in a pod. `watch` runs in another process and ends with the run."""
     content = {**pictures.write_run(tmp_path), "workdir": f"{s3_bucket}/work"}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -100,7 +112,7 @@ def test_a_real_run_is_followed_from_a_bucket_while_its_pod_is_killed_and_replac
 
 
 def plan(content: dict[str, Any], killed: bool) -> None:
-    """Run the plan stage in a process of its own, and kill it once it has said something."""
+    """Run the plan stage in its own process, and kill it once it has written its status."""
     options = [f"--{key.replace('_', '-')}={value_of(value)}" for key, value in content.items()]
     with subprocess.Popen(
         [sys.executable, "-m", "semiscale.stages.plan", *options], stdout=subprocess.DEVNULL
@@ -113,5 +125,5 @@ def plan(content: dict[str, Any], killed: bool) -> None:
 
 
 def value_of(value: Any) -> str:
-    """Write a value as the command line of a stage takes it."""
+    """Format a value for the command line of a stage."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

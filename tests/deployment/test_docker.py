@@ -21,11 +21,11 @@ import yaml
 from kfp import components, local
 
 from components import container_images
-from semiscale.cli import build_images as building
-from semiscale.cli import run_local as running
-from semiscale.cli.build_images import IMAGE_KINDS, build_images
+from semiscale.cli import images as building
+from semiscale.cli import run as running
 from semiscale.cli.compile import DEFAULT_PIPELINE_YAML, replace_images
-from semiscale.cli.demo import write_images
+from semiscale.cli.demo_images import write_images
+from semiscale.cli.images import IMAGE_KINDS, build_images
 from semiscale.observability.task_status import RunStatusStore
 from tests.support import pictures
 

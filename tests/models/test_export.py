@@ -145,7 +145,7 @@ def test_the_student_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(NO_PIPELINE, ["export", str(tmp_path / "model.pth")]) == 2
-    assert "no checkpoint of ours" in capsys.readouterr().err
+    assert "[SEMI-E427]" in capsys.readouterr().err
 
 
 def test_missing_packages_are_asked_for_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,7 +257,7 @@ def test_hardware_that_cannot_be_is_refused(hardware: dict[str, Any], line: str)
 
 def test_hardware_is_no_parameter_of_the_run() -> None:
     settings = RunConfig.model_validate({**LEAST, "hardware": {"scan": {"gpus": 4}}})
-    assert "hardware" not in settings.form()["settings"]
+    assert "hardware" not in settings.pipeline_arguments()["settings"]
 
 
 def test_what_a_budget_counts_are_the_stages_on_gpus() -> None:

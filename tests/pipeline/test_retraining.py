@@ -184,7 +184,7 @@ def test_the_verb_goes_back_and_on(rounds: Rounds, capsys: pytest.CaptureFixture
     assert now() == (before, [], [mine])
     assert f"champion: {before} of run 'trial' again" in capsys.readouterr().out
     assert promote() == 1
-    assert "not promoted: the student was rolled back before" in capsys.readouterr().err
+    assert "[SEMI-E431]" in capsys.readouterr().err
     assert promote("--rollback") == 2
     assert "is the first" in capsys.readouterr().err
     assert promote("--force") == 0
