@@ -93,7 +93,7 @@ def run_compiled(settings: RunConfig, log: Path, docker: bool = False) -> None:
         local.init(runner, pipeline_root=f"{root}/tasks", workspace_root=f"{root}/workspace")
         pipeline = components.load_component_from_text(compiled)
         try:
-            with restore_kfp_globals(), parent_exit.hold_parent_lock(Path(root, "lifeline")):
+            with restore_kfp_globals(), parent_exit.hold_parent_lock(Path(root, "parent-lock")):
                 pipeline(**settings.pipeline_arguments())
         except RuntimeError as error:
             cause = output.error or strip_ansi(str(error))

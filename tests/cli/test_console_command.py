@@ -12,6 +12,8 @@ import pytest
 from semiscale.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
 SOURCES = ("pipeline.py", "components", "semiscale", "manifests", "requirements", "pyproject.toml")
 
 
@@ -48,7 +50,7 @@ def test_the_command_has_the_verbs_and_its_own_name_in_help_texts(installed: Pat
     process = run_command(installed, tmp_path, "--help")
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith("usage: semiscale ")
-    assert re.findall(r"^    ([a-z-]+) ", process.stdout, re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"^    ([a-z-]+)\b", process.stdout, re.MULTILINE) == list(COMMANDS)
     examples = run_command(installed, tmp_path, "submit", "--help").stdout
     assert "  semiscale submit my-run.yaml\n" in examples
 

@@ -85,8 +85,8 @@ def test_keys_that_match_nothing_are_told(tmp_path: Path, capsys: pytest.Capture
     assert receipt.ledger.removed == 2
     assert receipt.removal is not None
     assert receipt.removal.model_dump() == {"keys": 4, "unmatched": 2, "examples": [" 00003", "00002.png"]}
-    told = "removal list: 2 of 4 keys match no scored image, for example ' 00003', '00002.png'; the key of an image"
-    assert told in capsys.readouterr().out
+    line = "removal list: 2 of 4 keys match no scored image, for example ' 00003', '00002.png'; the key of an image"
+    assert line in capsys.readouterr().out
     assert "2 of 4 keys match no scored image" in summarize(receipt)
     remove.write_text("00001\n")
     assert stages.merge(remove=str(remove)).removal == ExclusionStats(keys=1, unmatched=0, examples=[])

@@ -77,9 +77,9 @@ def test_a_trained_model_is_transferred_to_another_class_set_and_measured_there(
     """
     command = ["transfer", run_file(tmp_path, other), teacher.uri(teacher.teacher), "--learning-rate=0.5"]
     assert main(NO_PIPELINE, [*command, "--epochs=40"]) == 0
-    said = capsys.readouterr().out
-    assert "all but the head, which is new, for 2 classes" in said
-    assert "resnet8_small, transfer, on 6 test images of 2 classes" in said
+    printed = capsys.readouterr().out
+    assert "all but the head, which is new, for 2 classes" in printed
+    assert "resnet8_small, transfer, on 6 test images of 2 classes" in printed
     (kept,) = (tmp_path / "work" / "trial" / "measured").iterdir()
     measured = ModelEvaluation.model_validate_json(kept.read_text())
     receipt = load_document(measured.model.training, TrainReceipt)
@@ -91,7 +91,7 @@ def test_a_trained_model_is_transferred_to_another_class_set_and_measured_there(
     assert sum(measured.per_class) / 2 == pytest.approx(measured.model.top1), "as many images of each"
     again = ["measure", run_file(tmp_path, other), receipt.checkpoint]
     assert main(NO_PIPELINE, again) == 0
-    assert capsys.readouterr().out.partition("\n\n")[2] == said.partition("\n\n")[2]
+    assert capsys.readouterr().out.partition("\n\n")[2] == printed.partition("\n\n")[2]
     assert main(NO_PIPELINE, ["measure", run_file(tmp_path, teacher.content), receipt.checkpoint]) == 2
     assert "SEMI-E138" in capsys.readouterr().err
 
