@@ -12,9 +12,13 @@ def read_exclusion_list(uri: str) -> list[str]:
     """
     data = storage.read_or_none(uri)
     if data is None:
-        raise InvalidInputError(f"remove: {uri}: no such file; expected one key a line")
+        raise InvalidInputError(
+            "SEMI-E064", f"remove: {uri}: The file does not exist. Give a text file with one key per line."
+        )
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InvalidInputError(f"remove: {uri}: byte {error.start} is not UTF-8; write the list as UTF-8") from None
+        raise InvalidInputError(
+            "SEMI-E065", f"remove: {uri}: Byte {error.start} is not UTF-8. Write the list as UTF-8."
+        ) from None
     return sorted({line.removesuffix("\r") for line in lines} - {""})

@@ -79,7 +79,9 @@ def describe_decode_error(error: Exception, image: str) -> str:
     Raises SemiscaleError, which names the image, where it is not the image that is at fault.
     """
     if isinstance(error, MemoryError):
-        raise SemiscaleError(f"{image}: no memory to decode it; give the pod more") from None
+        raise SemiscaleError(
+            "SEMI-E062", f"{image}: There is not enough memory to decode it. Give the pod more memory."
+        ) from None
     return str(error) if isinstance(error, DecodeError) else f"cannot be decoded: {type(error).__name__}"
 
 

@@ -1,7 +1,6 @@
-"""Shards: finding the images, or the videos, under a URI and reading them one by one.
+"""List the shards under a URI and give each a unique name.
 
-A shard is the unit of scanning, used in place: a WebDataset tar, a Parquet file, or a slice of a prefix of loose files.
-Whatever the kind, `read` yields the same samples in the same order, so that (shard, index) names an image for good.
+A shard is the unit of scanning: a WebDataset tar, a Parquet file, or a slice of loose files.
 """
 
 import fnmatch
@@ -62,7 +61,7 @@ def _prefixes(uri: str, number: int) -> Iterator[str]:
 
 def _list_shards_under(uri: str, suffixes: tuple[str, ...]) -> list[Shard]:
     if not uri.strip():
-        raise InvalidInputError("empty URI; expected a folder, a .tar or a .parquet file")
+        raise InvalidInputError("SEMI-E050", "URI: It is empty. Give a folder, a .tar or a .parquet file.")
     root, pattern = _pattern(storage.absolute_uri(uri))
     named = [(_relative_name(entry.uri, root), entry) for entry in storage.list_objects(root)]
     shown = [(name, entry) for name, entry in named if not is_hidden(name) and fnmatch.fnmatchcase(name, pattern)]
@@ -73,7 +72,7 @@ def _list_shards_under(uri: str, suffixes: tuple[str, ...]) -> list[Shard]:
     if not containers and not slices:
         what = f"{len(named)} files, none of them usable" if named else "nothing here"
         expected = ", ".join((*CONTAINER_SUFFIXES, *suffixes))
-        raise InvalidInputError(f"{uri}: {what}; expected {expected} files; check the URI")
+        raise InvalidInputError("SEMI-E052", f"{uri}: {what}. Check the URI, which must hold {expected} files.")
     return [*containers, *slices]
 
 
@@ -87,7 +86,8 @@ def _check_not_compressed(root: str, names: list[str]) -> None:
     for name in names:
         if name.lower().endswith(COMPRESSED_SUFFIXES):
             raise InvalidInputError(
-                f"{root}: {name} is a compressed tar, whose images cannot be read one by one; decompress it"
+                "SEMI-E051",
+                f"{root}: {name} is a compressed tar, whose images cannot be read one by one. Decompress it.",
             )
 
 

@@ -1,7 +1,6 @@
-"""Shards: finding the images, or the videos, under a URI and reading them one by one.
+"""Read the samples of a shard of loose files.
 
-A shard is the unit of scanning, used in place: a WebDataset tar, a Parquet file, or a slice of a prefix of loose files.
-Whatever the kind, `read` yields the same samples in the same order, so that (shard, index) names an image for good.
+The label of a file is the name of its folder. A file that changed after it was listed is refused.
 """
 
 from collections.abc import Iterator
@@ -36,5 +35,7 @@ def _read_listed_file(file: LooseFile) -> tuple[bytes, str]:
     except FileNotFoundError:
         if not file.version:
             return b"", "missing file"
-        raise SemiscaleError(f"{file.uri}: gone since it was listed; put it back, or run the plan again") from None
+        raise SemiscaleError(
+            "SEMI-E055", f"{file.uri}: The file is gone since it was listed. Put it back, or run the plan again."
+        ) from None
     return data, "" if data else "empty file"

@@ -1,7 +1,6 @@
-"""Shards: finding the images, or the videos, under a URI and reading them one by one.
+"""Read the samples of a Parquet file that holds images or links to them.
 
-A shard is the unit of scanning, used in place: a WebDataset tar, a Parquet file, or a slice of a prefix of loose files.
-Whatever the kind, `read` yields the same samples in the same order, so that (shard, index) names an image for good.
+A large file is cut into shards between its row groups.
 """
 
 import re
@@ -112,20 +111,28 @@ def open_parquet(file: BinaryIO, shard: Shard) -> pq.ParquetFile:
             return table
         return pq.ParquetFile(file, metadata=table.metadata, pre_buffer=False, buffer_size=READ_CHUNK_BYTES)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{shard.uri}: not a Parquet file: {_first_line(error)}") from None
+        raise InvalidInputError(
+            "SEMI-E056", f"{shard.uri}: This is not a Parquet file: {_first_line(error)}. Write it again."
+        ) from None
 
 
 def check_columns(schema: pa.Schema, columns: SampleFields, shard: Shard) -> None:
     for option, name in (("image_column", columns.image), ("label_column", columns.label)):
         if name and name not in schema.names:
-            raise InvalidInputError(f"{shard.uri}: no column {name!r}; it has {', '.join(schema.names)}; set {option}")
+            raise InvalidInputError(
+                "SEMI-E058",
+                f"{shard.uri}: There is no column {name!r}. Set {option} to one of {', '.join(schema.names)}.",
+            )
     for name in (columns.image, columns.label, "key"):
         if schema.names.count(name) > 1:
-            raise InvalidInputError(f"{shard.uri}: several columns {name!r}; expected one; write it again")
+            raise InvalidInputError(
+                "SEMI-E059", f"{shard.uri}: There are several columns {name!r}. Write the file again with one."
+            )
     kind = schema.field(columns.image).type
     if not _holds_images(kind):
         raise InvalidInputError(
-            f"{shard.uri}: column {columns.image!r} holds {kind}; expected bytes, URIs or {{bytes, path}}"
+            "SEMI-E060",
+            f"{shard.uri}: Column {columns.image!r} holds {kind}. Store bytes, URIs or {{bytes, path}} in it.",
         )
 
 
@@ -159,7 +166,9 @@ def _iter_rows(
         for batch in table.iter_batches(ROWS_PER_READ, row_groups=groups, columns=wanted):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SemiscaleError(f"{shard.uri}: damaged Parquet file: {_first_line(error)}; write it again") from None
+        raise SemiscaleError(
+            "SEMI-E057", f"{shard.uri}: The Parquet file is damaged: {_first_line(error)}. Write it again."
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
@@ -196,7 +205,9 @@ def _check_object_name(uri: str) -> None:
     from others,
     https://cloud.google.com/storage/docs/objects#naming, .../buckets#naming; S3's rules are narrower."""
     if storage.is_object_store(uri) and not (_REMOTE_URI.match(uri) and len(uri.split("/", 3)[3].encode()) <= 1024):
-        raise InvalidInputError(f"{uri}: no name of an object")
+        raise InvalidInputError(
+            "SEMI-E061", f"{uri}: This is not the name of an object. Write a URI such as gs://bucket/name."
+        )
 
 
 def _read_linked_file(uri: str, limit: int | None) -> tuple[bytes, str]:

@@ -1,7 +1,6 @@
-"""Shards: finding the images, or the videos, under a URI and reading them one by one.
+"""Read the samples of any shard through the reader of its format.
 
-A shard is the unit of scanning, used in place: a WebDataset tar, a Parquet file, or a slice of a prefix of loose files.
-Whatever the kind, `read` yields the same samples in the same order, so that (shard, index) names an image for good.
+The order of samples is the stored one, so that (shard, index) identifies an image permanently.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,4 @@
-"""Shards: finding the images, or the videos, under a URI and reading them one by one.
-
-A shard is the unit of scanning, used in place: a WebDataset tar, a Parquet file, or a slice of a prefix of loose files.
-Whatever the kind, `read` yields the same samples in the same order, so that (shard, index) names an image for good.
-"""
+"""Define shards, shard groups and samples, which all readers share."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,8 +1,4 @@
-"""Shards: finding the images, or the videos, under a URI and reading them one by one.
-
-A shard is the unit of scanning, used in place: a WebDataset tar, a Parquet file, or a slice of a prefix of loose files.
-Whatever the kind, `read` yields the same samples in the same order, so that (shard, index) names an image for good.
-"""
+"""Read the samples of a WebDataset tar in stored order, without extracting it."""
 
 import json
 import re
@@ -57,7 +53,7 @@ def iter_tar_samples(shard: Shard, columns: SampleFields, ahead: bool = False) -
                 yield _tar_sample(index, key, _extract_sample(tar, group, shard, columns), shard, columns)
         except (tarfile.TarError, MemoryError, OverflowError) as error:  # what a header says of its size is believed
             why = str(error) or "a header of a size that cannot be"
-            raise SemiscaleError(f"{shard.uri}: damaged tar: {why}; write it again") from None
+            raise SemiscaleError("SEMI-E054", f"{shard.uri}: The tar is damaged: {why}. Write it again.") from None
         _check_tar_complete(file, tar.offset, shard)
 
 
@@ -65,7 +61,9 @@ def _open_tar(file: BinaryIO, shard: Shard) -> tarfile.TarFile:
     try:
         return tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="replace", tarinfo=_Header)
     except tarfile.ReadError as error:
-        raise InvalidInputError(f"{shard.uri}: not a tar file: {error}") from None
+        raise InvalidInputError(
+            "SEMI-E053", f"{shard.uri}: This is not a tar file: {error}. Write it again as a tar."
+        ) from None
 
 
 # What says more of the member that follows: GNU's long names, POSIX's extended headers, Solaris'.
@@ -110,10 +108,12 @@ def _check_tar_complete(file: BinaryIO, offset: int, shard: Shard) -> None:
     file.seek(offset)
     rest = file.read(_TAR_TAIL_BYTES)
     if len(rest) < tarfile.BLOCKSIZE:
-        raise SemiscaleError(f"{shard.uri}: damaged tar: cut off at byte {offset + len(rest)}; write it again")
+        raise SemiscaleError(
+            "SEMI-E054", f"{shard.uri}: The tar is damaged: cut off at byte {offset + len(rest)}. Write it again."
+        )
     if rest.count(0) < len(rest):
         what = "a damaged header, or another tar appended" if any(rest[: tarfile.BLOCKSIZE]) else "another tar appended"
-        raise SemiscaleError(f"{shard.uri}: damaged tar: {what} at byte {offset}; write it again")
+        raise SemiscaleError("SEMI-E054", f"{shard.uri}: The tar is damaged: {what} at byte {offset}. Write it again.")
 
 
 def _extract_sample(

@@ -83,7 +83,7 @@ def check_decodable(data: bytes) -> None:
 def require_pyav() -> None:
     """Raise InvalidInputError where PyAV is missing."""
     if importlib.util.find_spec("av") is None:
-        raise InvalidInputError("frames: videos need PyAV, which is not installed here: pip install av")
+        raise InvalidInputError("SEMI-E063", "frames: Videos need PyAV, which is not installed. Run `pip install av`.")
 
 
 def resize_short_side(preprocessing: Preprocessing) -> int:

@@ -233,7 +233,9 @@ class ScoreFileReader:
         packed = (self._groups.metadata.metadata or {}).get(_FOOTER.encode())
         footer = json.loads(zlib.decompress(base64.b85decode(packed))) if packed else {}
         if footer.get("format") != FORMAT:
-            raise InvalidInputError(f"{uri}: not a score file of this version")
+            raise InvalidInputError(
+                "SEMI-E160", f"{uri}: This is not a score file of this version. Delete its folder and score again."
+            )
         self.teacher: str = footer["teacher"]
         self.unit: str = footer["unit"]
         self.shard_names: list[str] = footer["shards"]

@@ -221,7 +221,7 @@ class TestTar:
     @pytest.mark.parametrize("data", [b"", b"text", b"text" * 1000, image(0) + b"\0" * 512, b"\x1f\x8b" * 512])
     def test_what_is_not_a_tar_is_refused(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "a.tar").write_bytes(data)
-        with pytest.raises(InvalidInputError, match=rf"^{tmp_path}/a.tar: not a tar file: [a-z ]+$"):
+        with pytest.raises(InvalidInputError, match=rf"^{tmp_path}/a.tar: .*SEMI-E053"):
             read(str(tmp_path))
 
     def test_a_header_is_read_as_tarfile_reads_it_or_is_refused_as_it_is(self) -> None:
@@ -249,9 +249,7 @@ class TestTar:
         cuts = [cut for start in starts[1:] for cut in (start - 300, start, start + 100, start + 512)]
         for cut in [*cuts, end, end + 511]:
             (tmp_path / "a.tar").write_bytes(data[:cut])
-            with pytest.raises(
-                SemiscaleError, match=rf"^{tmp_path}/a.tar: damaged tar: [^\n]*; write it again$"
-            ) as error:
+            with pytest.raises(SemiscaleError, match=rf"^{tmp_path}/a.tar: [^\n]*\[SEMI-E054\]$") as error:
                 read(str(tmp_path))
             assert not isinstance(error.value, InvalidInputError)
         (tmp_path / "a.tar").write_bytes(data[: end + 512])
@@ -280,7 +278,7 @@ class TestTar:
         huge.size, huge.type = 1 << 62, kind
         header = huge.tobuf(tarfile.GNU_FORMAT)
         (tmp_path / "a.tar").write_bytes(tar([("0.jpg", image(0))])[:1536] + header + bytes(1024))
-        with pytest.raises(SemiscaleError, match=rf"^{tmp_path}/a.tar: damaged tar: [^\n]*; write it again$"):
+        with pytest.raises(SemiscaleError, match=rf"^{tmp_path}/a.tar: [^\n]*\[SEMI-E054\]$"):
             read(str(tmp_path))
 
     def test_tars_appended_to_each_other_are_not_cut_short(self, tmp_path: Path) -> None:
@@ -292,7 +290,7 @@ class TestTar:
     def test_a_compressed_tar_is_refused(self, tmp_path: Path, name: str) -> None:
         storage.write_bytes(str(tmp_path / name), b"")
         storage.write_bytes(str(tmp_path / "0.jpg"), b"")
-        with pytest.raises(InvalidInputError, match=f"^{tmp_path}: {name} is a compressed tar, .*; decompress it$"):
+        with pytest.raises(InvalidInputError, match=rf"^{tmp_path}: {name} .*\[SEMI-E051\]$"):
             listing.list_shards([str(tmp_path)])
 
 
@@ -395,7 +393,7 @@ class TestParquet:
         assert read_parquet(tmp_path, {"image": pa.array([], pa.binary())}) == []
 
     def test_a_missing_column_is_refused(self, tmp_path: Path) -> None:
-        there = f"{tmp_path}/a.parquet: no column '{{}}'; it has img, label; set {{}}_column"
+        there = f"{tmp_path}/a.parquet: .*'{{}}'.*{{}}_column.* img, label.*SEMI-E058"
         with pytest.raises(InvalidInputError, match="^" + there.format("image", "image")):
             read_parquet(tmp_path, {"img": [image(0)], "label": [1]})
         with pytest.raises(InvalidInputError, match="^" + there.format("class", "label")):
@@ -405,27 +403,25 @@ class TestParquet:
     def test_several_columns_of_one_name_are_refused(self, tmp_path: Path, name: str) -> None:
         table = pa.table([[image(0)], ["cat"], ["a"], ["b"]], ["image", "label", "key", name])
         pq.write_table(table, tmp_path / "a.parquet")
-        with pytest.raises(InvalidInputError, match=rf"a\.parquet: several columns '{name}'; expected one"):
+        with pytest.raises(InvalidInputError, match=rf"a\.parquet: .*'{name}'.*SEMI-E059"):
             read(str(tmp_path), SampleFields())
 
     @pytest.mark.parametrize(
         "values", [[1, 2], [[1.0], [2.0]], [{"height": 1}, {"height": 2}], [{"bytes": 1}], [{"bytes": b"x", "path": 1}]]
     )
     def test_a_column_of_something_else_is_refused(self, tmp_path: Path, values: list[Any]) -> None:
-        with pytest.raises(
-            InvalidInputError, match=r"a.parquet: column 'image' holds .*; expected bytes, URIs or \{bytes, path\}"
-        ):
+        with pytest.raises(InvalidInputError, match=r"a.parquet: .*SEMI-E060"):
             read_parquet(tmp_path, {"image": values})
 
     @pytest.mark.parametrize("data", [b"", b"PAR1", b"text" * 100, image(0)])
     def test_what_is_not_parquet_is_refused(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "a.parquet").write_bytes(data)
-        with pytest.raises(InvalidInputError, match=rf"^{tmp_path}/a.parquet: not a Parquet file: [^\n]+$"):
+        with pytest.raises(InvalidInputError, match=rf"^{tmp_path}/a.parquet: [^\n]+\[SEMI-E056\]$"):
             read(str(tmp_path))
 
     def test_a_cut_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "a.parquet").write_bytes(parquet({"image": [image(0)]})[:-100])
-        with pytest.raises(InvalidInputError, match=r"a.parquet: not a Parquet file: "):
+        with pytest.raises(InvalidInputError, match=r"a.parquet: .*SEMI-E056"):
             read(str(tmp_path))
 
     def test_a_footer_that_forgets_rows_is_damaged(self, tmp_path: Path) -> None:
@@ -438,22 +434,20 @@ class TestParquet:
                 try:
                     outcomes.add(str(len(read(str(path)))))
                 except SemiscaleError as error:
-                    outcomes.add(str(error).partition(": ")[2].partition(": ")[0])
-        assert outcomes == {"40", "not a Parquet file"}
+                    outcomes.add(error.code)
+        assert outcomes == {"40", "SEMI-E056"}
 
     def test_names_of_columns_that_are_not_utf8(self, tmp_path: Path) -> None:
         whole = parquet({"image": [b"x"], "other": [1]}, store_schema=False)
         (tmp_path / "a.parquet").write_bytes(whole.replace(b"other", b"\xff\xffher"))
-        with pytest.raises(InvalidInputError, match=r"not a Parquet file: 'utf-8' codec"):
+        with pytest.raises(InvalidInputError, match=r"'utf-8' codec.*SEMI-E056"):
             read(str(tmp_path))
 
     def test_damaged_pages(self, tmp_path: Path) -> None:
         data = bytearray(parquet({"image": [image(number) for number in range(50)]}, compression="zstd"))
         data[4:600] = bytes(596)
         (tmp_path / "a.parquet").write_bytes(data)
-        with pytest.raises(
-            SemiscaleError, match=rf"^{tmp_path}/a.parquet: damaged Parquet file: [^\n]*; write it again$"
-        ):
+        with pytest.raises(SemiscaleError, match=rf"^{tmp_path}/a.parquet: [^\n]*\[SEMI-E057\]$"):
             read(str(tmp_path))
 
 
@@ -537,7 +531,7 @@ class TestLooseFiles:
             storage.delete(victim)
         else:
             storage.write_bytes(victim, image(7))
-        with pytest.raises(SemiscaleError, match=f"^{victim}: {what} since it was listed; .*run the plan again$"):
+        with pytest.raises(SemiscaleError, match=f"(?i)^{victim}: .*{what} since it was listed.*run the plan again"):
             list(reader.iter_samples(shard, SampleFields()))
 
     def test_a_link_to_a_folder_above_is_followed_once(self, tmp_path: Path) -> None:
@@ -615,19 +609,15 @@ class TestFind:
         assert not {shard.digest() for shard in listing.list_shards([bucket])} & set(first)
 
     def test_an_empty_prefix_is_refused(self, bucket: str) -> None:
-        with pytest.raises(
-            InvalidInputError, match=f"^{bucket}: nothing here; expected .tar, .* files; check the URI$"
-        ):
+        with pytest.raises(InvalidInputError, match=rf"^{bucket}: nothing here.*\[SEMI-E052\]$"):
             listing.list_shards([bucket])
         storage.write_bytes(storage.join(bucket, "a.txt"), b"")
-        with pytest.raises(
-            InvalidInputError, match=f"^{bucket}: 1 files, none of them usable; expected .tar, .* files; check the URI$"
-        ):
+        with pytest.raises(InvalidInputError, match=rf"^{bucket}: 1 files, none.*\[SEMI-E052\]$"):
             listing.list_shards([bucket])
 
     @pytest.mark.parametrize("uri", ["", " "])
     def test_an_empty_uri_is_refused(self, uri: str) -> None:
-        with pytest.raises(InvalidInputError, match=r"^empty URI; expected"):
+        with pytest.raises(InvalidInputError, match=r"SEMI-E050"):
             listing.list_shards([uri])
 
     def test_an_unknown_scheme_is_refused(self) -> None:
@@ -676,7 +666,7 @@ def test_a_star_names_the_files_of_a_folder_that_match(tmp_path: Path) -> None:
     for name in ("part-0.tar", "part-1.tar", "other.tar"):
         pictures.write_tar(tmp_path / name, {"a.png": b"x"})
     assert [shard.name for shard in listing.list_shards([str(tmp_path / "part-*.tar")])] == ["part-0.tar", "part-1.tar"]
-    with pytest.raises(InvalidInputError, match="3 files, none of them"):
+    with pytest.raises(InvalidInputError, match=r"3 files, none.*SEMI-E052"):
         listing.list_shards([str(tmp_path / "no-*.tar")])
 
 

@@ -28,7 +28,10 @@ def load_unit_receipts(plan: PlanReceipt, pods: list[ScoreReceipt]) -> list[Shar
     """
     teachers = sorted({f"{pod.teacher} in {pod.folder}" for pod in pods})
     if len(teachers) != 1:
-        raise SemiscaleError(f"the scores are of {len(teachers)} teachers: {', '.join(teachers)}; expected one")
+        raise SemiscaleError(
+            "SEMI-E304",
+            f"scores: They are of {len(teachers)} teachers: {', '.join(teachers)}. Give scores of one teacher.",
+        )
     units = [ShardGroup.model_validate(content) for content in json.loads(storage.read_bytes(plan.units))]
     with ThreadPoolExecutor(MAX_CONCURRENT_READS) as pool:
         receipts = pool.map(partial(load_unit_receipt, pods[0]), units)
@@ -41,12 +44,15 @@ def load_unit_receipt(pod: ScoreReceipt, unit: ShardGroup) -> ShardGroupReceipt:
     data = storage.read_or_none(storage.join(folder, "receipt.json"))
     if data is None:
         names = ", ".join(shard.name for shard in unit.shards[:5])
-        raise SemiscaleError(f"unit {unit.digest} has no scores ({names}, …); run the scoring again")
+        raise SemiscaleError(
+            "SEMI-E305", f"shard group {unit.digest}: It has no scores ({names}, …). Run the scoring again."
+        )
     receipt = ShardGroupReceipt.model_validate_json(data)
     if (receipt.teacher, receipt.digest) != (pod.teacher, unit.digest):
         raise SemiscaleError(
-            f"{folder}/receipt.json: of unit {receipt.digest} by teacher {receipt.teacher}; expected {unit.digest} by "
-            f"{pod.teacher}; delete the folder and run the scoring again"
+            "SEMI-E303",
+            f"{folder}/receipt.json: It is of shard group {receipt.digest} by teacher {receipt.teacher}, not of "
+            f"{unit.digest} by {pod.teacher}. Delete the folder and run the scoring again.",
         )
     check_shards_match(unit, receipt)
     return receipt
@@ -56,7 +62,9 @@ def check_shards_match(unit: ShardGroup, receipt: ShardGroupReceipt) -> None:
     """Raise SemiscaleError where a unit's scores are not of exactly its shards, or do not add up."""
     found = [one for piece in receipt.pieces or [receipt] for one in piece.shards]
     if sorted(shard.digest() for shard in unit.shards) != sorted(one.digest for one in found):
-        raise SemiscaleError(f"unit {unit.digest}: its scores are of other shards than the plan's; score it again")
+        raise SemiscaleError(
+            "SEMI-E306", f"shard group {unit.digest}: Its scores are of other shards than the plan's. Score it again."
+        )
     for one in found:
         one.check_complete()
 
@@ -71,8 +79,10 @@ def count_failures(receipts: list[ShardGroupReceipt], max_failed_fraction: float
     if failed.total() > max_failed_fraction * listed:
         first = next(failure for receipt in receipts for failure in receipt.failures)
         raise TooManyBadSamplesError(
+            "SEMI-E307",
             f"unlabeled: {failed.total()} of {listed} images failed, more than max_failed_fraction = "
-            f"{max_failed_fraction:g} allows; the first: {first.shard} {first.key}: {first.reason}"
+            f"{max_failed_fraction:g} allows. Mend them, first {first.shard} {first.key} ({first.reason}), "
+            "or raise the fraction.",
         )
     return failed
 

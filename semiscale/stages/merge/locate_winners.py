@@ -35,7 +35,10 @@ def locate_winners(
     winners' own. Memory: the table, about 100 bytes a winner, twice.
     """
     if not len(winners):
-        raise SemiscaleError("the pool has no image to select: all were unreadable, removed or below min_probability")
+        raise SemiscaleError(
+            "SEMI-E300",
+            "unlabeled: Every image is unreadable, removed or below min_probability. Add images or lower it.",
+        )
     rank, _ = rank_within_class(winners.rows.label, classes)
     by_unit = np.argsort(winners.unit, kind="stable")
     edges = np.searchsorted(winners.unit[by_unit], np.arange(len(units) + 1))

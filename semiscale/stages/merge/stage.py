@@ -99,7 +99,9 @@ def _run(config: MergeConfig, folder: str) -> dict[str, object]:
     progress = Progress("merge", len(receipts), unit="units opened")
     failed = count_failures(receipts, config.max_failed_fraction)
     if not any(receipt.scored for receipt in receipts):
-        raise SemiscaleError("the pool has no readable image: nothing to select from")
+        raise SemiscaleError(
+            "SEMI-E301", "unlabeled: The pool has no readable image. Check the failures in the scoring receipts."
+        )
     keys = read_exclusion_list(config.remove) if config.remove else []
     with progress.timer("remove"), ThreadPoolExecutor(available_cpus()) as pool:  # decoding the keys is what takes time
         removals = list(pool.map(functools.partial(find_excluded, keys), receipts))
@@ -149,7 +151,8 @@ def choose_winners(config: MergeConfig, units: list[ScoreFileReader], classes: i
     kept = max(unit.classes_kept for unit in units)
     if per_image > kept:
         raise InvalidInputError(
-            f"the scores keep the {kept} best classes of each image; classes_per_image can be at most {kept}"
+            "SEMI-E302",
+            f"classes_per_image: The scores keep the {kept} best classes of each image. Set it to at most {kept}.",
         )
     return select_top_k(units, classes, config.images_per_class, per_image, least)
 
@@ -186,8 +189,9 @@ def open_score_file(receipt: ShardGroupReceipt, removed: U64) -> ScoreFileReader
     unit = ScoreFileReader(receipt.scores, removed)
     if (unit.teacher, unit.unit) != (receipt.teacher, receipt.digest):
         raise SemiscaleError(
-            f"{receipt.scores}: scores of unit {unit.unit} by teacher {unit.teacher}; expected "
-            f"{receipt.digest} by {receipt.teacher}; score it again"
+            "SEMI-E303",
+            f"{receipt.scores}: It holds scores of shard group {unit.unit} by teacher {unit.teacher}, not of "
+            f"{receipt.digest} by {receipt.teacher}. Delete its folder and run the scoring again.",
         )
     if unit.rows != receipt.scored * unit.classes_kept:
         raise corrupt_file_error(
