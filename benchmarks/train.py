@@ -112,13 +112,13 @@ def ours(folder: Path, options: argparse.Namespace) -> Contestant:
         for number, shard in enumerate(listed)
         for samples in [len(list(reader.iter_samples(shard, SampleFields())))]
     ]
-    vars(training_data)["WINDOW_BYTES"] = sum(shard.size_bytes for shard in listed) // WINDOWS
+    vars(training_data)["SHUFFLE_BUFFER_BYTES"] = sum(shard.size_bytes for shard in listed) // WINDOWS
     preprocessing = Preprocessing(resolution=options.resolution, augmentation="crop-flip")
     data = training_data.TrainDataset(shards, SampleFields(), preprocessing, 0, DistributedContext())
     training = bench_training(options)
     batches = device_batches(data, options.batch_size, 10**6, 0, training._device)
     steps = itertools.count(1)
-    return batches, lambda batch: training._step(batch, 0.01, next(steps)).item()
+    return batches, lambda batch: training.all_reduce_step(batch, 0.01, next(steps)).item()
 
 
 def memory(folder: Path, options: argparse.Namespace) -> Contestant:
@@ -133,7 +133,7 @@ def memory(folder: Path, options: argparse.Namespace) -> Contestant:
     labels_B = (torch.arange(options.batch_size) % CLASSES).to(training._device)
     batch = DeviceBatch(images_BHWC, labels_B, [])
     steps = itertools.count(1)
-    return itertools.repeat(batch), lambda batch: training._step(batch, 0.01, next(steps)).item()
+    return itertools.repeat(batch), lambda batch: training.all_reduce_step(batch, 0.01, next(steps)).item()
 
 
 def bench_training(options: argparse.Namespace) -> Any:
@@ -143,7 +143,8 @@ def bench_training(options: argparse.Namespace) -> Any:
     from semiscale.models import checkpoint_io, networks
     from semiscale.stages.train.config import TrainConfig
     from semiscale.stages.train.distributed import DistributedContext
-    from semiscale.stages.train.trainer import Trainer
+    from semiscale.stages.train.train_state import TrainState
+    from semiscale.stages.train.train_step import TrainStep
 
     checkpoint_io.configure_torch()
     torch.manual_seed(0)
@@ -152,10 +153,10 @@ def bench_training(options: argparse.Namespace) -> Any:
         batch_size=options.batch_size, device_batch_size=options.device_batch_size, resolution=options.resolution,
         augmentation="crop-flip",
     )  # fmt: skip
-    model = networks.build_model(options.architecture, CLASSES).to(checkpoint_io.default_device())
-    training = Trainer(config, model, None, 10**9, DistributedContext())
-    training._optimizer = training._build_optimizer()
-    training._network = training._wrap_model(0)
+    device = checkpoint_io.default_device()
+    model = networks.build_model(options.architecture, CLASSES).to(device)
+    steps = 10**9 // options.batch_size
+    training = TrainStep(config, TrainState(config, model, steps), steps, 0, device, DistributedContext())
     model.train()
     return training
 

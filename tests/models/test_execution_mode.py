@@ -14,7 +14,7 @@ from semiscale.models import execution_mode, networks
 from semiscale.models.execution_mode import CONTIGUOUS, ExecutionMode
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.distributed import DistributedContext, distributed_context_from_env
-from semiscale.stages.train.trainer import Trainer
+from semiscale.stages.train.train_state import build_optimizer
 from tests.stages.train.test_model_ema import Calls
 
 compiles = pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a CPU needs a C++ compiler")
@@ -49,7 +49,7 @@ def test_a_step_of_sgd_is_a_handful_of_calls(tmp_path: Path) -> None:
         workdir=str(tmp_path), recipe="modern", architecture="resnet50", plan="", resolution=64, augmentation="shift"
     )
     model = networks.build_model("resnet50", 10)
-    optimizer = Trainer(config, model, None, 100, DistributedContext())._build_optimizer()
+    optimizer = build_optimizer(config, model)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     # The first step creates the momenta.

@@ -16,12 +16,13 @@ from torch import Tensor
 from semiscale.common.signals import GracefulStop
 from semiscale.stages.train import dataset
 from semiscale.stages.train.device_loader import DeviceBatch
+from semiscale.stages.train.train_step import TrainStep
 from semiscale.stages.train.trainer import Trainer
 
-STEP, VALIDATED, STOP = Trainer._optimizer_step, Trainer._validate, GracefulStop.raise_now
+STEP, VALIDATED, STOP = TrainStep.all_reduce_step, Trainer._all_reduce_validate, GracefulStop.raise_now
 
 
-def logged(self: Trainer, batch: DeviceBatch, rate: float, step: int) -> Tensor:
+def logged(self: TrainStep, batch: DeviceBatch, rate: float, step: int) -> Tensor:
     """Write a line for a step, and make it, or die in it."""
     if step == int(os.environ["KILLED_AT"]):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -50,7 +51,7 @@ def stopped(self: GracefulStop) -> None:
 
 if __name__ == "__main__":
     vars(dataset)["SHUFFLE_BUFFER_BYTES"] = int(os.environ["WINDOW_BYTES"])
-    Trainer._optimizer_step = logged  # type: ignore[method-assign]
-    Trainer._validate = told  # type: ignore[method-assign]
+    TrainStep.all_reduce_step = logged  # type: ignore[method-assign]
+    Trainer._all_reduce_validate = told  # type: ignore[method-assign]
     GracefulStop.raise_now = stopped  # type: ignore[method-assign]
     runpy.run_module("semiscale.stages.train", run_name="__main__")

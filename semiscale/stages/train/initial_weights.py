@@ -24,7 +24,8 @@ def build_initial_model(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Modu
         return _model_from_receipt(config, plan)
     if config.resolved_recipe.starts_from_another and not config.start_weights:
         raise InvalidInputError(
-            f"train: recipe {config.recipe} needs --start, the receipt of the pre-training, or --start-weights"
+            "SEMI-E240",
+            f"train: recipe {config.recipe} needs --start, the receipt of the pre-training, or --start-weights.",
         )
     model = networks.build_model(config.architecture, len(plan.classes), config.resolution)
     if not config.start_weights:

@@ -17,7 +17,7 @@ from semiscale.common.signals import TerminatedError
 from semiscale.evaluation import inference
 from semiscale.models import checkpoint_io, normalization
 from semiscale.receipts.train import TrainReceipt
-from semiscale.stages.train import trainer
+from semiscale.stages.train import train_step, trainer
 from semiscale.stages.train.checkpoint_manager import CheckpointManager
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.stage import train
@@ -27,8 +27,8 @@ STEPS = 20
 TIMES = ("seconds", "images_per_s", "waiting_for_data")  # of a process, not of the training
 # Whose call the training does not live to see the end of, or does not outlive, and which one it is.
 MOMENTS = {
-    "a step": (trainer.Trainer, "_run_step", 13, "before"),
-    "the validation": (trainer.Trainer, "_validate", 4, "after"),
+    "a step": (train_step.TrainStep, "all_reduce_step", 13, "before"),
+    "the validation": (trainer.Trainer, "_all_reduce_validate", 4, "after"),
     "a checkpoint, its tensors half written": (storage, "upload", 3, "before"),
     "a checkpoint, its tensors written and nobody to vouch for them": (storage, "upload", 3, "after"),
     "a checkpoint that is whole, an older one not yet deleted": (storage, "delete", 2, "before"),
