@@ -51,5 +51,7 @@ def read_extract(excerpt: ParquetExtract, shard: Shard, columns: SampleFields) -
     """
     images = [sample.image for sample in parquet_reader.read_samples_at(shard, excerpt.indexes.tolist(), columns)]
     if [len(image) for image in images] != excerpt.sizes_bytes.tolist():
-        raise SemiscaleError(f"{shard.uri}: its images changed since they were scored; run the plan again")
+        raise SemiscaleError(
+            "SEMI-E321", f"{shard.uri}: The images of this file changed after they were scored. Run the plan again."
+        )
     return b"".join(images)

@@ -79,12 +79,17 @@ def _cut(one: ByteRange, places: Sequence[ByteLocation]) -> Iterator[tuple[int, 
     try:
         data = storage.read_bytes(one.uri, one.start, one.end - one.start, one.version)
     except FileNotFoundError:
-        raise SemiscaleError(f"{one.uri}: gone since it was scored; put it back, or run the plan again") from None
+        raise SemiscaleError(
+            "SEMI-E320", f"{one.uri}: The object disappeared after it was scored. Put it back, or run the plan again."
+        ) from None
     for number in one.images:
         place = places[number]
         image = data[place.offset - one.start : place.end - one.start]
         if len(image) != place.size_bytes or not detect_extension(image):
-            raise SemiscaleError(f"{one.uri}, byte {place.offset}: changed since it was scored; run the plan again")
+            raise SemiscaleError(
+                "SEMI-E321",
+                f"{one.uri}, byte {place.offset}: The object changed after it was scored. Run the plan again.",
+            )
         yield number, image
 
 

@@ -1,18 +1,15 @@
 """Pack: copy D̂ into shuffled WebDataset tars, because a student cannot read images at random from the whole pool.
 
-Any number of pods share the tars by claims. A pod makes a tar whole: it reads the tar's images by their byte ranges
-from as many source shards, and writes them once. Images inside Parquet files have no byte range of their own; before
-the tars, the pods share those source files and copy what is selected out of each (excerpts.py).
-
-What it costs for the paper's D̂, 16 million images of 110 kB out of a billion: benchmarks/README.md.
+Any number of pods share the tars by leases. A pod makes a whole tar: it reads the images by their byte ranges from as
+many source shards, and writes them once. An image inside a Parquet file has no byte range of its own. Before the tars,
+the pods share these files and copy the selected images of each into one object, the extract (parquet_extracts.py).
 """
 
 import io
 import json
 import tarfile
-import time
 from collections.abc import Callable, Collection
-from itertools import islice
+from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -27,135 +24,166 @@ from semiscale.receipts.fanout import FanoutReceipt
 from semiscale.receipts.pack import PackReceipt
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.runtime.run_once import run_once
-from semiscale.stages.pack import pack_plan, parquet_extracts, range_reads
+from semiscale.runtime.shared_work import SharedWork, rotate_to_start
+from semiscale.stages.pack import parquet_extracts, range_reads
 from semiscale.stages.pack.config import PackConfig
-from semiscale.stages.pack.parquet_extracts import ParquetExtract
+from semiscale.stages.pack.pack_plan import PackPlan, build_pack_plan
 from semiscale.stages.pack.range_reads import ByteLocation
 from semiscale.storage.documents import load_document
 from semiscale.storage.leases import LeaseManager
 
-POLL_INTERVAL_S = 2.0  # how often a pod with nothing to do looks whether the others are alive
-ITEMS_PER_REFRESH = 16  # pieces of work before a pod looks anew what the others have finished
+# Leased items after which a pod lists again what the other pods have finished.
+ITEMS_PER_REFRESH = 16
 
 
 def pack(config: PackConfig) -> PackReceipt:
-    """Write every row of D̂ as one sample, `.cls` beside the image, in an order drawn from the seed.
+    """Write every row of D̂ as one sample, `.cls` next to the image, in an order drawn from the seed.
 
-    Equal selections and seeds give equal bytes, whatever the pods. Returns when all tars are there, whoever wrote them.
-    Memory: three tars, about 100 bytes a row of D̂ and 1 kB a shard of the pool. Raises SemiscaleError where an image
-    is not what was scored, Stopped on SIGTERM.
+    Equal selections and seeds give equal bytes, for any number of pods. The call returns when all tars are written, by
+    any pod.
+
+    Args:
+        config: The inputs of this pod.
+
+    Returns:
+        The receipt of the whole packed set.
+
+    Raises:
+        SemiscaleError: An image differs from the one that was scored.
+        TerminatedError: SIGTERM arrived.
+
+    Cost:
+        Memory: three tars, about 100 bytes a row of D̂ and 1 kB a shard of the pool.
     """
-    with graceful_stop():  # claims are given back on the way out
-        return run_once(config, PackReceipt, lambda folder: _PackWorker(config, folder).work())
+    # SIGTERM raises, so that the leases are released.
+    with graceful_stop():
+        return run_once(config, PackReceipt, partial(_pack_selection, config))
 
 
-class _PackWorker:
-    """What one pod does."""
+def _pack_selection(config: PackConfig, folder: str) -> dict[str, object]:
+    """Write what is missing of the packed set until all of it is there, and return the receipt's fields."""
+    plan = load_document(config.plan, PlanReceipt)
+    pods = load_document(config.count, FanoutReceipt).pods if config.count else plan.pods
+    pack_plan = build_pack_plan(config, folder)
+    tars, rows = pack_plan.tars, pack_plan.rows
+    if pack_plan.missing(tars):
+        leases = LeaseManager(folder)
+        writer = _PackWriter(config, pack_plan, load_shards_by_name(plan), leases.heartbeat)
+        work = SharedWork[str](
+            leases,
+            "pack",
+            "objects",
+            lease_name=lambda uri: PurePosixPath(uri).stem,
+            list_unfinished=pack_plan.missing,
+            is_done_under_lease=lambda uri: storage.head(uri) is not None,
+            items_per_round=ITEMS_PER_REFRESH,
+        )
+        # The tars read from the extracts, so all extracts come first.
+        if pack_plan.excerpts:
+            work.run_each(
+                rotate_to_start(pack_plan.missing(pack_plan.excerpts), config.pod, pods), writer.write_extract
+            )
+        work.run_each(rotate_to_start(pack_plan.missing(tars), config.pod, pods), writer.write_tar)
 
-    def __init__(self, config: PackConfig, folder: str) -> None:
-        self._config, self._folder = config, folder
-        self._plan = load_document(config.plan, PlanReceipt)
-        self._pods = load_document(config.count, FanoutReceipt).pods if config.count else self._plan.pods
-        self._pieces = pack_plan.build_pack_plan(config, folder)
-        self._claims = LeaseManager(folder)
-        self._progress = Progress("pack", len(self._pieces.rows))
+    sizes = pack_plan.written_sizes()
+    shards_uri = storage.join(folder, "shards.json")
+    storage.write_bytes(shards_uri, _shard_list(pack_plan, sizes))
+    for uri in pack_plan.excerpts:
+        storage.delete(uri)
+    return {
+        "shards": shards_uri,
+        "tars": len(tars),
+        "samples": len(rows),
+        "class_counts": np.bincount(rows.label, minlength=len(plan.classes)).tolist(),
+        "size_bytes": sum(sizes[uri] for uri in tars),
+    }
 
-    def work(self) -> dict[str, object]:
-        """Write what is not there yet, until all of it is; returns the receipt's fields."""
-        copied, tars, rows = self._pieces.excerpts, self._pieces.tars, self._pieces.rows
-        if self._pieces.missing(tars):
-            shards = load_shards_by_name(self._plan)
-            versions = source_versions(rows.uris, shards.values())
-            if copied:
-                self._share(list(copied), lambda uri: self._copy_out(copied[uri], shards))
-            self._share(list(tars), lambda uri: self._pack(uri, versions))
-        sizes = self._pieces.written_sizes()
-        listed = storage.join(self._folder, "shards.json")
-        storage.write_bytes(listed, self._listed(sizes))
-        for uri in copied:
-            storage.delete(uri)
-        return {
-            "shards": listed,
-            "tars": len(tars),
-            "samples": len(rows),
-            "class_counts": np.bincount(rows.label, minlength=len(self._plan.classes)).tolist(),
-            "size_bytes": sum(sizes[uri] for uri in tars),
-        }
 
-    def _share(self, uris: list[str], write: Callable[[str], None]) -> None:
-        """Write objects that are neither there nor claimed, each pod from its own place in what is left, until all are.
+class _PackWriter:
+    """Writes single objects of a packed set.
 
-        What other pods hold is waited for: should one of them die, its work is taken over.
-        """
-        missing = self._pieces.missing(uris)
-        start = self._config.pod * len(missing) // self._pods
-        missing = [*missing[start:], *missing[:start]]
-        while missing:
-            others = self._claims.active()
-            free = [uri for uri in missing if PurePosixPath(uri).stem not in others]
-            written = (uri for uri in free if self._claimed(uri, write))
-            if not list(islice(written, ITEMS_PER_REFRESH)):
-                log_info("pack", f"with other pods: {len(missing)} of {len(uris)}")
-                time.sleep(POLL_INTERVAL_S)
-            missing = self._pieces.missing(missing)
+    Args:
+        config: The inputs of this pod.
+        pack_plan: The objects of the packed set and their rows.
+        shards: Shards of the pool by name.
+        heartbeat: Keeps the pod's leases alive.
+    """
 
-    def _claimed(self, uri: str, write: Callable[[str], None]) -> bool:
-        with self._claims.lease(PurePosixPath(uri).stem) as mine:
-            # Whoever held it until now may have written it since we looked.
-            if mine and storage.head(uri) is None:
-                write(uri)
-        return mine
+    def __init__(
+        self, config: PackConfig, pack_plan: PackPlan, shards: dict[str, Shard], heartbeat: Callable[[], None]
+    ) -> None:
+        self._plan, self._shards, self._heartbeat = pack_plan, shards, heartbeat
+        self._columns = SampleFields(config.image_column, "")
+        self._versions = source_versions(pack_plan.rows.uris, shards.values())
+        self._progress = Progress("pack", len(pack_plan.rows))
 
-    def _copy_out(self, excerpt: ParquetExtract, shards: dict[str, Shard]) -> None:
-        columns = SampleFields(self._config.image_column, "")
+    def write_extract(self, uri: str) -> None:
+        """Copy the selected images of one Parquet file into one object."""
+        extract = self._plan.excerpts[uri]
         with self._progress.timer("excerpts"):
-            storage.write_bytes(excerpt.uri, parquet_extracts.read_extract(excerpt, shards[excerpt.shard], columns))
-        log_info("pack", f"{excerpt.shard}: {len(excerpt.indexes):,} images copied out")
+            storage.write_bytes(uri, parquet_extracts.read_extract(extract, self._shards[extract.shard], self._columns))
+        log_info("pack", f"{extract.shard}: {len(extract.indexes):,} images copied out")
 
-    def _pack(self, uri: str, versions: pa.Array) -> None:
-        drawn, rows, tar = self._pieces.layout, self._pieces.rows, self._pieces.tars[uri]
-        chosen = drawn.rows_in_tar(tar)
-        uris, listed = (column.take(pa.array(rows.uri[chosen])).to_pylist() for column in (rows.uris, versions))
-        columns = (uris, rows.offset[chosen], rows.size_bytes[chosen], listed)
-        places = [ByteLocation(*place) for place in zip(*columns, strict=True)]
+    def write_tar(self, uri: str) -> None:
+        """Read the images of one tar from their shards and write the tar."""
+        layout, rows, tar = self._plan.layout, self._plan.rows, self._plan.tars[uri]
+        chosen = layout.rows_in_tar(tar)
+        uris, versions = (column.take(pa.array(rows.uri[chosen])).to_pylist() for column in (rows.uris, self._versions))
+        columns = (uris, rows.offset[chosen], rows.size_bytes[chosen], versions)
+        locations = [ByteLocation(*location) for location in zip(*columns, strict=True)]
         with self._progress.timer("read"):
-            images = range_reads.read_images(places)
-        self._claims.heartbeat()
+            images = range_reads.read_images(locations)
+        self._heartbeat()
         with self._progress.timer("write"):
-            storage.write_bytes(uri, build_tar(images, rows.label[chosen].tolist(), drawn.edges[tar]))
+            storage.write_bytes(uri, build_tar(images, rows.label[chosen].tolist(), layout.edges[tar]))
         self._progress.update(len(images), PurePosixPath(uri).name)
 
-    def _listed(self, sizes: dict[str, int]) -> bytes:
-        """List the tars as a labeled set's shards, with the labels of their samples."""
-        return (
-            b"[" + b",\n".join(self._listed_one(uri, tar, sizes[uri]) for uri, tar in self._pieces.tars.items()) + b"]"
-        )
 
-    def _listed_one(self, uri: str, tar: int, size_bytes: int) -> bytes:
-        shard = Shard(uri=uri, name=PurePosixPath(uri).name, kind="tar", size_bytes=size_bytes, version="")
-        labels = self._pieces.rows.label[self._pieces.layout.rows_in_tar(tar)].tolist()
-        return json.dumps({"shard": shard.model_dump(), "labels": labels}).encode()
+def _shard_list(pack_plan: PackPlan, sizes: dict[str, int]) -> bytes:
+    """Return the tars as the JSON list of a labeled set's shards, with the labels of their samples."""
+    lines = []
+    for uri, tar in pack_plan.tars.items():
+        shard = Shard(uri=uri, name=PurePosixPath(uri).name, kind="tar", size_bytes=sizes[uri], version="")
+        labels = pack_plan.rows.label[pack_plan.layout.rows_in_tar(tar)].tolist()
+        lines.append(json.dumps({"shard": shard.model_dump(), "labels": labels}).encode())
+    return b"[" + b",\n".join(lines) + b"]"
 
 
 def load_shards_by_name(plan: PlanReceipt) -> dict[str, Shard]:
-    """Read the shards of the pool. Memory: about 1 kB a shard."""
-    units = [ShardGroup.model_validate(unit) for unit in json.loads(storage.read_bytes(plan.units))]
-    return {shard.name: shard for unit in units for shard in unit.shards}
+    """Read the shards of the pool, by name.
+
+    Cost:
+        Memory: about 1 kB a shard.
+    """
+    groups = [ShardGroup.model_validate(group) for group in json.loads(storage.read_bytes(plan.units))]
+    return {shard.name: shard for group in groups for shard in group.shards}
 
 
 def source_versions(uris: pa.Array, shards: Collection[Shard]) -> pa.Array:
-    """Return the version that was listed, and so was scored, of each of these URIs: of tars and of loose files.
+    """Return the version of each source object that was listed, and therefore scored.
 
-    Excerpts have none, and neither has what a Parquet file links to, which is taken as it is.
+    Args:
+        uris: URIs of the selection's images.
+        shards: All shards of the pool.
+
+    Returns:
+        One version per URI, for tars and loose files. It is "" for extracts, and for the images that a Parquet file
+        links to, which are read without a version check.
     """
     listed = [(file.uri, file.version) for shard in shards for file in shard.files]
     listed += [(shard.uri, shard.version) for shard in shards if not shard.files]
-    places = pc.index_in(uris, value_set=pa.array([uri for uri, _ in listed], uris.type))
-    return pa.array([version for _, version in listed], pa.string()).take(places).fill_null("")
+    indexes = pc.index_in(uris, value_set=pa.array([uri for uri, _ in listed], uris.type))
+    return pa.array([version for _, version in listed], pa.string()).take(indexes).fill_null("")
 
 
 def build_tar(images: list[bytes], labels: list[int], start: int) -> bytes:
-    """Return a tar of samples, numbered from `start`; equal samples give equal bytes."""
+    """Return a tar of samples. Equal samples give equal bytes.
+
+    Args:
+        images: Encoded images.
+        labels: Class index of each image.
+        start: Number of the first sample.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for number, (image, label) in enumerate(zip(images, labels, strict=True), start=start):

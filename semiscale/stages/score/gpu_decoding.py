@@ -30,7 +30,9 @@ _OF_THE_DEVICE = re.compile(r"out of memory|CUDA error|: 5\b")
 def require_gpu() -> None:
     """Raise InvalidInputError where there is no GPU to decode on."""
     if not torch.cuda.is_available():
-        raise InvalidInputError("decoder: gpu needs a CUDA device, and this machine has none; set decoder to cpu")
+        raise InvalidInputError(
+            "SEMI-E271", "decoder: The value gpu needs a CUDA device, and this machine has none. Set decoder to cpu."
+        )
 
 
 class GpuDecoder:
@@ -69,7 +71,8 @@ class GpuDecoder:
         except RuntimeError as error:
             if _OF_THE_DEVICE.search(str(error)):
                 raise SemiscaleError(
-                    f"the GPU cannot decode: {error}; set decoder to cpu, or use another GPU"
+                    "SEMI-E274",
+                    f"decoder: The GPU cannot decode images: {error}. Set decoder to cpu, or use another GPU.",
                 ) from None
         return [None] if len(images) == 1 else [self._decoded([image])[0] for image in images]
 

@@ -72,7 +72,7 @@ class GroupCompactor:
                 part = shard_scores.shard_scores_from_parquet(data, uri, self.teacher)
                 if part.count.digest != shard.digest():
                     raise shard_scores.corrupt_scores_error(
-                        uri, f"scores of shard {part.count.shard}; expected those of {shard.name}"
+                        uri, f"It holds scores of shard {part.count.shard}, expected those of {shard.name}"
                     )
                 self.advanced()
                 if piece.parts and piece.images + part.count.scored > MAX_IMAGES_PER_RANKING:

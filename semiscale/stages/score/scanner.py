@@ -40,8 +40,15 @@ _COLUMNS = pa.schema(
 
 
 class Scanner:
-    """One pod's scan into a folder. `seen` is told of every scored span: how many images and encoded bytes of which
-    shard."""
+    """One pod's scan with one teacher on one device.
+
+    Args:
+        config: The inputs of this pod.
+        teacher: The teacher's receipt.
+        kept: Number of classes that are kept per image.
+        columns: Parquet columns of the samples.
+        folder: Folder of the scores. The pods that share it run the network in the same execution mode.
+    """
 
     def __init__(
         self,
@@ -50,9 +57,8 @@ class Scanner:
         kept: int,
         columns: SampleFields,
         folder: str,
-        seen: Callable[[Shard, int, int], None],
     ) -> None:
-        self._kept, self._seen = kept, seen
+        self._kept = kept
         checkpoint_io.configure_torch()
         device, preprocessing = checkpoint_io.default_device(), teacher.preprocessing
         self._feed = _feed(device, preprocessing, columns, decodes_on_gpu=config.decoder == "gpu")
@@ -60,19 +66,29 @@ class Scanner:
         model = networks.run_head_in_fp32(checkpoint_io.load_model(teacher.checkpoint)[0], heads)
         self._on = scorer.make_scorer(device, model, preprocessing, kept, folder)
 
-    def scan(self, shards: Iterable[Shard]) -> Generator[tuple[Shard, ShardScores]]:
-        """Score shards, each as it is read to its end. Memory: rows and keys of a shard, of one for every process that
-        reads, 300 bytes an image at ten classes each, and twice as many at a shard's end.
+    def scan(
+        self, shards: Iterable[Shard], on_images: Callable[[Shard, int, int], None]
+    ) -> Generator[tuple[Shard, ShardScores]]:
+        """Score shards, and yield each one when its last image is scored.
 
-        The batches are of one size, the last one too, so that an image's scores do not depend on how many came with it.
+        All batches have one size, the last one too. The scores of an image do not depend on the size of the remainder.
+
+        Args:
+            shards: Shards to score. They are iterated over in another thread.
+            on_images: Receives a shard, and how many of its images and encoded bytes were scored.
+
+        Cost:
+            Memory: rows and keys of one shard per reading process, 300 bytes an image at ten classes each, and twice as
+            many at the end of a shard.
         """
-        tallies: dict[int, _ShardAccumulator] = {}  # of several shards, where several feeds read
+        # Several processes read, so that several shards are under way.
+        tallies: dict[int, _ShardAccumulator] = {}
         began = time.monotonic()
         for batch, best, seconds in self._scored(shards):
             for span in batch.spans:
                 tally = tallies.setdefault(id(span.shard), _ShardAccumulator(span.shard))
                 tally.add(span, best, seconds * len(span.seen) / max(len(batch), 1))
-                self._seen(span.shard, len(span.seen), sum(one.size_bytes for one in span.seen))
+                on_images(span.shard, len(span.seen), sum(sample.size_bytes for sample in span.seen))
                 if span.ends:
                     began, seconds_here = time.monotonic(), time.monotonic() - began
                     yield span.shard, tallies.pop(id(span.shard)).part(self._kept, span.listed, round(seconds_here, 3))

@@ -124,8 +124,9 @@ def apply_mode(mode: ExecutionMode, scorer: ScoringModule, images_BHWC: Tensor) 
     # A compiler may raise any error, for example if the image has no C compiler.
     except Exception as error:
         raise SemiscaleError(
-            "this run's scores are of a compiled network, and this pod cannot compile it: "
-            f"{execution_mode.first_line(error)}; run all pods in the same image"
+            "SEMI-E275",
+            f"this pod: It cannot compile the network: {execution_mode.first_line(error)}. The other pods can. Run all "
+            "pods in one image.",
         ) from error
     return network
 

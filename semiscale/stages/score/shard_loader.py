@@ -265,4 +265,6 @@ def _timed(shard: Shard, columns: SampleFields) -> Iterator[tuple[Sample, float]
             yield sample, time.monotonic() - started
             started = time.monotonic()
     except FileNotFoundError:
-        raise SemiscaleError(f"{shard.uri}: gone since it was listed; put it back, or run the plan again") from None
+        raise SemiscaleError(
+            "SEMI-E272", f"{shard.uri}: The shard disappeared after it was listed. Put it back, or run the plan again."
+        ) from None

@@ -70,7 +70,7 @@ def shard_scores_uri(folder: str, shard: Shard) -> str:
 
 def corrupt_scores_error(uri: str, why: str) -> SemiscaleError:
     """Return the error of a part that cannot be sealed: without it, its shard is scored again."""
-    return SemiscaleError(f"{uri}: {why}; delete it and run the scoring again")
+    return SemiscaleError("SEMI-E273", f"{uri}: {why}. Delete this object and run the scoring again.")
 
 
 def shard_scores_from_parquet(data: bytes, uri: str, teacher: str) -> ShardScores:
@@ -81,13 +81,17 @@ def shard_scores_from_parquet(data: bytes, uri: str, teacher: str) -> ShardScore
         table, metadata = file.read(), file.metadata.metadata or {}
         described, kept = json.loads(metadata[b"semiscale"]), int(metadata[b"kept"])
     except (ValueError, OSError, LookupError) as error:  # Arrow's errors are among them
-        raise corrupt_scores_error(uri, f"damaged: {str(error).partition(chr(10))[0]}") from None
+        raise corrupt_scores_error(uri, f"The file is damaged: {str(error).partition(chr(10))[0]}") from None
     if described.get("teacher") != teacher:
-        raise corrupt_scores_error(uri, f"scores by teacher {described.get('teacher', 'unknown')}; expected {teacher}")
+        raise corrupt_scores_error(
+            uri, f"It holds scores by teacher {described.get('teacher', 'unknown')}, expected {teacher}"
+        )
     labels, log_odds = (table[name].combine_chunks().flatten().to_numpy() for name in ("labels", "scores"))
     count = ShardAccounting.model_validate(described["count"])
     if table.num_rows != count.scored:
-        raise corrupt_scores_error(uri, f"{table.num_rows} samples of shard {count.shard}; expected {count.scored}")
+        raise corrupt_scores_error(
+            uri, f"It holds {table.num_rows} samples of shard {count.shard}, expected {count.scored}"
+        )
     return ShardScores(
         count=count,
         failures=[BadSample.model_validate(failure) for failure in described["failures"]],

@@ -116,7 +116,5 @@ def test_a_machine_without_a_gpu_is_refused(tmp_path: Path) -> None:
     config = ScoreConfig(
         workdir=str(tmp_path), plan="not read", teacher="not read", pod=0, images_per_class=1, decoder="gpu"
     )
-    with pytest.raises(
-        InvalidInputError, match="^decoder: gpu needs a CUDA device, and this machine has none; set decoder to"
-    ):
+    with pytest.raises(InvalidInputError, match="^decoder: .*SEMI-E271"):
         score(config)

@@ -158,9 +158,11 @@ def test_a_claim_is_renewed_while_its_holders_work_advances(tmp_path: Path, monk
 HURRIED = """
 import sys
 from semiscale import storage
+from semiscale.runtime import shared_work
 from semiscale.stages.score import stage
 from semiscale.storage import leases
-leases.LEASE_DURATION_S, leases.RENEW_INTERVAL_S, leases.STALL_TIMEOUT_S, stage.POLL_INTERVAL_S = 1.0, 0.1, 1.0, 0.2
+leases.LEASE_DURATION_S, leases.RENEW_INTERVAL_S, leases.STALL_TIMEOUT_S = 1.0, 0.1, 1.0
+shared_work.POLL_INTERVAL_S = 0.2
 from semiscale.runtime.entrypoints import run_from_cli
 sys.exit(run_from_cli(stage.ScoreConfig, stage.score))
 """

@@ -22,7 +22,7 @@ from semiscale.data.shard import SampleFields
 from semiscale.data.transforms import center_crop, jpeg_scale_denominator, random_resized_crop
 from semiscale.models import normalization
 from semiscale.stages.train import dataset as training_data
-from semiscale.stages.train import finite_loss_guard, loss, trainer
+from semiscale.stages.train import finite_loss_guard, trainer
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.dataset import TrainDataset
 from semiscale.stages.train.device_loader import DeviceBatch
@@ -209,7 +209,7 @@ def test_a_device_without_enough_memory_is_told_in_a_line(tmp_path: Path, monkey
     def too_large(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
 
-    monkeypatch.setattr(loss, "training_loss", too_large)
+    monkeypatch.setattr("semiscale.stages.train.train_step.training_loss", too_large)
     line = r"^train: CUDA out of memory. Tried to allocate 2.00 GiB. Lower device_batch_size, which is 24: [^\n]*$"
     with pytest.raises(SemiscaleError, match=line):
         Stages(tmp_path).train("teacher", device_batch_size=24)

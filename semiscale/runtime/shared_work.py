@@ -1,0 +1,147 @@
+"""Sharing a list of work items among pods by leases, without a coordinator.
+
+Pods may join and die at any time. A lease only saves work. Two pods that process the same item write the same bytes.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Generic, TypeVar
+
+from semiscale.observability.progress import log_info
+from semiscale.storage.leases import LeaseManager
+
+Item = TypeVar("Item")
+
+# An idle pod checks this often whether the pods that hold the remaining items are alive.
+POLL_INTERVAL_S = 2.0
+
+
+def rotate_to_start(items: Sequence[Item], pod: int, pods: int) -> list[Item]:
+    """Rotate a list so that each pod begins at its own item.
+
+    Args:
+        items: All work items, in the same order on every pod.
+        pod: Number of this pod, from 0.
+        pods: Number of pods.
+
+    Returns:
+        All items, beginning with the first one of this pod's equal part.
+    """
+    start = pod * len(items) // pods
+    return [*items[start:], *items[:start]]
+
+
+class SharedWork(Generic[Item]):
+    """Processes work items that no other pod holds, until all items of a list are done.
+
+    Args:
+        leases: Leases of the folder that the items are written to.
+        stage: Name of the stage in log lines.
+        noun: Plural noun of the items in log lines.
+        lease_name: Returns the name of an item's lease.
+        list_unfinished: Returns the items that are not done, in the same order. It runs once after every round.
+        is_done: Checks an item before a lease is asked for.
+        is_done_under_lease: Checks an item after its lease was obtained. The previous holder may have finished it.
+        items_per_round: Number of leased items after which the unfinished items are listed again. 0 means no limit.
+
+    Cost:
+        One listing of all leases per round. Each item adds the requests of one lease and of the two checks.
+    """
+
+    def __init__(
+        self,
+        leases: LeaseManager,
+        stage: str,
+        noun: str,
+        lease_name: Callable[[Item], str],
+        list_unfinished: Callable[[list[Item]], list[Item]],
+        is_done: Callable[[Item], bool] = lambda _: False,
+        is_done_under_lease: Callable[[Item], bool] = lambda _: False,
+        items_per_round: int = 0,
+    ) -> None:
+        self._leases, self._stage, self._noun, self._lease_name = leases, stage, noun, lease_name
+        self._list_unfinished, self._items_per_round = list_unfinished, items_per_round
+        self._is_done, self._is_done_under_lease = is_done, is_done_under_lease
+        self._held: dict[str, ExitStack] = {}
+        self._num_leased = 0
+        self._seen_done: set[str] = set()
+
+    def run(self, items: list[Item], process: Callable[[Iterator[Item]], None]) -> None:
+        """Process items in rounds until all of them are done by any pod.
+
+        Items that other pods hold are waited for. If one of these pods dies, its lease expires and the next round
+        takes the item over.
+
+        Args:
+            items: The unfinished items, beginning with this pod's first one.
+            process: Processes one round. Each item that the iterator yields is leased. `process` calls `release` when
+                the item is committed. Leases that are left at its end or at an error are released here.
+        """
+        num_logged = 0
+        remaining = items
+        while remaining:
+            self._num_leased = 0
+            self._seen_done.clear()
+            try:
+                process(self._lease_available(remaining))
+            finally:
+                for lease in self._held.values():
+                    lease.close()
+                self._held.clear()
+
+            # Sleep only if this round found no free item, and other pods still hold some.
+            waiting = [item for item in remaining if self._lease_name(item) not in self._seen_done]
+            if waiting and not self._num_leased:
+                if num_logged != len(waiting):
+                    num_logged = len(waiting)
+                    log_info(self._stage, f"{self._noun} that other pods hold: {num_logged} of {len(items)}")
+                time.sleep(POLL_INTERVAL_S)
+            remaining = self._list_unfinished(waiting) if waiting else []
+
+    def run_each(self, items: list[Item], process: Callable[[Item], None]) -> None:
+        """Process items one after the other until all of them are done by any pod.
+
+        Args:
+            items: The unfinished items, beginning with this pod's first one.
+            process: Processes and commits one leased item.
+        """
+
+        def process_round(leased: Iterator[Item]) -> None:
+            for item in leased:
+                process(item)
+                self.release(item)
+
+        self.run(items, process_round)
+
+    def release(self, item: Item) -> None:
+        """Release the lease of an item that is committed. Any thread may call this."""
+        self._held.pop(self._lease_name(item)).close()
+
+    def _lease_available(self, items: Sequence[Item]) -> Iterator[Item]:
+        """Yield items one by one, each leased when it is asked for."""
+        # One listing skips everything that other pods hold. An item that was finished since then has no lease any more.
+        held_by_others = self._leases.active()
+        for item in items:
+            name = self._lease_name(item)
+            if name in held_by_others:
+                continue
+            if self._is_done(item):
+                self._seen_done.add(name)
+                continue
+            lease = ExitStack()
+            if not lease.enter_context(self._leases.lease(name)):
+                lease.close()
+                continue
+            self._num_leased += 1
+            if self._is_done_under_lease(item):
+                self._seen_done.add(name)
+                lease.close()
+            else:
+                self._held[name] = lease
+                yield item
+            if self._num_leased == self._items_per_round:
+                return
+
+
+__all__ = ["POLL_INTERVAL_S", "SharedWork", "rotate_to_start"]
