@@ -6,7 +6,7 @@ SemiscaleError              exit 1    the run cannot go on
 ├── BudgetExceededError     exit 3    the device-hours of the run are used up
 └── TerminatedError         exit 143  SIGTERM (signals.py)
 
-Every error has an id such as `SEMI-E012`. `docs/errors.md` gives its cause and its cure.
+Every error has an id such as `SEMI-E001`. `docs/errors.md` gives its cause and its cure.
 """
 
 import difflib
@@ -20,16 +20,16 @@ class SemiscaleError(Exception):
     """The run cannot go on.
 
     Args:
-        code: Stable id, such as `SEMI-E012`. Its cause and cure stand in `docs/errors.md`.
+        code: Stable id, such as `SEMI-E001`. `docs/errors.md` explains it. It is empty if an error is read from a
+            status or a log line that has no id.
         message: One line for a person. It says what is wrong with which object or key, and what to do.
     """
 
     exit_code = 1
 
-    # Transitional: an error with one argument has a message and no id. Delete `message`'s default to make it strict.
-    def __init__(self, code: str, message: str = "") -> None:
+    def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
-        self.code, self.message = (code, message) if message else ("", code)
+        self.code, self.message = code, message
 
     def __str__(self) -> str:
         return f"{self.message} [{self.code}]" if self.code else self.message

@@ -208,7 +208,8 @@ def _final_fields(error: BaseException | None, over_budget: str) -> dict[str, ob
     if error is None:
         return {"state": "finished"}
     if over_budget:
-        return {"state": "stopped", "reason": over_budget, "exit_code": BudgetExceededError.exit_code}
+        reason = str(BudgetExceededError("SEMI-E003", over_budget))
+        return {"state": "stopped", "reason": reason, "exit_code": BudgetExceededError.exit_code}
     reason = to_single_line(str(error)) or type(error).__name__
     code = error.exit_code if isinstance(error, SemiscaleError) else 1
     if isinstance(error, KeyboardInterrupt):

@@ -216,7 +216,7 @@ def test_a_plan_is_printed_with_the_sources_of_its_figures(tmp_path: Path, capsy
             {"classes": "/nowhere.txt"},
             STATED,
             0.0,
-            "classes: /nowhere.txt: no such file; expected one",
+            "classes: /nowhere.txt.*SEMI-E134",
         ),
     ],
 )

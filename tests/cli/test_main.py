@@ -79,7 +79,7 @@ def test_invalid_options_are_refused_with_exit_code_2(
 
 def test_a_missing_object_is_named(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_with_exit_code(lambda: print(storage.read_bytes(f"{bucket}/units.json"))) == 1
-    assert capsys.readouterr().err.startswith(f"failed: {bucket}/units.json: no such file; what was finished is kept")
+    assert capsys.readouterr().err.startswith(f"failed: {bucket}/units.json: no such file.")
 
 
 def test_the_cause_in_the_output_of_docker_comes_before_its_advice() -> None:

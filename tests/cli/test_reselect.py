@@ -95,7 +95,7 @@ def test_keys_that_match_nothing_are_told(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_list_that_is_not_utf8_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     (tmp_path / "remove.txt").write_bytes("00001\né\n".encode("latin-1"))
-    with pytest.raises(InvalidInputError, match=r"remove: .*remove\.txt: byte 6 is not UTF-8; write the list as UTF-8"):
+    with pytest.raises(InvalidInputError, match=r"remove: .*remove\.txt: .*6.*SEMI-E065"):
         assert Stages(tmp_path, remove=str(tmp_path / "remove.txt")).plan
 
 
@@ -117,14 +117,14 @@ def test_a_threshold_keeps_what_is_above_it(tmp_path: Path) -> None:
 
 
 def test_a_threshold_that_no_image_reaches_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(SemiscaleError, match="the pool has no image to select: all were .* below min_probability"):
+    with pytest.raises(SemiscaleError, match="min_probability.*SEMI-E300"):
         Stages(tmp_path).merge(min_probability=1 - 1e-15)
 
 
 def test_more_classes_an_image_than_were_kept_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("semiscale.stages.score.score_store.MIN_KEPT_CLASSES", 2)
     stages = Stages(tmp_path, classes_per_image=2)
-    with pytest.raises(InvalidInputError, match="the scores keep the 2 best classes of each image; .* at most 2"):
+    with pytest.raises(InvalidInputError, match="^classes_per_image: .*2.*SEMI-E302"):
         stages.merge(classes_per_image=3)
 
 

@@ -38,7 +38,7 @@ def test_what_a_task_tells_is_shown_without_what_it_holds_of_its_data() -> None:
     )
     assert len(shown.split("\n")) == 4
     assert shown.replace("\n", "").isprintable()
-    assert str(_final_fields(SemiscaleError(HOSTILE), "")["reason"]).isprintable()
+    assert str(_final_fields(SemiscaleError("SEMI-E000", HOSTILE), "")["reason"]).isprintable()
 
 
 def test_a_class_of_a_table_moves_no_cursor() -> None:
@@ -60,11 +60,15 @@ def test_a_class_of_a_table_moves_no_cursor() -> None:
 )
 def test_credentials_in_a_uri_are_said_nowhere(text: str) -> None:
     def work() -> None:
-        raise InvalidInputError(text)
+        raise InvalidInputError("SEMI-E000", text)
 
     with redirect_stderr(io.StringIO()) as err:
         assert run_with_exit_code(work) == 2
-    for said in (redact_credentials(text), err.getvalue(), str(_final_fields(InvalidInputError(text), "")["reason"])):
+    for said in (
+        redact_credentials(text),
+        err.getvalue(),
+        str(_final_fields(InvalidInputError("SEMI-E000", text), "")["reason"]),
+    ):
         assert "SECRET" not in said
     assert "SEC/RET" not in redact_credentials(text)
 

@@ -100,7 +100,7 @@ def test_a_shard_that_cannot_be_cut_is_warned_of(
         pictures.write_tar(pool / "a.tar", {f"{number}.png": pictures.picture(0, number) for number in range(count)})
         shard_groups.build_shard_groups([str(pool)], str(tmp_path / "work"), PLAIN)
         said = capsys.readouterr().out
-        assert (f"{pool}/a.tar: about " in said) == (count > 60)
+        assert (f"{pool}/a.tar: the shard has about " in said) == (count > 60)
 
 
 def test_a_cut_file_is_scored_merged_and_packed_as_if_it_were_whole(

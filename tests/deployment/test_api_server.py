@@ -222,5 +222,5 @@ def test_without_the_component_a_training_on_nodes_is_refused_with_one_line(
     monkeypatch.setenv(TRAINJOB_ENV, LAUNCHED.model_dump_json())
     ended = subprocess.run(command(config), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2, ended.stderr
-    assert "cannot get the TrainJob" in ended.stderr + ended.stdout
+    assert "SEMI-E261" in ended.stderr + ended.stdout
     assert "see manifests/components/trainjobs" in ended.stderr + ended.stdout

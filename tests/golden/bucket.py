@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 
 NAME = "semiscale-golden"
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent / "data"
 FIXTURE = HERE / "workdir-0.1.0.tar.xz"
 GOLDEN = HERE / "workdir-0.1.0.json"
 # Some names have a random or a clock's part. Everything else in a name is a digest, a number or a word.

@@ -1,4 +1,4 @@
-"""Expected values, kept as JSON files beside the tests.
+"""Expected values, kept as JSON files in `data`.
 
 `WRITE_GOLDEN=1 pytest tests/golden` writes them instead of comparing. A change of what is stored in users' workdirs
 needs more than that: the program must still understand the older form, and a test must show it.
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent / "data"
 
 
 def check_equal(name: str, actual: Any) -> None:

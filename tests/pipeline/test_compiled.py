@@ -245,8 +245,8 @@ def test_images_are_named_as_they_are_where_none_was_pushed() -> None:
     [
         ({"gpus": 1}, r"^here: hardware.gpus: unknown key"),
         ({"scan": {"node_selectors": {}}}, r"^here: hardware.scan.node_selectors: unknown key; did you mean 'node_sel"),
-        ({"scan": {"memory": "40 GB"}}, r"^here: hardware.scan.memory: .*found '40 GB'$"),
-        ({"training": {"nodes": 0}}, r"^here: hardware.training.nodes: .*found 0$"),
+        ({"scan": {"memory": "40 GB"}}, r"^here: hardware.scan.memory: .*found '40 GB'"),
+        ({"training": {"nodes": 0}}, r"^here: hardware.training.nodes: .*found 0"),
         ({"scan": {"tolerations": [{"effect": "Never"}]}}, r"^here: hardware.scan.tolerations.0.effect: .*"),
     ],
 )

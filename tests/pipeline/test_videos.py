@@ -49,7 +49,7 @@ def stages(root: Path, **changes: object) -> Stages:
         ({"frames": 0}, "teacher_architecture: 'r2plus1d_8_small'.*SEMI-E152"),
         (
             {"frames": 0, "teacher_frames": 32, "teacher_architecture": "resnet8_small"},
-            "teacher_frames: 32, and the run has images; set frames, or leave it out",
+            "teacher_frames: .*SEMI-E105",
         ),
         ({"student_architecture": "resnet18"}, "student_architecture: 'resnet18'.*SEMI-E152"),
         ({"augmentation": "shift"}, "augmentation: shift .*SEMI-E208"),
@@ -64,9 +64,7 @@ def test_images_and_videos_are_not_mixed_up(tmp_path: Path, changes: dict[str, o
 
 def test_without_av_videos_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        InvalidInputError, match="^frames: videos need PyAV, which is not installed here: pip install av$"
-    ):
+    with pytest.raises(InvalidInputError, match="^frames: .*PyAV.*SEMI-E063"):
         plan(PlanConfig.model_validate(videos.write_run(tmp_path)))
 
 
@@ -289,9 +287,7 @@ def assert_taken_as_ready_made(run: Stages) -> None:
     taken = other.train("teacher", checkpoint=run.teacher.checkpoint)
     assert (taken.images_processed, taken.preprocessing) == (0, run.teacher.preprocessing)
     shorter = other.config.model_copy(update={"name": "shorter", "teacher_frames": 0})
-    with pytest.raises(
-        InvalidInputError, match="was trained on 4 frames of 8 x 8 pixels, .*, the run is of 2 frames of 8 x 8"
-    ):
+    with pytest.raises(InvalidInputError, match="4 frames of 8 x 8 pixels, .*2 frames of 8 x 8.*SEMI-E139"):
         plan(shorter)
 
 

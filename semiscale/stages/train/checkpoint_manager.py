@@ -99,8 +99,9 @@ class CheckpointManager:
         voucher = _CheckpointManifest.model_validate_json(storage.read_bytes(uri))
         if voucher.training not in ("", self._training):
             raise InvalidInputError(
-                f"{uri}: a checkpoint of another training, {voucher.training}, and this is {self._training}; "
-                f"empty {self._folder}, or take its model as start_weights"
+                "SEMI-E241",
+                f"{uri}: The checkpoint belongs to training {voucher.training}, and this is {self._training}. Empty "
+                f"{self._folder}, or give its model as start_weights.",
             )
         with tempfile.TemporaryDirectory() as here:
             path = Path(here) / "checkpoint"

@@ -243,7 +243,10 @@ class TrainDataset:
             if seen > start:
                 yield pair
         if seen != shard.samples:
-            raise SemiscaleError(f"{shard.shard.uri}: {seen} samples where {shard.samples} were planned")
+            raise SemiscaleError(
+                "SEMI-E242",
+                f"{shard.shard.uri}: The shard has {seen} samples, not {shard.samples} as planned. Run the plan again.",
+            )
 
     def _held_bytes(self, shards: list[LabeledShard]) -> int:
         """Return what all samples take in memory: as stored, or as pixels where they are tiny."""
@@ -292,8 +295,8 @@ def _reraise_unreadable(key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        why = f"{key}: {describe_decode_error(error, key)}; it was readable when the run was planned, was it changed?"
-        raise SemiscaleError(why) from error
+        why = f"{key}: {describe_decode_error(error, key)}. The plan could read it. Restore it, or run the plan again."
+        raise SemiscaleError("SEMI-E243", why) from error
 
 
 def _prefetch_windows(windows: Iterator[list[TrainSample]], pool: ThreadPoolExecutor) -> Iterator[TrainSample]:

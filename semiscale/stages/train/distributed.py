@@ -199,9 +199,13 @@ def launch_local_ranks(config: TrainConfig, count: int) -> None:
     try:
         elastic_launch(launch, sys.executable)("-m", "semiscale.stages.train", *options)
     except SignalException:
-        raise TerminatedError("told to stop; the ranks have saved a checkpoint, start it again to go on") from None
+        raise TerminatedError(
+            "SEMI-E002", "The training was stopped by SIGTERM. Its checkpoint is saved. Start it again to continue."
+        ) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         kinds = {kind.exit_code: kind for kind in (InvalidInputError, TerminatedError)}
-        what = f"rank {rank} of {count} stopped with exit code {failure.exitcode}; its own line is above"
-        raise kinds.get(failure.exitcode, SemiscaleError)(f"train: {what}") from None
+        raise kinds.get(failure.exitcode, SemiscaleError)(
+            "SEMI-E248",
+            f"train: Rank {rank} of {count} stopped with exit code {failure.exitcode}. See its own line above.",
+        ) from None

@@ -45,8 +45,9 @@ def _model_from_receipt(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Modu
         pairs = zip_longest(described.classes, plan.classes)
         other = next((f", the first other one {one!r} for {wanted!r}" for one, wanted in pairs if one != wanted), "")
         raise InvalidInputError(
-            f"{start.checkpoint}: a {described.architecture} of {len(described.classes)} classes; "
-            f"expected {config.architecture} of the plan's {len(plan.classes)}{other}; for other classes give it as "
-            "--start-weights, which takes all but its head"
+            "SEMI-E244",
+            f"{start.checkpoint}: The model is a {described.architecture} of {len(described.classes)} classes. The "
+            f"plan needs {config.architecture} of {len(plan.classes)} classes{other}. For other classes give it as "
+            "start_weights, which replaces the head.",
         )
     return model, start.checkpoint

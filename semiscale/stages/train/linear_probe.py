@@ -117,7 +117,10 @@ def _features(config: LinearProbeConfig, model: nn.Module, splits: list[LabeledS
         prepared = EvalLoader(split, columns, config.preprocessing)
         features_BF = predict_logits(model, prepared, checkpoint_io.default_device(), progress.update)
         if not bool(features_BF.isfinite().all()):
-            raise SemiscaleError(f"train: {config.start_weights}: features are not finite; are its weights whole?")
+            raise SemiscaleError(
+                "SEMI-E245",
+                f"{config.start_weights}: The features of the network are not finite. Check that the file is complete.",
+            )
         found.append((features_BF, prepared.labels_B))
     return found
 

@@ -108,9 +108,10 @@ def _refuse_exchanged(config: TrainConfig, classes: list[str], labels: list[int]
     if not said and (found := swapped_classes(labels, best)):
         label, other = next(iter(found.items()))
         raise InvalidInputError(
-            f"{config.checkpoint}: images of {classes[label]!r} are mostly taken for {classes[other]!r}, and those, "
-            f"in the end, for {classes[label]!r}: its classes seem to be in another order; name them in "
-            "teacher_classes, and this is not asked"
+            "SEMI-E246",
+            f"{config.checkpoint}: Most images of {classes[label]!r} are classified as {classes[other]!r}, and the "
+            f"other way round, directly or through other classes. The model's classes seem to be in another order. "
+            "Name them in teacher_classes.",
         )
 
 
@@ -123,8 +124,9 @@ def _check_accuracy(config: TrainConfig, model: nn.Module, classes: list[str], o
     said = f"top-1 {top1:.2%} on {on.samples:,} validation images"
     if not top1 > least:  # nor where the logits are no numbers
         raise InvalidInputError(
-            f"{config.checkpoint}: {said}, and a teacher of these classes must exceed {least:.2%}, clearly more than "
-            "chance; are its classes in the run's order, and its preprocessing the run's?"
+            "SEMI-E247",
+            f"{config.checkpoint}: The model has {said}, and a teacher must exceed {least:.2%}, clearly more than "
+            "chance. Check the order of its classes and its preprocessing.",
         )
     _refuse_exchanged(config, classes, prepared.labels_B.tolist(), found.argmax(1).tolist())
     log_info("train", f"{config.checkpoint}: {said}; used as it is")

@@ -61,7 +61,10 @@ def run_trainjob(config: TrainConfig, launch: TrainJobSettings) -> None:
             raise
     jobs.delete()
     if storage.head(receipt) is None:
-        raise SemiscaleError(f"train: the TrainJob is complete, but {receipt} is not there; can its nodes write there?")
+        raise SemiscaleError(
+            "SEMI-E256",
+            f"{receipt}: The TrainJob is complete and wrote no receipt. Check that its nodes can write there.",
+        )
 
 
 def build_trainjob(config: TrainConfig, launch: TrainJobSettings) -> dict[str, Any]:
@@ -188,7 +191,7 @@ class _TrainJobClient:
             if self._find() is None:
                 return
             time.sleep(1)
-        raise SemiscaleError(f"train: the ended TrainJob {self._name} does not go away; delete it by hand")
+        raise SemiscaleError("SEMI-E257", f"TrainJob {self._name}: It has ended and is not deleted. Delete it by hand.")
 
     def _states(self) -> Iterator[dict[str, Any]]:
         """Yield the TrainJob whenever it changes, and every LOOK_EVERY_S. Rides out an API server that is away."""
@@ -212,10 +215,13 @@ class _TrainJobClient:
                     yield event["object"]
             except (ApiException, HTTPError) as error:
                 if getattr(error, "status", None) == 404:
-                    raise SemiscaleError(f"train: the TrainJob {self._name} was deleted while it ran") from None
+                    raise SemiscaleError(
+                        "SEMI-E258", f"TrainJob {self._name}: It was deleted while it ran. Run the training again."
+                    ) from None
                 if time.monotonic() - heard > API_TIMEOUT_S:
                     raise SemiscaleError(
-                        f"train: the API server has not answered for {API_TIMEOUT_S} s: {error}"
+                        "SEMI-E259",
+                        f"The API server has not answered for {API_TIMEOUT_S} s: {error}. Run the training again.",
                     ) from None
                 time.sleep(1)
 
@@ -240,12 +246,18 @@ class _TrainJobClient:
         failed = sorted((pod for pod in self._nodes() if _end(pod)), key=lambda pod: _end(pod).finished_at)
         if not failed:
             why = condition.get("message") or condition.get("reason") or "no message"
-            return SemiscaleError(f"train: the TrainJob {self._name} failed: {why}")
+            return SemiscaleError(
+                "SEMI-E260", f"TrainJob {self._name}: It failed: {why}. See its events and the logs of its pods."
+            )
         said = [(pod, _end(pod).message or self._last_line(pod.metadata.name)) for pod in failed]
         pod, line = next((pair for pair in said if parse_failure(pair[1])), said[0])
-        told = parse_failure(line) or SemiscaleError(parse_log_line(line)["message"] or "it said nothing")
-        error = type(told)(f"{told} ({pod.metadata.name}, exit code {_end(pod).exit_code})")
-        error.exit_code = told.exit_code
+        reported = parse_failure(line) or SemiscaleError(
+            "SEMI-E260", parse_log_line(line)["message"] or "The node wrote no reason. See the log of its pod."
+        )
+        error = type(reported)(
+            reported.code, f"{reported.message} ({pod.metadata.name}, exit code {_end(pod).exit_code})"
+        )
+        error.exit_code = reported.exit_code
         return error
 
     def _nodes(self) -> list[Any]:
@@ -312,5 +324,5 @@ def _refusal(error: Any, verb: str) -> SemiscaleError:
     except (TypeError, ValueError, LookupError):
         why = error.reason
     kind = InvalidInputError if error.status in (400, 403, 404, 422) else SemiscaleError
-    hint = "; see manifests/components/trainjobs" if error.status in (403, 404) else ""
-    return kind(f"train: cannot {verb} the TrainJob: {why} ({error.status}){hint}")
+    hint = " See manifests/components/trainjobs." if error.status in (403, 404) else ""
+    return kind("SEMI-E261", f"train: Cannot {verb} the TrainJob: {why} ({error.status}).{hint}")

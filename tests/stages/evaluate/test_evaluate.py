@@ -13,9 +13,12 @@ from kfp import dsl
 from components.evaluate.component import evaluate as component
 from semiscale import storage
 from semiscale.cli.main import main
+from semiscale.config.run_parameters import RunParameters
 from semiscale.evaluation.metrics import topk_correct
 from semiscale.evaluation.prediction_cache import Predictions
 from semiscale.receipts.evaluate import EvaluationReceipt, ModelEvaluation
+from semiscale.receipts.train import TrainReceipt
+from semiscale.runtime.lineage import publish
 from semiscale.stages.evaluate.evaluate_models import best_by_validation
 from tests.support.stages import Stages
 
@@ -122,21 +125,29 @@ def test_what_the_kubeflow_ui_is_given(stages: Stages, tmp_path: Path) -> None:
     def artifact(kind: type[dsl.Artifact], uri: str) -> dsl.Artifact:
         return kind(name=Path(uri).stem, uri=uri)
 
-    def given(*receipts: object) -> list[dsl.Artifact]:
-        return [artifact(dsl.Artifact, stages.uri(receipt)) for receipt in receipts]  # type: ignore[arg-type]
+    run = RunParameters.model_validate(stages.plan.run)
+    lineage = publish(stages.plan, run, {}).lineage
 
+    def given(*receipts: TrainReceipt) -> list[dsl.Artifact]:
+        artifacts = []
+        for number, one in enumerate(receipts):
+            path = tmp_path / f"{one.recipe}-{number}.json"
+            path.write_text(publish(one, run, lineage).model_dump_json())
+            artifacts.append(artifact(dsl.Artifact, str(path)))
+        return artifacts
+
+    lineage = publish(stages.teacher, run, lineage).lineage
+    lineage = publish(stages.pretrained, run, lineage).lineage
     receipt = artifact(dsl.Artifact, str(tmp_path / "receipt"))
     metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "metrics"))
     confusion = dsl.ClassificationMetrics(name="confusion", uri=str(tmp_path / "confusion"))
     summary = artifact(dsl.Markdown, str(tmp_path / "summary.md"))
     component.python_func(
-        receipt=receipt, metrics=metrics, confusion=confusion, summary=summary, workdir=stages.workdir,
-        plan=given(stages.plan)[0], teacher=given(stages.teacher)[0], baselines=given(*stages.baselines),
-        pretrained=given(stages.pretrained)[0], students=given(*stages.students), image_column="image",
-        label_column="label",
+        receipt=receipt, metrics=metrics, confusion=confusion, summary=summary,
+        baselines=given(*stages.baselines), students=given(*stages.students),
     )  # fmt: skip
     found = EvaluationReceipt.model_validate_json(Path(receipt.path).read_text())
-    assert found == stages.evaluation
+    assert found.model_copy(update={"lineage": {}}) == stages.evaluation
     assert metrics.metadata["student top-1 (%)"] == pytest.approx(100 * found.models["student"].top1, abs=0.001)
     matrix = confusion.metadata["confusionMatrix"]
     assert [one["displayName"] for one in matrix["annotationSpecs"]] == ["red", "green", "blue"]

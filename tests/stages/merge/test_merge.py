@@ -147,7 +147,7 @@ def test_a_score_file_that_lost_rows_is_refused(tmp_path: Path, rows: int) -> No
     whole = pq.read_metadata(victim).num_rows
     rewritten(victim, rows)
     with pytest.raises(
-        SemiscaleError, match=f"{victim}: {rows} rows; expected 3 for each of {whole // 3} images; delete"
+        SemiscaleError, match=f"{victim}: {rows} rows; expected 3 for each of {whole // 3} images.*SEMI-E027"
     ):
         stages.merge()
 
@@ -158,9 +158,7 @@ def test_a_damaged_score_file_is_refused_by_name_and_made_anew(tmp_path: Path, h
     undisturbed = Path(stages.selection.selection).read_bytes()
     victim = next(Path(stages.scores[0].folder).glob("*/scores.parquet"))
     damage(victim, how)
-    with pytest.raises(
-        SemiscaleError, match=f"^{victim}: .*; delete the folder {victim.parent} and run the scoring again$"
-    ):
+    with pytest.raises(SemiscaleError, match=f"^{victim}: .*{victim.parent} .*SEMI-E027"):
         stages.merge(images_per_class=13)
     shutil.rmtree(victim.parent)
     stages.score(0)

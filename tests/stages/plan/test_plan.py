@@ -154,7 +154,7 @@ def damaged_labeled(root: Path, content: dict[str, Any]) -> None:
     ("damage", "line"),
     [
         (put("labeled", ["/nowhere/at/all"]), r"^/nowhere/at/all: nothing here"),
-        (put("labeled", ["ftp://a/b"]), "unknown scheme 'ftp'"),
+        (put("labeled", ["ftp://a/b"]), "'ftp'.*SEMI-E022"),
         (remove("data", "pool"), "nothing here"),
         (empty_class, r"^labeled: class folder .*purple.*SEMI-E204"),
         (class_without_image, r"^labeled: .*violet.*SEMI-E211"),
@@ -163,7 +163,7 @@ def damaged_labeled(root: Path, content: dict[str, Any]) -> None:
         (put("teacher_architecture", "resnet5O"), "teacher_architecture: .*'resnet5O'.* 'resnet50'.*SEMI-E151"),
         (put("student_architecture", "vgg"), r"^student_architecture: .*'vgg'.*SEMI-E151"),
         (put("classes", "/nowhere/classes.txt"), r"^classes: /nowhere/classes.txt .*SEMI-E134"),
-        (put("image_column", "picture"), r"no column 'picture'; it has image, label; set image_column"),
+        (put("image_column", "picture"), r"'picture'.*image_column.*image, label.*SEMI-E058"),
         (twice_the_same_class, r"^classes: .*'red'.*SEMI-E136"),
         (latin_1_classes, r"^classes: .*SEMI-E135"),
         (workdir_under_a_file, r"^workdir: .*SEMI-E209"),

@@ -46,8 +46,9 @@ def test_one_that_was_copied_from_another_training_is_refused(tmp_path: Path) ->
     for place in ("b", "moved/a"):
         shutil.copytree(tmp_path / "a", tmp_path / place)
     assert found(str(tmp_path / "moved" / "a")) == 1
-    line = r"/b/checkpoints/.*json: a checkpoint of another training, a, and this is b; empty .*/b/checkpoints, or "
-    with pytest.raises(InvalidInputError, match=line):
+    with pytest.raises(
+        InvalidInputError, match=r"/b/checkpoints/.*json: .* training a, .* b\. .*/b/checkpoints.*SEMI-E241"
+    ):
         CheckpointManager(str(tmp_path / "b")).load_latest()
 
 
