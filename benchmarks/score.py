@@ -243,7 +243,8 @@ class Bench:
 
     def decoder(self) -> Run:
         """Decoding, resizing and cutting images that lie in memory, on all cores, in as many processes as a GPU's feed
-        has; nothing is done with them."""
+        has; nothing is done with them.
+        """
         processes = max(CORES // CPUS_PER_PROCESS, 1)
         share = -(-self.case.images // processes)
 

@@ -162,7 +162,7 @@ def bench_training(options: argparse.Namespace) -> Any:
 
 
 def torchvision(folder: Path, options: argparse.Namespace) -> Contestant:
-    """torchvision's references/classification/train.py, its presets and its train_one_epoch, on one process."""
+    """Torchvision's references/classification/train.py, its presets and its train_one_epoch, on one process."""
     import torch
     from torchvision import datasets, models, transforms
 
@@ -199,7 +199,7 @@ def torchvision(folder: Path, options: argparse.Namespace) -> Contestant:
 
 
 def timm(folder: Path, options: argparse.Namespace) -> Contestant:
-    """timm's train.py: its dataset, loader, optimizer and step, with its defaults but for the recipe's."""
+    """Timm's train.py: its dataset, loader, optimizer and step, with its defaults but for the recipe's."""
     import torch
     from timm import create_model
     from timm.data import create_dataset, create_loader

@@ -130,14 +130,16 @@ def _decode_baseline_jpeg(data: bytes, reduction: Callable[[int, int], int]) -> 
 
 def baseline_jpeg_header(data: bytes) -> tuple[int, int, str] | None:
     """Return height, width and colours of a JPEG that has nothing odd about it, as far as its header tells; None for
-    any other file, and for one that may be rotated."""
+    any other file, and for one that may be rotated.
+    """
     scans_at, sequential = _find_first_scan(data)
     return _header(data, sequential) if scans_at and not _may_have_exif_rotation(data, scans_at) else None
 
 
 def _may_have_exif_rotation(data: bytes, scans_at: int) -> bool:
     """Say whether a JPEG's header speaks of a rotation. Only the header is searched, where Pillow looks too: searching
-    all of an image's bytes would hold up the other threads, two thousand images a second on any number of cores."""
+    all of an image's bytes would hold up the other threads, two thousand images a second on any number of cores.
+    """
     return any(mark in data[:scans_at] for mark in _MAY_BE_TURNED)
 
 
@@ -154,7 +156,8 @@ def _header(data: bytes, sequential: bool) -> tuple[int, int, str] | None:
 
 def _find_first_scan(data: bytes) -> tuple[int, bool]:
     """Return where a JPEG's first scan begins, 0 where that cannot be told, and whether its scans cost no more than
-    their bytes say."""
+    their bytes say.
+    """
     place, sequential = len(_JPEG) - 1, False
     for _ in range(MAX_SEGMENTS if data.startswith(_JPEG) else 0):
         start, marker = data[place : place + 1], data[place + 1 : place + 2]
@@ -209,7 +212,8 @@ def _load(data: bytes) -> Image.Image:
 
 def _load_first_frame(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """Load what is shown first, where Pillow and viewers differ: a PNG may hold a still for those that cannot animate,
-    the gray that it makes clear counts in the file's own levels, and a GIF's first frame may leave canvas uncovered."""
+    the gray that it makes clear counts in the file's own levels, and a GIF's first frame may leave canvas uncovered.
+    """
     if image.info.get("default_image") and _MOVES in data:
         image.seek(1)
     _, box, _, levels = image.tile[0] if image.tile else ("", None, 0, "")

@@ -50,7 +50,7 @@ def _with_unique_name(shard: Shard, uri: str, number: int, found: Mapping[str, S
 
 
 def _prefixes(uri: str, number: int) -> Iterator[str]:
-    """Yield the last folder of a URI, if it has any below the bucket, and then with numbers: `b`, `b-2`, `b-3` …"""
+    """Yield prefixes for names: the last folder of a URI, then numbered, as in `b`, `b-2`, `b-3`."""
     path = _pattern(storage.absolute_uri(uri))[0].rpartition("://")[2]
     folder = path.rpartition("/")[2] if "/" in path else ""
     if folder:

@@ -88,6 +88,7 @@ def read_samples_at(shard: Shard, indexes: Collection[int], columns: SampleField
 
 
 def iter_parquet_samples(shard: Shard, columns: SampleFields, ahead: bool) -> Iterator[Sample]:
+    """Yield the samples of a Parquet file, or of some of its row groups, in their stored order."""
     with open_shard(shard) as file:
         table = open_parquet(file, shard)
         check_columns(table.schema_arrow, columns, shard)
@@ -101,7 +102,8 @@ def iter_parquet_samples(shard: Shard, columns: SampleFields, ahead: bool) -> It
 
 def open_parquet(file: BinaryIO, shard: Shard) -> pq.ParquetFile:
     """Open a Parquet file. pandas and others put all of a file's images into one row group, which may be gigabytes;
-    small ones are fetched whole, because page by page each of their columns would cost a request of its own."""
+    small ones are fetched whole, because page by page each of their columns would cost a request of its own.
+    """
     try:
         table = pq.ParquetFile(file)
         groups = list(map(table.metadata.row_group, range(table.num_row_groups)))
@@ -117,6 +119,7 @@ def open_parquet(file: BinaryIO, shard: Shard) -> pq.ParquetFile:
 
 
 def check_columns(schema: pa.Schema, columns: SampleFields, shard: Shard) -> None:
+    """Raise InvalidInputError if a column is missing, is there twice, or cannot hold images."""
     for option, name in (("image_column", columns.image), ("label_column", columns.label)):
         if name and name not in schema.names:
             raise InvalidInputError(
@@ -203,7 +206,8 @@ def _linked_sample(index: int, key: str, link: str, label: str | None, shard: Sh
 def _check_object_name(uri: str) -> None:
     """Raise InvalidInputError for what no object can be called: a store answers an error to it that does not tell it
     from others,
-    https://cloud.google.com/storage/docs/objects#naming, .../buckets#naming; S3's rules are narrower."""
+    https://cloud.google.com/storage/docs/objects#naming, .../buckets#naming; S3's rules are narrower.
+    """
     if storage.is_object_store(uri) and not (_REMOTE_URI.match(uri) and len(uri.split("/", 3)[3].encode()) <= 1024):
         raise InvalidInputError(
             "SEMI-E061", f"{uri}: This is not the name of an object. Write a URI such as gs://bucket/name."

@@ -107,12 +107,14 @@ def media_suffixes(videos: bool) -> tuple[str, ...]:
 
 
 def is_hidden(name: str) -> bool:
+    """Return whether a file or one of its folders has a name that starts with a dot."""
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def open_shard(shard: Shard, ahead: bool = False) -> BinaryIO:
     """Open a tar or Parquet file. A digest vouches for the version that was listed, so another one is not read;
-    what a stage wrote itself is listed without a version: its name is the digest of what it holds."""
+    what a stage wrote itself is listed without a version: its name is the digest of what it holds.
+    """
     return storage.open_object(shard.uri, shard.version, ahead=ahead)
 
 

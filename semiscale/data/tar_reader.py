@@ -78,7 +78,8 @@ _EXTENDING = (
 
 class _Header(tarfile.TarInfo):
     """A member's name, kind and size. A plain header is read in a quarter of tarfile's time, any other by tarfile, so
-    that there is one behaviour: long names, links, sparse files, large sizes, damage."""
+    that there is one behaviour: long names, links, sparse files, large sizes, damage.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -120,7 +121,8 @@ def _extract_sample(
     tar: tarfile.TarFile, group: Iterable[tarfile.TarInfo], shard: Shard, columns: SampleFields
 ) -> list[_Member]:
     """Read the members of one sample. Of several images none is taken, so the first of each kind is read and no other:
-    where all names of a tar share what stands before their first dot, all of it is one sample."""
+    where all names of a tar share what stands before their first dot, all of it is one sample.
+    """
     suffixes, had, members = media_suffixes(columns.videos), set(), []
     for member in group:
         suffix = _split_name(member.name)[1]

@@ -47,7 +47,8 @@ def resize_shape(height: int, width: int, preprocessing: Preprocessing) -> tuple
 
 def _crop_extreme_aspect(image: ImageArray) -> ImageArray:
     """Leave out the ends of an image that is much longer than wide: the centre cut does not show them, but resizing the
-    image whole would take gigabytes. Other images stay as they are."""
+    image whole would take gigabytes. Other images stay as they are.
+    """
     height, width = image.shape[:2]
     longest = MAX_ASPECT_RATIO * min(height, width)
     top, left = (max(side - longest, 0) // 2 for side in (height, width))
@@ -146,7 +147,8 @@ def _middle(width: int, height: int) -> tuple[int, int, int, int]:
 
 def _resize(image: ImageArray, width: int, height: int) -> ImageArray:
     """Resize with a triangle filter as wide as the reduction, so that nothing aliases: Pillow's BILINEAR to within one
-    level, in half of its time."""
+    level, in half of its time.
+    """
     if image.shape[:2] == (height, width):
         return image
     # A batch of one that torch knows as channels_last takes two thirds of the time, to the same bits. NumPy turns the

@@ -22,7 +22,8 @@ class PartSeconds(StrictDocument):
 
 class PartImageCounts(StrictDocument):
     """How many images each part of the scan worked on: what has no bytes is not decoded, what is damaged not forwarded,
-    what has scores that are not finite not written."""
+    what has scores that are not finite not written.
+    """
 
     read: int = 0
     decode: int = 0

@@ -201,7 +201,8 @@ def _depths(band: NDArray[np.uint8], rows: ScoreRows, classes: int) -> NDArray[n
 
 def _written(table: pa.Table, cuts: NDArray[np.int64], footer: dict[str, Any]) -> bytes:
     """Write a table cut into row groups. Scores and samples are split into their bytes, of which the high ones repeat:
-    6 bytes a row, and every Parquet reader understands it."""
+    6 bytes a row, and every Parquet reader understands it.
+    """
     groups = (table.slice(start, end - start) for start, end in pairwise([0, *cuts.tolist(), len(table)]))
     return encode_parquet(
         groups,

@@ -105,7 +105,8 @@ class LocalStore:
     @staticmethod
     def _entry(path: Path) -> ObjectInfo | None:
         """A link to nothing is listed, without a version: who reads it finds it missing, instead of never hearing of
-        it. Asked once: between two questions another process may delete it."""
+        it. Asked once: between two questions another process may delete it.
+        """
         try:
             status = path.stat()
         except OSError as error:

@@ -348,7 +348,8 @@ class TestUndecodable:
     @pytest.mark.parametrize("kind", ["EXIF of a JPEG", "fill of a JPEG", "texts of a PNG", "comments of a GIF"])
     def test_a_flood_of_headers_is_given_up(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A megabyte of them, for a limit that is as much lower as that is below the largest image; of the first kind
-        five, which Pillow joined for half a minute, in the square of their number."""
+        five, which Pillow joined for half a minute, in the square of their number.
+        """
         if kind != "EXIF of a JPEG":
             monkeypatch.setattr("semiscale.data.image_decoding.MAX_READS", 1 << 16)
         format, before, piece = {

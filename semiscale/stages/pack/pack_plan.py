@@ -1,5 +1,6 @@
 """The pieces that the packing falls into, each an object that one pod writes: D̂'s tars, and before them the excerpts of
-Parquet files."""
+Parquet files.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -48,7 +48,8 @@ class GpuDecoder:
 
     def decode_and_crop(self, images: Sequence[bytes]) -> list[ImageArray | None]:
         """Return what the model sees of each image, as preprocess.fixed_cut does within two levels; None where the CPU
-        has to decode it: what is odd, in its header or to nvJPEG."""
+        has to decode it: what is odd, in its header or to nvJPEG.
+        """
         places = [place for place, data in enumerate(images) if _for_the_device(data)]
         cuts: list[ImageArray | None] = [None] * len(images)
         with self._turn, torch.inference_mode(), self._on_stream():

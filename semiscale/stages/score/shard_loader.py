@@ -46,7 +46,8 @@ class SampleInfo(NamedTuple):
 
 class ShardSpan(NamedTuple):
     """Neighbouring places of a batch, from `start` on, that belong to one shard; `ends` where they are its last, and
-    then `listed` is how many samples were read of the whole shard."""
+    then `listed` is how many samples were read of the whole shard.
+    """
 
     shard: Shard
     start: int

@@ -28,7 +28,8 @@ from semiscale.storage.parquet import encode_parquet
 @dataclass(frozen=True)
 class ShardScores:
     """One shard's scores. `samples` has one row a scored image: index, key, uri, offset, size_bytes; `labels_BP` and
-    `scores_BP` are its best classes, best first. `seconds` is how long its scan took."""
+    `scores_BP` are its best classes, best first. `seconds` is how long its scan took.
+    """
 
     count: ShardAccounting
     failures: list[BadSample]
@@ -75,7 +76,8 @@ def corrupt_scores_error(uri: str, why: str) -> SemiscaleError:
 
 def shard_scores_from_parquet(data: bytes, uri: str, teacher: str) -> ShardScores:
     """Read a part back. Raises SemiscaleError where it is damaged, of another teacher, or has another number of samples
-    than were scored."""
+    than were scored.
+    """
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         table, metadata = file.read(), file.metadata.metadata or {}

@@ -81,7 +81,8 @@ class CheckpointManager:
 
     def load_latest(self) -> tuple[TrainerProgress, dict[str, Tensor]] | None:
         """Read the newest checkpoint that is whole; None where there is none. Raises InvalidInputError for another
-        training's."""
+        training's.
+        """
         for uri in self._vouchers():
             try:
                 return self._read(uri)

@@ -1,5 +1,6 @@
 """A ready-made teacher: checked before it is used, and kept as a checkpoint of ours, so that no later stage reads a
-foreign file."""
+foreign file.
+"""
 
 import io
 import math
@@ -101,7 +102,8 @@ def swapped_classes(labels: list[int], best: list[int]) -> dict[int, int]:
 
 def _refuse_exchanged(config: TrainConfig, classes: list[str], labels: list[int], best: list[int]) -> None:
     """Raise InvalidInputError where a model's classes seem to be in another order, and nothing says which they are
-    in."""
+    in.
+    """
     said = config.checkpoint_classes or checkpoint_metadata.read_metadata(
         checkpoint_metadata.parse_checkpoint_ref(config.checkpoint, "checkpoint").uri
     )

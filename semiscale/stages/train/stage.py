@@ -1,5 +1,6 @@
 """Train: one stage, many recipes. Teacher and baseline learn from the labeled set, the student is pre-trained on the
-packed selection and fine-tuned on the labeled set."""
+packed selection and fine-tuned on the labeled set.
+"""
 
 from semiscale import storage
 from semiscale.common.signals import graceful_stop

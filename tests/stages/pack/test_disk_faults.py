@@ -1,5 +1,6 @@
 """Scoring, merging and packing on full disks, merging and packing processes that are killed: the bytes are those of an
-undisturbed run. Scoring pods that are killed: test_score_faults.py."""
+undisturbed run. Scoring pods that are killed: test_score_faults.py.
+"""
 
 import json
 import os

@@ -1,5 +1,6 @@
 """The teacher on a CPU: the same scores on any number of threads, from batches in flight together; how pods agree on
-what is decided by trying, as far as a CPU can show it."""
+what is decided by trying, as far as a CPU can show it.
+"""
 
 import re
 import threading
