@@ -14,19 +14,30 @@ from semiscale import storage
 from semiscale.common.errors import InvalidInputError
 from semiscale.data.shard import COMPRESSED_SUFFIXES, CONTAINER_SUFFIXES, LooseFile, Shard, is_hidden, media_suffixes
 
-FILES_PER_SHARD = 1024  # loose files to a shard, on average: a few seconds of scanning
+# Mean number of loose files in a shard: a few seconds of scanning.
+FILES_PER_SHARD = 1024
 
 
-MAX_FILES_PER_SHARD = 4 * FILES_PER_SHARD  # to a shard; one in fifty is so long
+# One shard in fifty is so long.
+MAX_FILES_PER_SHARD = 4 * FILES_PER_SHARD
 
 
 def list_shards(uris: Iterable[str], videos: bool = False) -> list[Shard]:
-    """List the shards under URIs, in order. Raises InvalidInputError for a URI that holds no tar, Parquet, image or
-    video file.
+    """List the shards under URIs, in order.
 
-    What is hidden, a name or a folder that starts with a dot, is left out: it is what macOS and Jupyter leave behind.
-    No two shards have one name: where URIs hold equal ones, the later is prefixed with its URI's last folder or number.
-    A tar or Parquet file that lies below two of the URIs is one shard, by its first name.
+    Hidden files and folders, whose names start with a dot, are left out: macOS and Jupyter leave them. No two shards
+    have the same name. A later one is prefixed with the last folder of its URI, or a number. A tar or Parquet file that
+    lies below two of the URIs is one shard, with its first name.
+
+    Args:
+        uris: Folders, files, or patterns such as `folder/part-*.tar`.
+        videos: Whether loose files are videos.
+
+    Raises:
+        InvalidInputError: A URI holds no tar, Parquet, image or video file.
+
+    Cost:
+        One listing of each URI, and about 1 kB of memory a shard and 700 bytes a loose file.
     """
     found: dict[str, Shard] = {}
     containers: dict[str, Shard] = {}
@@ -41,7 +52,10 @@ def list_shards(uris: Iterable[str], videos: bool = False) -> list[Shard]:
 
 
 def _with_unique_name(shard: Shard, uri: str, number: int, found: Mapping[str, Shard]) -> Shard:
-    """Name a shard as no other is, by what survives a move of the bucket; the same shard again keeps its name."""
+    """Give a shard a name that no other has and that survives a move of the bucket.
+
+    The same shard keeps its name if it is listed again.
+    """
     named, prefixes = shard, _prefixes(uri, number)
     while found.get(named.name, named) != named:
         prefix = next(prefixes)
@@ -77,7 +91,10 @@ def _list_shards_under(uri: str, suffixes: tuple[str, ...]) -> list[Shard]:
 
 
 def _pattern(uri: str) -> tuple[str, str]:
-    """Split `folder/part-*.tar` into the folder and the pattern of its names; any other URI stands for all below it."""
+    """Split a URI such as `folder/part-*.tar` into the folder and the pattern of names.
+
+    Any other URI stands for all objects below it.
+    """
     folder, _, last = uri.rpartition("/")
     return (folder, last) if "*" in last else (uri, "*")
 
@@ -101,9 +118,10 @@ def _loose_file(name: str, entry: storage.ObjectInfo) -> LooseFile:
 
 
 def _split_loose_files(files: list[LooseFile]) -> list[list[LooseFile]]:
-    """Cut files where a hash of a name says so, so that a file that is added or removed changes its own slice alone.
+    """Split files at names that a hash selects, so that adding a file changes one shard alone.
 
-    At most MOST_FILES are together: what follows such a cut moves up to the next name that says so.
+    A shard has at most MAX_FILES_PER_SHARD files. After such a forced split, the files up to the next selected name
+    move.
     """
     slices: list[list[LooseFile]] = []
     for file in files:
@@ -118,7 +136,10 @@ def _is_split_point(name: str) -> bool:
 
 
 def _shard_of_files(root: str, files: list[LooseFile]) -> Shard:
-    """Name a slice by its first file: the same name, and so the same order of ties, whatever happens to the others."""
+    """Return the shard of some files, named by the first one.
+
+    The name, and with it the order of equal scores, stays the same if other files change.
+    """
     size = sum(file.size_bytes for file in files)
     name = f"files from {files[0].name}"
     return Shard(uri=root, name=name, kind="files", size_bytes=size, version="", files=files)

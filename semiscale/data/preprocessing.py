@@ -1,8 +1,4 @@
-"""Receipts: the small JSON documents that stages hand to each other.
-
-A receipt names what a stage left in the workdir, counts it, and says what was skipped and why. It is written last: what
-has a receipt is whole. `digest` identifies the work by its inputs, so equal work is found instead of repeated.
-"""
+"""The preprocessing of a model's input, as it is stored with the model."""
 
 from typing import Any
 
@@ -12,10 +8,10 @@ from semiscale.storage.documents import StrictDocument
 
 
 class Preprocessing(StrictDocument):
-    """What a model sees: a square of `resolution` pixels, cut as `augmentation` says, normalised per channel.
+    """The input of a model: a square of `resolution` pixels, cropped by `augmentation`, normalized per channel.
 
-    Of a video, clips of so many `frames`, cut as clips.py says; 0 for images, and then it is not written down, so that
-    documents and digests from before there were videos are still what they were.
+    `frames` is the length of a clip, and 0 for images. It is not written if it is 0, so documents and digests from
+    before there were videos stay the same.
     """
 
     resolution: int

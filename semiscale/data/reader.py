@@ -12,21 +12,30 @@ from semiscale.data.parquet_reader import check_columns, iter_parquet_samples, i
 from semiscale.data.shard import Sample, SampleFields, Shard, open_shard
 from semiscale.data.tar_reader import iter_tar_samples
 
-_PROBED_SAMPLES = 16  # of a tar, to learn how large they are
+# Samples of a tar whose sizes are used to estimate the number of all.
+_PROBED_SAMPLES = 16
 
 
 def iter_samples(shard: Shard, columns: SampleFields, ahead: bool = False) -> Iterator[Sample]:
     """Yield a shard's samples in their stored order, streaming.
 
-    Memory: one sample of a tar or of loose files; of a Parquet file three times a row group of up to MAX_GROUP_BYTES,
-    of a larger one a few of its pages, of about a thousand images each as most programs write them. With `ahead`,
-    threads fetch what comes next: READ_CHUNK_BYTES more of a tar, FILES_AHEAD files of up to BYTES_AHEAD together,
-    MOST_VIDEOS_AHEAD linked videos.
+    An image that a Parquet file names by its URI is read as it is, because the shard's digest identifies the names
+    alone.
 
-    Raises FileNotFoundError where the shard is gone, InvalidInputError where it is of another format, SemiscaleError
-    where it is
-    damaged or is not what was listed any more; of loose files, where one of them is gone or another. An image that a
-    Parquet file names by its URI is taken as it is: the shard's digest vouches for the names only.
+    Args:
+        shard: The shard.
+        columns: The names of the columns or keys, and whether samples are videos.
+        ahead: Whether threads fetch the next data meanwhile: READ_CHUNK_BYTES of a tar, PREFETCH_FILES files of up to
+            PREFETCH_BYTES together, or PREFETCH_VIDEOS linked videos.
+
+    Raises:
+        FileNotFoundError: The shard is gone.
+        InvalidInputError: The shard has another format.
+        SemiscaleError: The shard, or one of its loose files, is damaged, gone, or has changed since it was listed.
+
+    Cost:
+        Memory for one sample of a tar or of loose files. For a Parquet file, three times a row group of up to
+        MAX_GROUP_BYTES. A larger row group is read a few pages at a time, about a thousand images each.
     """
     if shard.kind == "tar":
         return iter_tar_samples(shard, columns, ahead)
@@ -36,14 +45,19 @@ def iter_samples(shard: Shard, columns: SampleFields, ahead: bool = False) -> It
 
 
 def read_sample_bytes(uri: str, offset: int, size_bytes: int) -> bytes:
-    """Read one image of a tar or a loose file by its place."""
+    """Read one image of a tar, or one loose file, by its byte range."""
     return storage.read_bytes(uri, offset, size_bytes)
 
 
 def estimate_sample_count(shard: Shard, columns: SampleFields) -> float:
-    """Estimate how many images a shard has: from its listing, from a Parquet file's footer, from a tar's first ones.
+    """Return the approximate number of samples of a shard.
 
-    Raises what `read` raises.
+    It is exact for loose files and Parquet files. For a tar it is estimated from the sizes of the first samples.
+
+    Raises:
+        FileNotFoundError: The shard is gone.
+        InvalidInputError: The shard has another format.
+        SemiscaleError: The shard is damaged, or has changed since it was listed.
     """
     if shard.kind == "files":
         return len(shard.files)

@@ -9,28 +9,18 @@ from pydantic import BaseModel, ConfigDict
 from semiscale import storage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-
-
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm")
-
-
-LABEL_SUFFIXES = (".cls", ".json", ".txt")  # in this order, where a sample has several
-
-
+# If a sample has several label files, the first suffix of this list counts.
+LABEL_SUFFIXES = (".cls", ".json", ".txt")
 CONTAINER_SUFFIXES = (".tar", ".parquet")
-
-
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-
-
-MAX_IMAGE_BYTES = 1 << 30  # half more than the pixels of any image that is decoded, at 16 bits and with alpha
-
-
+# The pixels of the largest image that is decoded, at 16 bits and with alpha, take two thirds of this.
+MAX_IMAGE_BYTES = 1 << 30
 TOO_LARGE = "more than 1 GiB"
 
 
 class LooseFile(BaseModel):
-    """One file of a shard of loose files; `name` is its path below the prefix it was listed from."""
+    """One file of a shard of loose files. `name` is its path below the prefix that it was listed from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,10 +31,11 @@ class LooseFile(BaseModel):
 
 
 class Shard(BaseModel):
-    """One unit of scanning. `name` is relative to the URI it was listed from, so it survives a move of the bucket.
+    """One unit of scanning.
 
-    `prefix` is what was put before the name because another shard has it (`find`). `rows` are, of a Parquet file, the
-    first one and the one after the last, where they are not all (`slices`).
+    `name` is relative to the URI that it was listed from, so it survives a move of the bucket. `prefix` was put before
+    the name if another shard has the same name. `rows` is set if a shard is a part of a Parquet file: the first row,
+    and the one after the last.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,7 +50,7 @@ class Shard(BaseModel):
     rows: tuple[int, int] | None = None
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that change when the shard's place or bytes do, or its name's prefix."""
+        """Return 16 hexadecimal digits that identify the shard's URI, version, rows and prefix."""
         identity = [self.uri, self.version, *(f"{file.name}@{file.version}" for file in self.files)]
         identity += [self.prefix] if self.prefix else []
         identity += [str(self.rows)] if self.rows else []
@@ -67,7 +58,7 @@ class Shard(BaseModel):
 
 
 class ShardGroup(BaseModel):
-    """A group of shards whose scores are ranked in one file and merged as one."""
+    """A group of shards whose scores are ranked in one file and merged together. It is a `unit` on disk."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,7 +68,7 @@ class ShardGroup(BaseModel):
 
 @dataclass(frozen=True)
 class SampleFields:
-    """What a Parquet file's columns, or a .json member's keys, are called; whether a sample is an image or a video."""
+    """The names of a Parquet file's columns, or of a .json member's keys, and whether samples are videos."""
 
     image: str = "image"
     label: str = "label"
@@ -86,10 +77,10 @@ class SampleFields:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, or video, as stored.
+    """One image or video as it is stored.
 
-    `offset` is where its bytes start in the object at `uri`, or -1 inside a Parquet file; `problem`
-    says why there is no image to decode (an empty string where there is).
+    `offset` is the position of its first byte in the object at `uri`, or -1 inside a Parquet file. `problem` says why
+    there is nothing to decode, and is empty otherwise.
     """
 
     index: int
@@ -102,7 +93,7 @@ class Sample:
 
 
 def media_suffixes(videos: bool) -> tuple[str, ...]:
-    """Return what the names of images end in, or of videos."""
+    """Return the suffixes of image files, or of video files."""
     return VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES
 
 
@@ -112,19 +103,24 @@ def is_hidden(name: str) -> bool:
 
 
 def open_shard(shard: Shard, ahead: bool = False) -> BinaryIO:
-    """Open a tar or Parquet file. A digest vouches for the version that was listed, so another one is not read;
-    what a stage wrote itself is listed without a version: its name is the digest of what it holds.
+    """Open a tar or Parquet file in the version that was listed.
+
+    A shard's digest identifies that version, so no other is read. A file that a stage wrote has no version, because
+    its name is the digest of its content.
     """
     return storage.open_object(shard.uri, shard.version, ahead=ahead)
 
 
 def is_too_large(name: str, size_bytes: int) -> bool:
-    """Say whether a file that is called an image is none by its size: a pod that read it would have no memory left."""
+    """Return whether a file is too large to be an image. Reading it could take all memory of a pod."""
     return size_bytes > MAX_IMAGE_BYTES and name.lower().endswith((*IMAGE_SUFFIXES, *LABEL_SUFFIXES))
 
 
 def parse_label(value: object) -> str | None:
-    """Write a label as text: a name or a whole number, which pandas makes a float where others are missing."""
+    """Return a label as text, or None.
+
+    A label is a name or a whole number. pandas makes a column of whole numbers a float one if some are missing.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip() or None if isinstance(value, str | int) else None

@@ -21,15 +21,17 @@ from semiscale.data.shard import (
     parse_label,
 )
 
-_MAX_HEADER_BYTES = 1 << 20  # of what tarfile reads whole: a long name, extended attributes
+# tarfile reads a long name or extended attributes as a whole.
+_MAX_HEADER_BYTES = 1 << 20
 
 
-# The header of a file as almost all tars have it (POSIX ustar): an ASCII name that ends in its field, size and checksum
-# in octal, kind 0, no prefix that goes before the name.
+# The header of a plain file in POSIX ustar: an ASCII name that ends in its field, size and checksum in octal, kind 0,
+# and no prefix of the name. Almost all headers are of this form.
 _PLAIN_HEADER = re.compile(rb"(?=[ -~]{1,99}\0).{124}([0-7]{11})[\0 ].{12}([0-7]{6})[\0 ]{2}0.{188}\0.{166}", re.DOTALL)
 
 
-_TAR_TAIL_BYTES = 1 << 16  # looked at behind a tar's last member: tar pads with zeros to 10 KiB
+# Bytes that are checked after the last member. tar pads a file with zeros to 10 KiB.
+_TAR_TAIL_BYTES = 1 << 16
 
 
 class _Member(NamedTuple):
@@ -66,7 +68,7 @@ def _open_tar(file: BinaryIO, shard: Shard) -> tarfile.TarFile:
         ) from None
 
 
-# What says more of the member that follows: GNU's long names, POSIX's extended headers, Solaris'.
+# Headers that extend the next one: long names of GNU, extended headers of POSIX and Solaris.
 _EXTENDING = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
