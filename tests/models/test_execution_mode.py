@@ -18,7 +18,7 @@ from semiscale.stages.train.train_state import build_optimizer
 from tests.stages.train.test_model_ema import Calls
 
 compiles = pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a CPU needs a C++ compiler")
-ALONE = DistributedContext().ddp_wrapper()
+ALONE = DistributedContext().broadcast_ddp_wrapper()
 
 
 def small() -> nn.Module:
@@ -64,11 +64,11 @@ def gradients() -> tuple[bool, list[list[float]]]:
     """Return whether the compiled network averages gradients, and the gradient of two microbatches."""
     ranks = distributed_context_from_env()
     with ranks.process_group(False):
-        first = ranks.ddp_wrapper(of_the_first=True)
+        first = ranks.broadcast_ddp_wrapper(of_the_first=True)
         # Only rank 0 runs this network, and it waits for no other rank.
         if ranks.is_main:
             F.cross_entropy(first(small())(images(2)), torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
-        network = ExecutionMode(layout=CONTIGUOUS, compiled=True, on="").wrap(small(), ranks.ddp_wrapper())
+        network = ExecutionMode(layout=CONTIGUOUS, compiled=True, on="").wrap(small(), ranks.broadcast_ddp_wrapper())
         inner = getattr(network, "_orig_mod", network)
         images_BCHW, labels_B = images(8)[ranks.batch_slice(8)], torch.arange(8)[ranks.batch_slice(8)] % 5
         with network.no_sync():  # type: ignore[operator]

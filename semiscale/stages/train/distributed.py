@@ -65,7 +65,7 @@ class DistributedContext:
         finally:
             distributed.destroy_process_group()
 
-    def any_async(self, flag: bool) -> Callable[[], bool]:
+    def all_reduce_any_async(self, flag: bool) -> Callable[[], bool]:
         """Begin to ask whether the flag is set on any rank; calling what is returned waits for the answer."""
         if self.count == 1:
             return lambda: flag
@@ -81,7 +81,7 @@ class DistributedContext:
 
         return answer
 
-    def ddp_wrapper(self, of_the_first: bool = False) -> "Callable[[nn.Module], nn.Module]":
+    def broadcast_ddp_wrapper(self, of_the_first: bool = False) -> "Callable[[nn.Module], nn.Module]":
         """Return what wraps a network so that its gradients are averaged over the ranks; alone, nothing does.
 
         All ranks must ask. `of_the_first`: as it is done by all, but over rank 0 only, which then waits for nobody.

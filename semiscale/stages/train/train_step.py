@@ -52,7 +52,7 @@ class TrainStep:
         self._execution_mode = self._broadcast_execution_mode(done) if on_gpu else DEFAULT_TRAINING_MODE
         if state.ema:
             self._execution_mode.set_memory_format(state.ema.model)
-        self._network = self._execution_mode.wrap(state.model, ranks.ddp_wrapper())
+        self._network = self._execution_mode.wrap(state.model, ranks.broadcast_ddp_wrapper())
 
     def all_reduce_step(self, batch: DeviceBatch, rate: float, step: int) -> Tensor:
         """Make one step of SGD. The gradients are all-reduced, so every rank must call it.
@@ -117,7 +117,7 @@ class TrainStep:
         )
         size = parts[-1].stop - parts[-1].start
         images_BCHW = torch.rand(size, *input_shape(self._config), device=self._device)
-        averaging = self._ranks.ddp_wrapper(of_the_first=True)
+        averaging = self._ranks.broadcast_ddp_wrapper(of_the_first=True)
         chosen = None
         if self._ranks.is_main:
             chosen = execution_mode.autotune_training(

@@ -230,7 +230,7 @@ class Trainer:
             if self._validation_pending:
                 self._stopping.raise_now()
             for step in range(self._done + 1, self._steps + 1):
-                is_stop_requested = self._ranks.any_async(self._stopping.asked)
+                is_stop_requested = self._ranks.all_reduce_any_async(self._stopping.asked)
 
                 batch = self._stall_timer.next_batch(self._batches)
                 rate = learning_rate_at(
