@@ -1,9 +1,12 @@
-"""Where a training can be taken up again: its state as safetensors, and a JSON, written last, that vouches for it.
+"""Save and load the checkpoints that a training resumes from.
 
-A checkpoint is a pair of objects in the training's own folder. The JSON has the size and the digest of the tensors, so
-that a pair that was cut short, or torn apart by a store, is recognised and the one before it used. It also names the
-training, by the digest that its folder is named by: what somebody copied from another one is refused. Tensors of the
-same shapes would else be gone on from by another schedule, and past its end the training would be taken for finished.
+A checkpoint is two objects in the training's folder: the tensors as safetensors, and a JSON manifest that is written
+last. The manifest has the size and the digest of the tensors. An incomplete pair is therefore recognised, and the
+checkpoint before it is loaded.
+
+The manifest also names the training by its digest, which is the name of its folder. A checkpoint that was copied from
+another training is refused. If its tensors had the same shapes, they would be resumed with another schedule. A
+training past the end of its schedule would count as finished.
 """
 
 import hashlib
@@ -27,7 +30,7 @@ _COPIED_BYTES = 8 << 20
 
 
 class TrainerProgress(StrictDocument):
-    """How far a training is, and what it has learnt about itself so far."""
+    """Progress of a training: its step, its time and its learning curve."""
 
     step: int
     images_processed: int
@@ -43,13 +46,19 @@ class _CheckpointManifest(StrictDocument):
     tensors: str
     size_bytes: int
     digest: str
-    training: str = ""  # not said by those of before it was asked
+    # Empty in the manifests of older versions.
+    training: str = ""
 
 
 class CheckpointManager:
     """The checkpoints of one training. One process writes them.
 
-    Cost of each: the tensors once to the disk and once to the store; for the paper's largest network 6.6 GB.
+    Args:
+        folder: URI of the training's folder.
+
+    Cost:
+        Each checkpoint writes the tensors once to the disk and once to the store. They are 6.6 GB for the paper's
+        largest network.
     """
 
     def __init__(self, folder: str) -> None:
@@ -58,8 +67,13 @@ class CheckpointManager:
         self._damaged: set[str] = set()
 
     def save(self, moment: TrainerProgress, tensors: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint, and forget all but the last two; one that was found damaged is none of the two."""
-        # Two processes may be at one training for a moment, when a pod is replaced: neither overwrites the other's.
+        """Write a checkpoint, and delete all but the last two that are undamaged.
+
+        Args:
+            moment: Progress at this checkpoint.
+            tensors: State of the training by name.
+        """
+        # While a pod is replaced, two processes may run one training. The random part keeps their files apart.
         name = f"{moment.images_processed:015}-{secrets.token_hex(4)}"
         uri = storage.join(self._folder, f"{name}.safetensors")
         with tempfile.TemporaryDirectory() as here:
@@ -69,21 +83,23 @@ class CheckpointManager:
                 digest = _digest(file)
             storage.upload(path, uri)
             size_bytes = path.stat().st_size
-        voucher = _CheckpointManifest(
+        manifest = _CheckpointManifest(
             moment=moment,
             tensors=f"{name}.safetensors",
             size_bytes=size_bytes,
             digest=digest,
             training=self._training,
         )
-        storage.write_bytes(storage.join(self._folder, f"{name}.json"), voucher.model_dump_json().encode())
-        self._forget_all_but([uri for uri in self._vouchers() if uri not in self._damaged][:KEEP_LAST])
+        storage.write_bytes(storage.join(self._folder, f"{name}.json"), manifest.model_dump_json().encode())
+        self._delete_all_but([uri for uri in self._manifests() if uri not in self._damaged][:KEEP_LAST])
 
     def load_latest(self) -> tuple[TrainerProgress, dict[str, Tensor]] | None:
-        """Read the newest checkpoint that is whole; None where there is none. Raises InvalidInputError for another
-        training's.
+        """Return the newest checkpoint that is complete, or None.
+
+        Raises:
+            InvalidInputError: The checkpoint is of another training.
         """
-        for uri in self._vouchers():
+        for uri in self._manifests():
             try:
                 return self._read(uri)
             except (ValueError, FileNotFoundError) as error:
@@ -92,40 +108,41 @@ class CheckpointManager:
                 log_info("train", f"{uri}: not a whole checkpoint ({reason}); going on from the one before it")
         return None
 
-    def _vouchers(self) -> list[str]:
-        found = [entry.uri for entry in storage.list_objects(self._folder) if entry.uri.endswith(".json")]
-        return sorted(found, reverse=True)
+    def _manifests(self) -> list[str]:
+        manifests = [entry.uri for entry in storage.list_objects(self._folder) if entry.uri.endswith(".json")]
+        return sorted(manifests, reverse=True)
 
     def _read(self, uri: str) -> tuple[TrainerProgress, dict[str, Tensor]]:
-        voucher = _CheckpointManifest.model_validate_json(storage.read_bytes(uri))
-        if voucher.training not in ("", self._training):
+        manifest = _CheckpointManifest.model_validate_json(storage.read_bytes(uri))
+        if manifest.training not in ("", self._training):
             raise InvalidInputError(
                 "SEMI-E241",
-                f"{uri}: The checkpoint belongs to training {voucher.training}, and this is {self._training}. Empty "
-                f"{self._folder}, or give its model as start_weights.",
+                f"{uri}: is a checkpoint of training {manifest.training}, but this is {self._training}. "
+                f"Empty {self._folder}, or give its model as start_weights.",
             )
         with tempfile.TemporaryDirectory() as here:
             path = Path(here) / "checkpoint"
-            with storage.open_object(storage.join(self._folder, voucher.tensors)) as source, path.open("wb") as copy:
+            with storage.open_object(storage.join(self._folder, manifest.tensors)) as source, path.open("wb") as copy:
                 while chunk := source.read(_COPIED_BYTES):
                     copy.write(chunk)
-            if path.stat().st_size != voucher.size_bytes:
-                raise ValueError(f"{path.stat().st_size:,} bytes of {voucher.size_bytes:,}")
+            if path.stat().st_size != manifest.size_bytes:
+                raise ValueError(f"{path.stat().st_size:,} bytes of {manifest.size_bytes:,}")
             with path.open("rb") as file:
-                if _digest(file) != voucher.digest:
+                if _digest(file) != manifest.digest:
                     raise ValueError("its bytes are not those that were written")
-            return voucher.moment, load_file(path)
+            return manifest.moment, load_file(path)
 
-    def _forget_all_but(self, vouchers: list[str]) -> None:
-        """Delete what is older: checkpoints, and tensors whose writer did not live to vouch for them; and the damaged.
+    def _delete_all_but(self, manifests: list[str]) -> None:
+        """Delete older checkpoints, older tensors without a manifest, and damaged checkpoints.
 
-        What is newer and not vouched for may be another process's, which is about to.
+        Newer tensors without a manifest are kept, because another process may be about to write it.
         """
-        oldest = _name(vouchers[-1])
+        oldest = _name(manifests[-1])
         damaged = {_name(uri) for uri in self._damaged}
         names = {entry.uri: _name(entry.uri) for entry in storage.list_objects(self._folder)}
         old = [uri for uri, name in names.items() if name < oldest or name in damaged]
-        for uri in sorted(old, key=lambda uri: not uri.endswith(".json")):  # what has no voucher is no checkpoint
+        # Manifests first: tensors without one are no checkpoint, but a manifest without tensors is damaged.
+        for uri in sorted(old, key=lambda uri: not uri.endswith(".json")):
             storage.delete(uri)
 
 

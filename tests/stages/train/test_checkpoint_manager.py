@@ -46,9 +46,8 @@ def test_one_that_was_copied_from_another_training_is_refused(tmp_path: Path) ->
     for place in ("b", "moved/a"):
         shutil.copytree(tmp_path / "a", tmp_path / place)
     assert found(str(tmp_path / "moved" / "a")) == 1
-    with pytest.raises(
-        InvalidInputError, match=r"/b/checkpoints/.*json: .* training a, .* b\. .*/b/checkpoints.*SEMI-E241"
-    ):
+    line = r"/b/checkpoints/.*json: .*SEMI-E241"
+    with pytest.raises(InvalidInputError, match=line):
         CheckpointManager(str(tmp_path / "b")).load_latest()
 
 

@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_training_is_refused(
     stopped_halfway(one, monkeypatch)
     other = one.model_copy(update=change)
     shutil.copytree(f"{one.folder()}/checkpoints", f"{other.folder()}/checkpoints")
-    with pytest.raises(InvalidInputError, match=f"{one.digest()}.*SEMI-E241"):
+    with pytest.raises(InvalidInputError, match=rf"{one.digest()}.*SEMI-E241"):
         train(other)
 
 

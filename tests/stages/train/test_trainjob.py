@@ -300,7 +300,7 @@ def test_a_failed_trainjob_of_an_earlier_try_is_replaced(cluster: Cluster, confi
 def test_complete_without_a_receipt_is_a_failure(cluster: Cluster, start: Any) -> None:
     running = start()
     cluster.end(cluster.created(), "Complete")
-    with pytest.raises(SemiscaleError, match=r"receipt.json: .*SEMI-E256"):
+    with pytest.raises(SemiscaleError, match="SEMI-E256"):
         running.result(120)
 
 
@@ -313,9 +313,7 @@ def test_a_deleted_trainjob_is_a_failure(cluster: Cluster, start: Any) -> None:
 
 def test_a_refusal_of_the_cluster_is_one_line(cluster: Cluster, start: Any) -> None:
     cluster.refusing, cluster.refusal = 1, 403
-    with pytest.raises(
-        InvalidInputError, match=r"Cannot get the TrainJob: .*403.*manifests/components/trainjobs.*SEMI-E261"
-    ):
+    with pytest.raises(InvalidInputError, match=r"\(403\).*SEMI-E261"):
         start().result(120)
 
 
