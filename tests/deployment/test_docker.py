@@ -26,6 +26,7 @@ from semiscale.cli import run as running
 from semiscale.cli.compile import DEFAULT_PIPELINE_YAML, replace_images
 from semiscale.cli.demo_images import write_images
 from semiscale.cli.images import IMAGE_KINDS, build_images
+from semiscale.config.run_config import RunConfig
 from semiscale.observability.task_status import RunStatusStore
 from tests.support import pictures
 
@@ -236,7 +237,7 @@ def test_its_health_check_imports_the_program(docker: Docker, image: str) -> Non
     kind, *command = found["Config"]["Healthcheck"]["Test"]
     assert kind == "CMD"
     docker("run", *LOCKED, image, *command)
-    assert set(programs(image)) <= set(re.findall(r"components[.\w]+", command[-1]))
+    assert set(programs(image)) <= set(re.findall(r"semiscale[.\w]+", command[-1]))
 
 
 def test_pushed_images_are_what_a_compiled_pipeline_names(
@@ -283,7 +284,7 @@ def test_the_whole_pipeline_in_containers(build: Callable[[str], str], tmp_path:
         folder.chmod(0o777)
     runner = local.DockerRunner(network_mode="none", read_only=True, tmpfs={"/tmp": ""})  # what LOCKED says
     local.init(runner, pipeline_root=str(tmp_path), workspace_root=str(tmp_path / "kfp"))
-    components.load_component_from_text(text)(**run)
+    components.load_component_from_text(text)(**RunConfig.model_validate(run).pipeline_arguments())
     results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
     assert results["ledger"] == {"listed": 1633, "scored": 1633, "failed": 0, "removed": 0}
     assert (tmp_path / "work" / "trial" / "results.json").stat().st_uid == 1000
