@@ -103,9 +103,7 @@ def test_what_is_not_given_is_table_13s(teacher: Stages, other: dict[str, Any], 
     assert (papers.learning_rate, papers.batch_size, papers.weight_decay, papers.epochs) == (0.0025, 768, 0.001, 300)
     assert papers.start_weights == teacher.teacher.checkpoint
     as_before = papers.model_copy(update={"start": teacher.uri(teacher.teacher), "start_weights": ""})
-    with pytest.raises(
-        InvalidInputError, match="a resnet8_small of 3 classes; .*; for other classes give it as --start-weights"
-    ):
+    with pytest.raises(InvalidInputError, match="resnet8_small of 3 classes.*start_weights.*SEMI-E244"):
         train(as_before)
 
 
