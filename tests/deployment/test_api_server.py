@@ -223,4 +223,4 @@ def test_without_the_component_a_training_on_nodes_is_refused_with_one_line(
     ended = subprocess.run(command(config), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2, ended.stderr
     assert "SEMI-E261" in ended.stderr + ended.stdout
-    assert "see manifests/components/trainjobs" in ended.stderr + ended.stdout
+    assert "See manifests/components/trainjobs" in ended.stderr + ended.stdout
