@@ -1,1 +1,1 @@
-"""Errors, text, signals, prefetching and worker processes: what every other package uses."""
+"""Provide errors, text, signals, prefetching and worker processes to all packages."""

@@ -3,22 +3,30 @@
 import os
 from pathlib import Path
 
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # `MICROSECONDS PERIOD`, or `max PERIOD` (the kernel's cgroup-v2.rst)
+# The file holds `MICROSECONDS PERIOD`, or `max PERIOD` without a limit (cgroup-v2.rst of the Linux kernel).
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def available_cpus(quota: Path = _QUOTA) -> int:
-    """Return how many cores may be used: those of the machine, or what the container's limit leaves of them.
+    """Return the number of cores that this process may use.
 
-    More threads than that would be stopped for the rest of every period as soon as the limit is used up.
+    A container's limit counts, not the size of its node. The kernel stops a container that has used up its limit until
+    the next period begins, so more threads than that gain nothing.
+
+    Args:
+        quota: File of the control group that holds the limit. Without it, all cores of the machine count.
+
+    Returns:
+        Number of cores, at least 1.
     """
-    there = os.cpu_count() or 1
+    cores = os.cpu_count() or 1
     try:
-        most, period = quota.read_text().split()
+        limit, period = quota.read_text().split()
     except (OSError, ValueError):
-        return there
-    return there if most == "max" else max(min(round(int(most) / int(period)), there), 1)
+        return cores
+    return cores if limit == "max" else max(min(round(int(limit) / int(period)), cores), 1)
 
 
 def intra_op_threads() -> int:
-    """Return how many threads a network may compute on: OMP_NUM_THREADS where it is set, else all cores."""
+    """Return the number of threads of a network: OMP_NUM_THREADS, or else all cores."""
     return int(os.environ.get("OMP_NUM_THREADS", available_cpus()))

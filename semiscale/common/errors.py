@@ -1,7 +1,7 @@
-"""The errors of the program, their exit codes and their stable ids.
+"""Define the errors of the program, their exit codes and their stable ids.
 
-SemiscaleError              exit 1    the run cannot go on
-├── InvalidInputError       exit 2    bad input, refused before it costs anything
+SemiscaleError              exit 1    the run cannot continue
+├── InvalidInputError       exit 2    bad input, refused before any work is done
 │   └── TooManyBadSamplesError  exit 2    more bad samples than `max_failed_fraction` allows
 ├── BudgetExceededError     exit 3    the device-hours of the run are used up
 └── TerminatedError         exit 143  SIGTERM (signals.py)
@@ -17,7 +17,7 @@ _ERROR_ID = re.compile(r" \[(SEMI-E\d{3})\]$")
 
 
 class SemiscaleError(Exception):
-    """The run cannot go on.
+    """The run cannot continue.
 
     Args:
         code: Stable id, such as `SEMI-E001`. `docs/errors.md` explains it. It is empty if an error is read from a
@@ -36,13 +36,13 @@ class SemiscaleError(Exception):
 
 
 class InvalidInputError(SemiscaleError):
-    """The input is bad and was refused before it cost anything."""
+    """The input is bad, and was refused before any work was done."""
 
     exit_code = 2
 
 
 class TooManyBadSamplesError(InvalidInputError):
-    """The share of samples that could not be read is above the stated fraction."""
+    """The share of samples that cannot be read is above `max_failed_fraction`."""
 
 
 class BudgetExceededError(SemiscaleError):
@@ -65,17 +65,17 @@ def split_error_id(text: str) -> tuple[str, str]:
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Return a hint that lists near names, or the first twenty valid names.
+    """Return a hint that lists similar names, or the first twenty valid names.
 
     Args:
-        name: Name that was given.
+        name: Name that is not valid.
         valid: Names that are accepted.
 
     Returns:
         Text such as `; did you mean 'resnet50'?`, to append to a message.
     """
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        return "; did you mean " + " or ".join(repr(n) for n in near) + "?"
+    similar = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if similar:
+        return "; did you mean " + " or ".join(map(repr, similar)) + "?"
     return "; valid: " + ", ".join(names if len(names) <= 20 else [*names[:20], "…"])

@@ -2,18 +2,22 @@
 
 import ctypes
 
-# malloc.h of the GNU C library; the parameters are described in mallopt(3).
+# The numbers are from malloc.h of the GNU C library. mallopt(3) describes the parameters.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def retain_freed_memory() -> None:
-    """Keep what this process frees for its next allocations, from now on, instead of giving it back to the system.
+    """Keep the memory that this process frees for its next allocations.
 
     The activations of a network are hundreds of megabytes that are freed and allocated again at every step. The GNU C
-    library gives blocks of that size back at once, and the system hands them out page by page, cleared: a third of the
-    time of a step of ResNet-50 on two cores (benchmarks/README.md). All threads share one arena, for in those of their
-    own the library takes no block above 64 MB but from the system. Cost: the process stays as large as it once was.
-    Does nothing where the C library is another one.
+    library returns blocks of that size to the system at once. The system clears every page before it hands it out
+    again. That took a third of the time of a step of ResNet-50 on two cores (docs/benchmarks.md).
+
+    All threads share one arena. In an arena of a thread, the library takes every block above 64 MB from the system.
+    With another C library the function does nothing.
+
+    Cost:
+        The process never shrinks below its largest size.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

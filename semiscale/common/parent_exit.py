@@ -20,10 +20,16 @@ PARENT_LOCK_ENV = "SEMISCALE_LIFELINE"
 
 @contextmanager
 def hold_parent_lock(path: Path) -> Iterator[None]:
-    """Keep the stages that are started inside the block alive.
+    """Hold the lock that keeps the stages alive that are started inside the block.
 
     Ctrl-C and SIGTERM release the lock at once, because kfp.local waits for the stages that run. The block ends after
-    they have ended. The argument of the KeyboardInterrupt is the number of the signal.
+    they have ended.
+
+    Args:
+        path: File to lock. It is created.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM. The argument is the number of the signal.
     """
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -53,9 +59,11 @@ def exit_with_parent() -> None:
 
 
 def _stop_when_released(path: str) -> None:
+    """Wait until the lock is released, then stop this process."""
     # The file is missing if the run has ended already.
     with suppress(FileNotFoundError), Path(path).open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         os.kill(os.getpid(), signal.SIGTERM)
+        # Keep the shared lock until this process has ended, because the parent waits for it.
         threading.Event().wait()
     os.kill(os.getpid(), signal.SIGTERM)

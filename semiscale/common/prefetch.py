@@ -17,7 +17,7 @@ Task = Callable[[], None]
 
 
 def run_in_thread(work: Callable[[], Result]) -> Future[Result]:
-    """Start work in a thread of its own, and return its future."""
+    """Start work in a new thread, and return its future."""
     future: Future[Result] = Future()
     threading.Thread(target=_complete, args=(work, future), daemon=True, name="prefetch").start()
     return future
@@ -30,8 +30,11 @@ def map_prefetched(work: Callable[[Item], Result], items: Iterable[Item], at_onc
 
     Args:
         work: Function that is called in a thread.
-        items: Items, read as they are needed.
+        items: Items. Each is read when a thread can work on it.
         at_once: Number of results in progress, and of threads.
+
+    Yields:
+        The results, in the order of the items.
 
     Cost:
         Memory for `at_once` results. The threads end after the last item, or when this iterator is closed.
@@ -57,33 +60,33 @@ def map_prefetched(work: Callable[[Item], Result], items: Iterable[Item], at_onc
 
 
 def prefetch_one(items: Generator[Item]) -> Generator[Item]:
-    """Yield the items of a generator, while a thread makes the next one.
+    """Yield the items of a generator, while a thread produces the next one.
 
     An error of the generator is raised in the place of its item. When this iterator is closed, the generator is closed
-    after the item that it is making.
+    after the item that it is producing.
 
     Cost:
-        Memory for three items: one in use, one that is ready and one in the making.
+        Memory for three items. One is in use, one is ready, and one is being produced.
     """
     ready: Queue[Future[Item] | None] = Queue(1)
     stop = threading.Event()
 
-    def make() -> None:
+    def produce_items() -> None:
         with closing(items):
             while not stop.is_set():
-                made: Future[Item] = Future()
-                _complete(lambda: next(items), made)
-                ready.put(None if isinstance(made.exception(), StopIteration) else made)
-                if made.exception():
+                item: Future[Item] = Future()
+                _complete(lambda: next(items), item)
+                ready.put(None if isinstance(item.exception(), StopIteration) else item)
+                if item.exception():
                     return
 
-    threading.Thread(target=make, daemon=True, name="prefetch").start()
+    threading.Thread(target=produce_items, daemon=True, name="prefetch").start()
     try:
-        while made := ready.get():
-            yield made.result()
+        while item := ready.get():
+            yield item.result()
     finally:
         stop.set()
-        # The thread may wait for a place in the queue.
+        # The thread may be blocked by a full queue.
         while not ready.empty():
             ready.get_nowait()
 
@@ -104,5 +107,6 @@ def _complete(work: Callable[[], Result], future: Future[Result]) -> None:
         return
     try:
         future.set_result(work())
-    except BaseException as error:  # noqa: BLE001 - `result` raises it in the thread that asks
+    # `result` raises the error in the thread that waits for it.
+    except BaseException as error:  # noqa: BLE001
         future.set_exception(error)

@@ -17,8 +17,8 @@ class TerminatedError(SemiscaleError):
 class GracefulStop:
     """Turns SIGTERM into TerminatedError.
 
-    The error is raised in the main thread at once. Inside `deferred`, the work checks `asked` itself and calls
-    `raise_now` when it is ready to stop.
+    The error is raised in the main thread at once. Inside `deferred`, the work checks `asked` and calls `raise_now` as
+    soon as it can stop.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class GracefulStop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Leave it to the work to check `asked`."""
+        """Set `asked` instead of raising an error inside the block."""
         self._is_deferred = True
         try:
             yield
@@ -34,13 +34,25 @@ class GracefulStop:
             self._is_deferred = False
 
     def raise_now(self) -> None:
-        """Raise TerminatedError."""
+        """Raise the error that ends the stage.
+
+        Raises:
+            TerminatedError: Always.
+        """
         raise TerminatedError(
             "SEMI-E002", "SIGTERM: the process was stopped. Finished work is kept. Run it again to continue."
         )
 
     def handle_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handle the signal."""
+        """Record that SIGTERM arrived, and raise TerminatedError unless it is deferred.
+
+        Args:
+            number: Number of the signal.
+            frame: Frame that the signal interrupted. It is not used.
+
+        Raises:
+            TerminatedError: The process is outside of `deferred`.
+        """
         self.asked = True
         if not self._is_deferred:
             self.raise_now()
@@ -48,7 +60,7 @@ class GracefulStop:
 
 @contextmanager
 def sigterm_handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle SIGTERM inside the block.
+    """Handle SIGTERM inside the block, and restore the earlier handler after it.
 
     The first process of a container ignores SIGTERM without a handler.
     """
@@ -66,7 +78,7 @@ def sigterm_handler(handler: Callable[[int, FrameType | None], None]) -> Iterato
 
 @contextmanager
 def graceful_stop() -> Iterator[GracefulStop]:
-    """Turn SIGTERM into TerminatedError for the time of the block."""
+    """Turn SIGTERM into TerminatedError inside the block."""
     stopping = GracefulStop()
     with sigterm_handler(stopping.handle_signal):
         yield stopping

@@ -1,37 +1,47 @@
-"""Make text safe to print: one line, printable, and without credentials."""
+"""Make text safe to print, as one printable line without credentials."""
 
 import re
 import reprlib
 
-MAX_LINE_CHARS = 2000  # characters of a line; a key of a Parquet file may have millions
-_SHOWN = 200  # characters of a value that is refused
-# Of s3://key:secret@bucket and http://user:password@proxy, and of links that carry their own permission.
-# A secret key may hold slashes; a port is none.
+# A key of a Parquet file may have millions of characters.
+MAX_LINE_CHARS = 2000
+# Length of a refused value in an error's message.
+_MAX_VALUE_CHARS = 200
+# Credentials in `s3://key:secret@bucket` and `http://user:password@proxy`. A secret key may contain slashes. A port is
+# no credential.
 _USER = re.compile(r"(?<=://)(?:[^/\s'\"@:]*:(?!\d+/)[^\s'\"]*|[^/\s'\"@]*)@")
+# Signatures in links that grant access by themselves.
 _PERMISSION = re.compile(r"(?i)\b((?:X-(?:Amz|Goog)-)?(?:Signature|Credential|Security-Token)|sig|token)=[^&\s'\"]+")
 
-_values = reprlib.Repr()  # six values of a list: aliases that multiply end here
-_values.maxstring = _values.maxother = _SHOWN
+# The limits keep six values of a list and two levels. Nested YAML aliases can stand for more values than fit in memory.
+_values = reprlib.Repr()
+_values.maxstring = _values.maxother = _MAX_VALUE_CHARS
 _values.maxlevel = 2
 
 
 def to_single_line(text: str) -> str:
-    """Return text as one line of printable characters: none moves a terminal's cursor or begins another log line."""
+    """Return text as one line of printable characters, without credentials.
+
+    No character of it can move a terminal's cursor or begin another log line. A text above MAX_LINE_CHARS is shortened.
+    """
     line = redact_credentials(" ".join(text.splitlines()))
-    line = line if line.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+    line = line if line.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
     return line if len(line) <= MAX_LINE_CHARS else f"{line[:MAX_LINE_CHARS]}…"
 
 
 def redact_credentials(text: str) -> str:
-    """Return text without the credentials that URIs and links in it carry."""
+    """Return text without the credentials in its URIs and links."""
     return _PERMISSION.sub(r"\1=…", _USER.sub("…@", text))
 
 
 def has_credentials(uri: str) -> bool:
-    """Say whether a URI carries credentials, which nothing reads there and everything would write on."""
+    """Return whether a URI contains credentials.
+
+    No store reads them from a URI, and every log and receipt would repeat them.
+    """
     return bool(_USER.search(uri))
 
 
 def truncated_repr(value: object) -> str:
-    """Return a value as Python writes it, cut short: nested YAML aliases stand for more than any memory holds."""
+    """Return the `repr` of a value, shortened and without credentials."""
     return redact_credentials(_values.repr(value))

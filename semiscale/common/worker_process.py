@@ -1,10 +1,11 @@
-"""Run work in a process of its own, which sends results through a pipe and pixels through shared memory.
+"""Run work in a worker process.
 
-Python runs one thread of a process at a time. Threads that read and decode thousands of images a second delay the one
-that launches a GPU's kernels. A step of ResNet-50 took 26 ms with such threads and 18 ms without.
+Results go through a pipe, and pixels through shared memory. Python runs one thread of a process at a time. Threads that
+read and decode thousands of images a second delay the thread that launches a GPU's kernels. A step of ResNet-50 took
+26 ms with such threads and 18 ms without.
 
-The process ends when its parent does, because the pipe is closed then. The shared memory is anonymous (memfd_create(2),
-Linux). It is not part of /dev/shm, of which a pod has 64 MiB by default.
+The worker process ends when its parent does, because the pipe is closed then. The shared memory is anonymous
+(memfd_create(2), Linux). It does not count against /dev/shm, which is 64 MiB in a pod by default.
 """
 
 import math
@@ -28,7 +29,11 @@ from semiscale.common.errors import SemiscaleError
 
 
 class SharedBatchBuffer:
-    """Room for some batches of one shape, pixels_SBHWC, shared with the processes that get it as an argument."""
+    """Memory for some batches of one shape, which worker processes share.
+
+    A worker process that gets the buffer as an argument of its work maps the same memory. The axes of `pixels_SBHWC`
+    are the batch's slot, then the sample, height, width and color channel.
+    """
 
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
         file = os.memfd_create("slots")
@@ -49,41 +54,55 @@ class Channel:
 
     def __init__(self, connection: "Connection[Any, Any]") -> None:
         self.connection = connection
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def send(self, item: Any) -> None:
-        """Send a picklable item. Raises OSError if the other process has ended."""
-        with self._turn:
+        """Send a picklable item.
+
+        Raises:
+            OSError: The other process has ended.
+        """
+        with self._lock:
             self.connection.send(item)
 
 
 class _RemoteError(NamedTuple):
-    """The error that ended the other process."""
+    """The error that ended the worker process."""
 
     error: Exception
 
 
 class WorkerProcess:
-    """A process that runs `work(line, *arguments)`, a function of a module, with slots among its arguments or none."""
+    """A process that runs `work(channel, *arguments)`.
+
+    Args:
+        what: What the process does, for the message of an error, such as `decodes images`.
+        work: Function of a module. It gets the worker's end of the channel.
+        arguments: Picklable arguments of `work`. A SharedBatchBuffer among them is shared.
+    """
 
     def __init__(self, what: str, work: Callable[..., None], *arguments: Any) -> None:
         self._what = what
-        here, there = Pipe()
-        files = [there.fileno(), *(argument.file for argument in arguments if isinstance(argument, SharedBatchBuffer))]
-        command = [sys.executable, "-m", "semiscale.common.worker_process", str(there.fileno())]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as the work has, and no more for each
-        self._process = subprocess.Popen(  # noqa: S603 - this program
-            command, stdin=subprocess.DEVNULL, pass_fds=files, env=environment
+        own_end, worker_end = Pipe()
+        buffers = [argument.file for argument in arguments if isinstance(argument, SharedBatchBuffer)]
+        command = [sys.executable, "-m", "semiscale.common.worker_process", str(worker_end.fileno())]
+        # The work starts its own threads. A library must not start more for each of them.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # The command is this program itself.
+        self._process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, pass_fds=[worker_end.fileno(), *buffers], env=environment
         )
-        there.close()
-        self.connection, self.send = here, Channel(here).send
+        worker_end.close()
+        self.connection, self.send = own_end, Channel(own_end).send
         self.send((work, arguments))
 
     def receive(self) -> Any:
-        """Return the next that the work has sent; waits for it.
+        """Wait for the next item that the work sends, and return it.
 
-        Raises what ended the work, a SemiscaleError or an OSError, and RuntimeError with the traceback of anything
-        else; SemiscaleError where the process was lost.
+        Raises:
+            SemiscaleError: The work raised it, or the process ended without an error.
+            OSError: The work raised it.
+            RuntimeError: The work raised another error. The message is its traceback.
         """
         try:
             item = self.connection.recv()
@@ -105,41 +124,50 @@ class WorkerProcess:
         self.connection.close()
 
 
-def start_receiver(line: Channel, take: Callable[[Any], None]) -> None:
-    """In the other process: pass on what is sent to it, in a thread of its own, and end when nobody is left to send."""
-    threading.Thread(target=_receive_loop, args=(line, take), daemon=True, name="listen").start()
+def start_receiver(channel: Channel, handle: Callable[[Any], None]) -> None:
+    """Receive items in a thread of the worker process, until the parent process ends.
+
+    Args:
+        channel: The worker's end of the channel.
+        handle: Function that is called with every item.
+    """
+    threading.Thread(target=_receive_loop, args=(channel, handle), daemon=True, name="listen").start()
 
 
-def _receive_loop(line: Channel, take: Callable[[Any], None]) -> None:
+def _receive_loop(channel: Channel, handle: Callable[[Any], None]) -> None:
     with suppress(EOFError, OSError):
         while True:
-            take(line.connection.recv())
+            handle(channel.connection.recv())
+    # The parent has closed the pipe, so nobody needs the results of the other threads.
     os._exit(0)
 
 
-def _picklable(error: Exception) -> Exception:
-    """Return what can be sent of an error: a library's own kind of it often cannot."""
+def _to_picklable(error: Exception) -> Exception:
+    """Return an error that can be sent. Error classes of libraries often cannot be pickled."""
     if isinstance(error, SemiscaleError):
         return error
     return OSError(str(error)) if isinstance(error, OSError) else RuntimeError("".join(format_exception(error)))
 
 
 def worker_main() -> None:
-    """Be the other process. Ctrl-C and SIGTERM are for the one that started it, which says when to stop."""
+    """Run the worker process.
+
+    It ignores Ctrl-C and SIGTERM, because its parent handles them and decides when the work stops.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    line = Channel(Connection(int(sys.argv[1])))
+    channel = Channel(Connection(int(sys.argv[1])))
     with suppress(EOFError, BrokenPipeError):
         try:
-            work, arguments = line.connection.recv()
-            work(line, *arguments)
-        except Exception as error:  # noqa: BLE001 - raised by `receive`
-            line.send(_RemoteError(_picklable(error)))
+            work, arguments = channel.connection.recv()
+            work(channel, *arguments)
+        # `receive` raises the error in the parent process.
+        except Exception as error:  # noqa: BLE001
+            channel.send(_RemoteError(_to_picklable(error)))
 
 
 if __name__ == "__main__":
-    from semiscale.common import (
-        worker_process,  # what it sends must be of a module that the one that receives it can name
-    )
+    # Classes of `__main__` cannot be unpickled in the parent process, so the module is imported by its name.
+    from semiscale.common import worker_process
 
     worker_process.worker_main()
