@@ -22,20 +22,26 @@ __all__ = [
 
 
 def list_objects(prefix: str) -> Iterator[ObjectInfo]:
-    """List every object at or under a prefix: the object itself, or all below `prefix/`, in order of the URI.
+    """List the object at a prefix and every object below `prefix/`, in order of their URIs.
 
-    Nothing there, or no such bucket, is an empty list.
+    The listing of a missing folder or bucket is empty.
+
+    Cost:
+        An object store answers one request for every thousand objects. A local disk sorts the paths in memory.
     """
     return _store(prefix).entries(prefix)
 
 
 def list_dirs(prefix: str) -> list[str]:
-    """List the names of the folders directly under a prefix, empty ones included where the store keeps them."""
+    """List the names of the folders directly under a prefix.
+
+    Empty folders are included if the store keeps them.
+    """
     return _store(prefix).folders(prefix)
 
 
 def head(uri: str) -> ObjectInfo | None:
-    """Return what is stored at a URI, or None."""
+    """Return the size and the version of an object, or None if there is no object."""
     return _store(uri).stat(uri)
 
 
@@ -45,14 +51,18 @@ def read_bytes(uri: str, start: int = 0, size: int | None = None, version: str =
     Args:
         uri: The object.
         start: First byte.
-        size: Number of bytes. Fewer are returned if the object ends before.
-        version: Version that was listed. It is a condition of the request and costs nothing.
+        size: Number of bytes. Fewer are returned if the object ends earlier.
+        version: Version that was listed. It is a condition of the request, so it needs no request of its own.
+
+    Returns:
+        The bytes. They are empty if `start` is at the object's end or after it.
 
     Raises:
         FileNotFoundError: There is no object.
         SemiscaleError: The object has another version.
     """
-    if size == 0:  # HTTP has no range of no bytes
+    # An HTTP range cannot be empty.
+    if size == 0:
         if head(uri) is None:
             raise FileNotFoundError(uri)
         return b""
@@ -60,7 +70,7 @@ def read_bytes(uri: str, start: int = 0, size: int | None = None, version: str =
 
 
 def read_or_none(uri: str) -> bytes | None:
-    """Read an object, or return None where there is none."""
+    """Read an object, or return None if there is no object."""
     try:
         return read_bytes(uri)
     except FileNotFoundError:
@@ -68,26 +78,44 @@ def read_or_none(uri: str) -> bytes | None:
 
 
 def open_object(uri: str, version: str = "", *, ahead: bool = False) -> BinaryIO:
-    """Open an object for reading, seekable. Over the network one request fetches READ_CHUNK_BYTES, which are kept until
-    a read outside of them; all of them see one version, the one that was listed where it is given. Raises
-    FileNotFoundError, and what `read` raises.
+    """Open an object for reading, as a seekable file.
 
-    `ahead` is for who reads all of it in order over the network: a thread fetches as much again, meanwhile.
+    Over the network one request fetches READ_CHUNK_BYTES. They are buffered until a read outside of them. All requests
+    read the same version.
+
+    Args:
+        uri: The object.
+        version: Version that was listed. Without it, the version at the time of opening is read.
+        ahead: Whether a thread prefetches the next READ_CHUNK_BYTES. It helps if the object is read in order over the
+            network.
+
+    Raises:
+        FileNotFoundError: There is no object.
+        SemiscaleError: The object has another version. Reads of the file raise it too.
     """
-    return _store(uri).open(uri, version, ahead)
+    return _store(uri).open(uri, version, prefetch=ahead)
 
 
 def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
-    """Write an object. With `if_absent`, return False if it exists already."""
+    """Write an object.
+
+    Args:
+        uri: The object.
+        data: Its bytes.
+        if_absent: Whether an object that exists is kept.
+
+    Returns:
+        False if `if_absent` is set and the object exists already.
+    """
     return _store(uri).write(uri, data, if_absent)
 
 
 def compare_and_swap(uri: str, old: bytes | None, new: bytes) -> bool:
-    """Replace an object if its content still is `old`.
+    """Replace an object if its content is still `old`.
 
     Args:
         uri: A small object that several processes change.
-        old: Content that was read, or None if there was no object.
+        old: Content that this process read, or None if there was no object.
         new: Content to write.
 
     Returns:
@@ -97,12 +125,20 @@ def compare_and_swap(uri: str, old: bytes | None, new: bytes) -> bool:
 
 
 def upload(path: Path, uri: str) -> None:
-    """Store a local file in chunks, so that it never lies in memory as a whole."""
+    """Store a local file.
+
+    Args:
+        path: The local file.
+        uri: The object to write.
+
+    Cost:
+        Memory for some chunks of the file, whatever its size.
+    """
     _store(uri).upload(path, uri)
 
 
 def delete(uri: str) -> None:
-    """Delete an object. A missing object is no error."""
+    """Delete an object, if it exists."""
     _store(uri).delete(uri)
 
 
@@ -117,7 +153,7 @@ def is_object_store(uri: str) -> bool:
 
 
 def absolute_uri(uri: str) -> str:
-    """Return a URI that means the same from every working directory."""
+    """Return a URI that names the same object from every working directory."""
     if is_object_store(uri):
         return uri.rstrip("/")
     return str(uri_to_path(uri).absolute())
@@ -130,7 +166,10 @@ def _store(uri: str) -> ObjectStore:
 
 @functools.cache
 def _open_store(scheme: str) -> ObjectStore:
-    """The clients are imported on first use: they cost half a second, and a laptop needs neither."""
+    """Return the store of a scheme.
+
+    The clients are imported on first use. An import takes half a second, and a run on a local disk needs none.
+    """
     if scheme == "gs":
         from semiscale.storage.gcs import GcsStore
 

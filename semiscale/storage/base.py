@@ -18,9 +18,11 @@ READ_CHUNK_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One stored object. `version` changes when its bytes do (generation, ETag, or time and size).
+    """One stored object.
 
-    On a local disk two writes of the same size within one tick of the file system's clock, a few ms, share a version.
+    `version` changes with the bytes. It is the generation in GCS, the ETag in S3, and the time and the size of a file.
+    On a local disk, two writes of the same size within one tick of the file system's clock share a version. A tick is
+    a few ms.
     """
 
     uri: str
@@ -29,13 +31,13 @@ class ObjectInfo:
 
 
 class ObjectStore(Protocol):
-    """A place for objects. Listings are in the order of the URIs' code points."""
+    """The operations of a store. Listings are in the order of the code points of the URIs."""
 
     def entries(self, prefix: str) -> Iterator[ObjectInfo]: ...
     def folders(self, prefix: str) -> list[str]: ...
     def stat(self, uri: str) -> ObjectInfo | None: ...
     def read(self, uri: str, start: int, size: int | None, version: str) -> bytes: ...
-    def open(self, uri: str, version: str, ahead: bool) -> BinaryIO: ...
+    def open(self, uri: str, version: str, prefetch: bool) -> BinaryIO: ...
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool: ...
     def replace(self, uri: str, old: bytes, new: bytes) -> bool: ...
     def upload(self, path: Path, uri: str) -> None: ...
@@ -43,7 +45,14 @@ class ObjectStore(Protocol):
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
-    """Split a gs:// or s3:// URI, and refuse one without a bucket."""
+    """Split a gs:// or s3:// URI into its bucket and its key.
+
+    Returns:
+        The bucket, and the key, which is empty for the bucket itself.
+
+    Raises:
+        InvalidInputError: The URI has no bucket.
+    """
     bucket, _, key = uri.partition("://")[2].partition("/")
     if not bucket:
         raise InvalidInputError(
@@ -58,20 +67,31 @@ def object_changed_error(uri: str) -> SemiscaleError:
 
 
 class _Chunk(NamedTuple):
-    """Bytes of an object that are being fetched, or were."""
+    """A range of an object that a thread has fetched or is fetching."""
 
     start: int
     data: Future[bytes]
 
 
 class RangeReader(io.RawIOBase):
-    """A seekable view of one object of any store: every read is one ranged request for the bytes asked for.
+    """A seekable view of one object of any store. Every read is one ranged request.
 
-    With `ahead`, once a read has gone on where the last one ended, a thread fetches the READ_CHUNK_BYTES that follow
-    while these are used. Memory: as many.
+    Args:
+        store: Store of the object.
+        uri: The object.
+        version: Version to read, or "" for the current one.
+        prefetch: Whether a thread fetches the next READ_CHUNK_BYTES. It begins when a read starts at the end of the
+            last one.
+
+    Raises:
+        FileNotFoundError: There is no object.
+        SemiscaleError: The object has another version.
+
+    Cost:
+        Memory for READ_CHUNK_BYTES with `prefetch`.
     """
 
-    def __init__(self, store: ObjectStore, uri: str, version: str, ahead: bool = False) -> None:
+    def __init__(self, store: ObjectStore, uri: str, version: str, prefetch: bool = False) -> None:
         entry = store.stat(uri)
         if entry is None:
             raise FileNotFoundError(uri)
@@ -79,7 +99,7 @@ class RangeReader(io.RawIOBase):
             raise object_changed_error(uri)
         self._store, self._uri, self._version, self._size = store, uri, entry.version, entry.size_bytes
         self._position = 0
-        self._ahead, self._last_end = ahead, -1
+        self._prefetch, self._last_end = prefetch, -1
         self._chunk: _Chunk | None = None
 
     def readable(self) -> bool:
@@ -99,22 +119,23 @@ class RangeReader(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        data = self._next(len(buffer))
+        data = self._read_next(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def readall(self) -> bytes:
-        return self._next(self._size)  # the inherited one asks for 8 KiB at a time
+        # The inherited method reads 8 KiB at a time.
+        return self._read_next(self._size)
 
-    def _next(self, size: int) -> bytes:
+    def _read_next(self, size: int) -> bytes:
         size = min(size, self._size - self._position)
         if size <= 0:
             return b""
-        fetched = self._fetched(size)
-        follows = bool(fetched) or self._position == self._last_end
-        data = fetched or self._read(self._position, size)
+        prefetched = self._read_prefetched(size)
+        is_sequential = bool(prefetched) or self._position == self._last_end
+        data = prefetched or self._read(self._position, size)
         self._position = self._last_end = self._position + len(data)
-        if self._ahead and follows and not self._holds(self._position) and self._position < self._size:
+        if self._prefetch and is_sequential and not self._is_prefetched(self._position) and self._position < self._size:
             start, size = self._position, min(READ_CHUNK_BYTES, self._size - self._position)
             self._chunk = _Chunk(start, run_in_thread(lambda: self._read(start, size)))
         return data
@@ -122,16 +143,16 @@ class RangeReader(io.RawIOBase):
     def _read(self, start: int, size: int) -> bytes:
         return self._store.read(self._uri, start, size, self._version)
 
-    def _holds(self, position: int) -> bool:
+    def _is_prefetched(self, position: int) -> bool:
         return self._chunk is not None and 0 <= position - self._chunk.start < READ_CHUNK_BYTES
 
-    def _fetched(self, size: int) -> bytes:
-        """Return what has been fetched of the next bytes, at most `size`; waits for what is on its way."""
-        if self._chunk is None or not self._holds(self._position):
+    def _read_prefetched(self, size: int) -> bytes:
+        """Return at most `size` of the next bytes if they are prefetched. Waits for a request in progress."""
+        if self._chunk is None or not self._is_prefetched(self._position):
             return b""
         start = self._position - self._chunk.start
         return self._chunk.data.result()[start : start + size]
 
     def buffered(self) -> BinaryIO:
-        """Return the view behind a buffer of READ_CHUNK_BYTES."""
+        """Return the view with a buffer of READ_CHUNK_BYTES."""
         return cast(BinaryIO, io.BufferedReader(self, READ_CHUNK_BYTES))

@@ -14,7 +14,8 @@ class StrictDocument(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-# In the names of files and objects: one that comes with a foreign checkpoint or receipt must not lead elsewhere.
+# A digest becomes part of a path. The pattern keeps a digest in a foreign checkpoint or receipt from leading to another
+# folder.
 Digest = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,99}$")]
 
 
@@ -22,7 +23,15 @@ R = TypeVar("R", bound=StrictDocument)
 
 
 def load_document(uri: str, kind: type[R]) -> R:
-    """Read a document. Raises InvalidInputError where there is none or it is of another kind."""
+    """Read a document.
+
+    Args:
+        uri: The object.
+        kind: Class of the document.
+
+    Raises:
+        InvalidInputError: There is no object, or it is not a document of this class.
+    """
     data = storage.read_or_none(uri)
     if data is None:
         raise InvalidInputError("SEMI-E028", f"{uri}: there is no {kind.__name__}. Run the stage that writes it first.")

@@ -20,26 +20,30 @@ from semiscale.storage.base import MAX_CONNECTIONS, ObjectInfo, RangeReader, buc
 
 
 class GcsStore:
-    """Objects in GCS. Conditions are GCS's own, on the object's generation, which is 0 where there is none."""
+    """Objects in GCS.
+
+    A conditional write uses GCS's precondition on the object's generation. It is 0 if there is no object.
+    """
 
     def __init__(self) -> None:
         with _errors("gs://"):
             self._client = gcs.Client()
-        # The client has no public way to keep more than ten connections; others are closed after each request.
+        # The client keeps ten connections and closes all others after each request. It has no public option for more.
         for scheme in ("https://", "http://"):
             self._client._http.mount(scheme, HTTPAdapter(pool_maxsize=MAX_CONNECTIONS))
 
     def entries(self, prefix: str) -> Iterator[ObjectInfo]:
         bucket, key = bucket_and_key(prefix.rstrip("/"))
-        itself = self.stat(prefix.rstrip("/"))
-        if itself:
-            yield itself
+        entry = self.stat(prefix.rstrip("/"))
+        if entry:
+            yield entry
         # With the slash in the prefix, listing `a` does not page through all of `ab/`.
         fields = "items(name,size,generation),nextPageToken"
         try:
             with _errors(prefix):
                 for blob in self._client.list_blobs(bucket, prefix=key and f"{key}/", fields=fields):
-                    if not blob.name.endswith("/"):  # what consoles write to show an empty folder
+                    # Consoles write an object with a final slash to show an empty folder.
+                    if not blob.name.endswith("/"):
                         yield _entry(f"gs://{bucket}/{blob.name}", blob)
         except FileNotFoundError:
             return
@@ -51,7 +55,8 @@ class GcsStore:
         listing = self._client.list_blobs(bucket, prefix=folder, delimiter="/", fields=fields)
         try:
             with _errors(prefix):
-                for _ in listing:  # the prefixes are known once the pages have been read
+                # The prefixes are known after all pages have been read.
+                for _ in listing:
                     pass
         except FileNotFoundError:
             return []
@@ -78,14 +83,14 @@ class GcsStore:
         except exceptions.RequestRangeNotSatisfiable:
             return b""
 
-    def open(self, uri: str, version: str, ahead: bool) -> BinaryIO:
-        return RangeReader(self, uri, version, ahead).buffered()
+    def open(self, uri: str, version: str, prefetch: bool) -> BinaryIO:
+        return RangeReader(self, uri, version, prefetch).buffered()
 
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
         return self._write(uri, data, generation=0 if if_absent else None)
 
     def replace(self, uri: str, old: bytes, new: bytes) -> bool:
-        # The generation is asked for first: what is written in between fails the precondition, whatever was read.
+        # The generation is read before the content. If another process writes in between, the precondition fails.
         entry = self.stat(uri)
         if entry is None or self.read(uri, 0, None, "") != old:
             return False
@@ -124,7 +129,7 @@ def _entry(uri: str, blob: gcs.Blob) -> ObjectInfo:
 
 @contextmanager
 def _errors(uri: str) -> Iterator[None]:
-    """Raise the project's errors for the client's, except those that a caller takes for an answer."""
+    """Translate the client's errors, except those that callers handle themselves."""
     try:
         yield
     except exceptions.NotFound:

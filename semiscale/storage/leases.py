@@ -1,9 +1,9 @@
 """Share work among pods by leases, without a coordinator.
 
-A lease is a small object, created on the condition that there is none. Its holder renews it while its work advances.
-A lease that was not renewed for LEASE_DURATION_S is void, and the pod that creates the next number holds the work.
-The work of a dead pod is free after LEASE_DURATION_S. The work of a pod that hangs is free after STALL_TIMEOUT_S more.
-A lease only saves work. Two pods that do the same work write the same bytes.
+A lease is a small object. It is created on the condition that it does not exist. Its holder renews it while its work
+advances. A lease that was not renewed for LEASE_DURATION_S has expired. The pod that then creates the lease with the
+next number holds the work. The work of a dead pod is free after LEASE_DURATION_S. The work of a pod that hangs is free
+after STALL_TIMEOUT_S more. Leases only save work, because two pods that do the same work write the same bytes.
 """
 
 import json
@@ -17,18 +17,22 @@ from contextlib import contextmanager, suppress
 from semiscale import storage
 from semiscale.common.errors import SemiscaleError
 
-# A pod that is silent for this time counts as dead. Clocks may differ by half of it.
+# A pod that does not renew its lease for this time counts as dead. Clocks may differ by half of it.
 LEASE_DURATION_S = 120.0
 RENEW_INTERVAL_S = LEASE_DURATION_S / 6
-# Leases that are read at the same time, to hide the latency of an object store.
+# Number of leases that are read at the same time, to hide the latency of an object store.
 MAX_CONCURRENT_READS = 32
-# A pod whose work has not advanced for so long is taken for hung. Compiling a large network takes minutes, and so does
-# one batch of the largest on a slow core.
+# A pod whose work has not advanced for this time counts as hung. Compiling a large network takes minutes, and so does
+# one batch of the largest network on a slow core.
 STALL_TIMEOUT_S = 600.0
 
 
 class LeaseManager:
-    """Holds the leases of one pod in one folder."""
+    """Holds the leases of one pod in one folder.
+
+    Args:
+        folder: Folder of the work that pods share. The leases are stored below `claims/`.
+    """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -46,77 +50,86 @@ class LeaseManager:
 
     @contextmanager
     def lease(self, work: str) -> Iterator[bool]:
-        """Hold a lease inside the block, and yield False if another pod holds it.
+        """Hold a lease inside the block.
 
         One thread renews all leases of this pod while the work advances. The lease is deleted at the end, so that the
         next pod does not wait.
+
+        Args:
+            work: Name of the work, which is a folder's name.
+
+        Yields:
+            False if another pod holds the lease.
         """
         uri = self._next(work)
         if uri is None:
             yield False
             return
-        mine = None
+        is_created = None
         try:
-            mine = self._create(uri)
-            if mine:
+            is_created = self._create(uri)
+            if is_created:
                 self.heartbeat()
                 self._hold(uri)
-            yield mine
+            yield is_created
         finally:
             with self._lock:
                 self._held.discard(uri)
-            # SIGTERM may interrupt the request that creates the claim, after the store has taken it.
-            if mine or (mine is None and self._read(uri)[0] == self._holder):
+            # SIGTERM may interrupt the request that creates the lease after the store has accepted it.
+            if is_created or (is_created is None and self._read(uri)[0] == self._holder):
                 storage.delete(uri)
 
     def active(self) -> set[str]:
-        """Return the work that any pod holds.
+        """Return the names of the work that pods hold, this pod's included.
 
-        A lease is read when it is first seen. A lease that changed since then was renewed for a full duration.
+        A lease is read when it is first listed. A lease that changed since then was renewed for a full duration.
 
         Cost:
             One listing, which is a request for every thousand leases.
         """
         now = time.time()
-        found = list(storage.list_objects(storage.join(self._folder, "claims")))
+        entries = list(storage.list_objects(storage.join(self._folder, "claims")))
         with ThreadPoolExecutor(MAX_CONCURRENT_READS) as pool:
-            untils = pool.map(lambda entry: self._holds_until(entry, now), found)
-            self._seen = {entry.uri: (entry.version, until) for entry, until in zip(found, untils, strict=True)}
-        return {uri.split("/")[-2] for uri, (_, until) in self._seen.items() if until > now}
+            end_times = pool.map(lambda entry: self._end_time(entry, now), entries)
+            self._seen = {entry.uri: (entry.version, end) for entry, end in zip(entries, end_times, strict=True)}
+        return {uri.split("/")[-2] for uri, (_, end) in self._seen.items() if end > now}
 
-    def _holds_until(self, entry: storage.ObjectInfo, now: float) -> float:
-        """Return when a lease ends: at most LEASE_DURATION_S from now, for any clock."""
-        version, until = self._seen.get(entry.uri, ("", 0.0))
+    def _end_time(self, entry: storage.ObjectInfo, now: float) -> float:
+        """Return the time at which a lease expires.
+
+        It is at most LEASE_DURATION_S after `now`, even if the holder's clock is wrong.
+        """
+        version, end = self._seen.get(entry.uri, ("", 0.0))
         if not version:
             return min(self._read(entry.uri)[1], now + LEASE_DURATION_S)
-        return until if version == entry.version else now + LEASE_DURATION_S
+        return end if version == entry.version else now + LEASE_DURATION_S
 
     def _next(self, work: str) -> str | None:
-        """Return the URI of the next lease, or None if one is valid."""
+        """Return the URI of the lease to create, or None if a lease is valid."""
         folder = storage.join(self._folder, "claims", work)
         *_, latest = [None, *storage.list_objects(folder)]
-        if latest and self._holds_until(latest, time.time()) > time.time():
+        if latest and self._end_time(latest, time.time()) > time.time():
             return None
         number = int(latest.uri.rpartition("/")[2]) + 1 if latest else 0
         return storage.join(folder, f"{number:06}")
 
     def _create(self, uri: str) -> bool:
         """Create a lease, and return whether this process was the first."""
-        claim = self._content(time.time() + LEASE_DURATION_S)
-        # If the answer to a write is lost, the client writes again and finds this lease.
-        return storage.write_bytes(uri, claim, if_absent=True) or self._read(uri)[0] == self._holder
+        content = self._content(time.time() + LEASE_DURATION_S)
+        # If the response to a write is lost, the client writes again and then finds its own lease.
+        return storage.write_bytes(uri, content, if_absent=True) or self._read(uri)[0] == self._holder
 
     def _claim(self, work: str) -> str | None:
-        """Return the URI of a new claim; None where another process has the work."""
+        """Return the URI of a new lease, or None if another process holds the work."""
         uri = self._next(work)
         return uri if uri and self._create(uri) else None
 
     @staticmethod
     def _read(uri: str) -> tuple[str, float]:
-        """Return the holder of a lease and its end. A deleted lease has no holder."""
+        """Return the holder of a lease and the time at which it expires. A deleted lease has no holder."""
         data = storage.read_or_none(uri)
-        claim = json.loads(data or b'{"holder": "", "until": 0}')
-        return claim["holder"], float(claim["until"])
+        fields = json.loads(data or b'{"holder": "", "until": 0}')
+        return fields["holder"], float(fields["until"])
 
     def _hold(self, uri: str) -> None:
         with self._lock:
@@ -126,7 +139,7 @@ class LeaseManager:
                 threading.Thread(target=self._renew, daemon=True, name="leases").start()
 
     def _renew(self) -> None:
-        """Renew all held leases in turn, until none is held."""
+        """Renew all held leases every RENEW_INTERVAL_S, until none is held."""
         while True:
             time.sleep(RENEW_INTERVAL_S)
             with self._lock:
@@ -136,7 +149,7 @@ class LeaseManager:
             if time.monotonic() - self._advanced > STALL_TIMEOUT_S:
                 continue
             for uri in held:
-                # A failed renewal costs at most repeated work. The work itself reports a store that fails.
+                # After a failed renewal, another pod may repeat the work. The work itself reports a failing store.
                 with self._lock, suppress(OSError, SemiscaleError):
                     if uri in self._held:
                         self._write(uri, until=time.time() + LEASE_DURATION_S)

@@ -15,7 +15,11 @@ from semiscale.storage.base import ObjectInfo, object_changed_error
 
 
 def uri_to_path(uri: str) -> Path:
-    """Return the path of a `file://` URI or a plain path. Raises InvalidInputError for an unknown scheme."""
+    """Return the path of a `file://` URI or of a plain path.
+
+    Raises:
+        InvalidInputError: The scheme is another one, or the path of the URI is not absolute.
+    """
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return Path(uri).expanduser()
@@ -31,15 +35,16 @@ def uri_to_path(uri: str) -> Path:
 
 
 class LocalStore:
-    """The local disk. A write goes to a temporary name beside the target and is renamed: readers see all or nothing.
+    """Objects on the local disk.
 
-    Links are followed, as every tool that reads image folders does.
+    A write goes to a temporary file in the target's folder, which is then renamed. A reader sees the whole object or
+    none. Symbolic links are followed, as in other tools that read image folders.
     """
 
     def entries(self, prefix: str) -> Iterator[ObjectInfo]:
         path = uri_to_path(prefix)
-        found = [path] if path.is_file() else sorted(_files_below(path), key=str)
-        yield from filter(None, map(self._entry, found))
+        files = [path] if path.is_file() else sorted(_files_below(path), key=str)
+        yield from filter(None, map(self._entry, files))
 
     def folders(self, prefix: str) -> list[str]:
         path = uri_to_path(prefix)
@@ -50,14 +55,14 @@ class LocalStore:
         return self._entry(path) if path.is_file() else None
 
     def read(self, uri: str, start: int, size: int | None, version: str) -> bytes:
-        with self.open(uri, version, ahead=False) as file:
+        with self.open(uri, version, prefetch=False) as file:
             file.seek(start)
             return file.read(-1 if size is None else size)
 
-    def open(self, uri: str, version: str, ahead: bool) -> BinaryIO:
+    def open(self, uri: str, version: str, prefetch: bool) -> BinaryIO:
         path = uri_to_path(uri)
         try:
-            # A device or a pipe, which a link in a data set may name, could be read for ever.
+            # A link in a data set may name a device or a pipe. A read of it might never end.
             if not stat_module.S_ISREG(path.stat().st_mode):
                 raise FileNotFoundError(uri)
             file = path.open("rb")
@@ -78,8 +83,9 @@ class LocalStore:
             if not if_absent:
                 temporary.replace(path)
                 return True
+            # Creating a hard link fails if the target exists. It replaces the precondition of the object stores.
             try:
-                os.link(temporary, path)  # fails where the target exists: a precondition, like the object stores'
+                os.link(temporary, path)
             except FileExistsError:
                 return False
             return True
@@ -104,8 +110,10 @@ class LocalStore:
 
     @staticmethod
     def _entry(path: Path) -> ObjectInfo | None:
-        """A link to nothing is listed, without a version: who reads it finds it missing, instead of never hearing of
-        it. Asked once: between two questions another process may delete it.
+        """Return the entry of a file, or None if there is no regular file.
+
+        A broken link has an entry without a version, so that its reader reports the missing file. The path is examined
+        once, because another process may delete it between two calls.
         """
         try:
             status = path.stat()
@@ -113,8 +121,9 @@ class LocalStore:
             if error.errno in _NO_SUCH_FILE:
                 return ObjectInfo(str(path), 0, "") if path.is_symlink() else None
             raise
+        # A read of a pipe or a device might never end.
         if not stat_module.S_ISREG(status.st_mode):
-            return None  # a pipe or a device: reading it could wait forever
+            return None
         return ObjectInfo(str(path), status.st_size, _version(status))
 
 
@@ -127,24 +136,33 @@ def _version(status: os.stat_result) -> str:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Walk a folder, without what is being written, each directory once, however many links lead to it.
+    """Yield the files below a folder, except those that are being written.
 
-    Raises OSError for a folder that cannot be read.
+    Each directory is walked once, even if several links lead to it.
+
+    Raises:
+        OSError: A folder cannot be read.
+        InvalidInputError: A name is not UTF-8.
+
+    Cost:
+        Memory for the identities of all directories.
     """
     if not folder.is_dir():
         return
-    walked = {_identity(folder)}
-    for parent, below, names in os.walk(folder, onerror=_raise, followlinks=True):
-        here = sorted(below, key=lambda name: (Path(parent, name).is_symlink(), name))
-        fresh = {_identity(Path(parent, name)): name for name in reversed(here)}  # the first of equals stays
-        below[:] = [name for identity, name in reversed(fresh.items()) if identity not in walked]
-        walked.update(fresh)
+    visited = {_identity(folder)}
+    for parent, children, names in os.walk(folder, onerror=_raise, followlinks=True):
+        # Real directories come before links to them. In reversed order, the first name of a directory is kept.
+        in_order = sorted(children, key=lambda name: (Path(parent, name).is_symlink(), name))
+        by_identity = {_identity(Path(parent, name)): name for name in reversed(in_order)}
+        children[:] = [name for identity, name in reversed(by_identity.items()) if identity not in visited]
+        visited.update(by_identity)
         for name in names:
             if not name.startswith(_TEMPORARY):
-                yield Path(parent, _utf8(parent, name))
+                yield Path(parent, _check_utf8(parent, name))
 
 
 def _identity(folder: Path) -> tuple[int, int]:
+    """Return the device and the inode of a folder, which are the same through every link."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
@@ -153,7 +171,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _utf8(folder: str, name: str) -> str:
+def _check_utf8(folder: str, name: str) -> str:
+    """Return a file name, and refuse one that is not UTF-8."""
     if name.isascii() or name == name.encode(errors="replace").decode():
         return name
     raise InvalidInputError("SEMI-E024", f"{folder}: the file name {name!a} is not UTF-8. Rename the file.")
@@ -161,13 +180,15 @@ def _utf8(folder: str, name: str) -> str:
 
 @contextmanager
 def _temporary_sibling(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Create a temporary file in a path's folder, and delete it after the block if it still has its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_TEMPORARY + secrets.token_hex(8))
     try:
         with temporary.open("xb") as file:
             yield temporary, file
     except OSError as error:
-        if error.filename is None:  # a full disk does not say which
+        # The error of a full disk does not name the file.
+        if error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     finally:
@@ -176,7 +197,7 @@ def _temporary_sibling(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which only `replace` asks for; a process that dies gives it back."""
+    """Hold a folder's lock, which only `replace` uses. The kernel releases it if the process dies."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -186,6 +207,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _flush(file: BinaryIO) -> None:
-    """Bring bytes to the disk before the name: after a power cut a receipt must not outlive what it vouches for."""
+    """Write the bytes to the disk before the file gets its name.
+
+    Otherwise a receipt may survive a power cut and the files that it refers to may not.
+    """
     file.flush()
     os.fsync(file.fileno())

@@ -15,7 +15,7 @@ def write_parquet(table: pa.Table, uri: str, **options: Any) -> None:
 
     Args:
         table: Rows of the file.
-        uri: Place of the object.
+        uri: The object to write.
         options: Options of `pyarrow.parquet.ParquetWriter`, such as `compression`.
     """
     storage.write_bytes(uri, encode_parquet(table, **options))
@@ -30,10 +30,13 @@ def encode_parquet(
     """Return the bytes of a Parquet file.
 
     Args:
-        rows: One table, which Arrow cuts into row groups, or several, which become one row group each.
-        schema: Schema of the file. Needed for several tables.
+        rows: One table, which Arrow divides into row groups, or several tables, each of which becomes one row group.
+        schema: Schema of the file. It is required for several tables.
         metadata: Returns the key-value metadata of the file. It is called after the rows were encoded.
         options: Options of `pyarrow.parquet.ParquetWriter`, such as `compression`.
+
+    Cost:
+        Memory for the encoded file and for one table.
     """
     buffer = io.BytesIO()
     if schema is None and isinstance(rows, pa.Table):

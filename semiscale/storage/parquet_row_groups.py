@@ -13,11 +13,19 @@ import pyarrow.parquet as pq
 from semiscale import storage
 from semiscale.common.errors import SemiscaleError
 
-TAIL_BYTES = 8 << 10  # read from the end of a file at first: the footer of most, in one request
+# The first request reads this much of the end of a file. It contains the whole footer of most files.
+TAIL_BYTES = 8 << 10
 
 
 def corrupt_file_error(uri: str, what: str) -> SemiscaleError:
-    """Return the error of a unit's file that is not as it was written; the unit's parts are kept to make it anew."""
+    """Return the error of a shard group's file that is not as it was written.
+
+    The parts of the shard group are kept, so that the scoring can build the file again.
+
+    Args:
+        uri: The file.
+        what: What is wrong with it.
+    """
     return SemiscaleError(
         "SEMI-E027", f"{uri}: {what}. Delete the folder {uri.rpartition('/')[0]} and run the scoring again."
     )
@@ -25,7 +33,13 @@ def corrupt_file_error(uri: str, what: str) -> SemiscaleError:
 
 @contextmanager
 def reraise_as_corrupt(uri: str) -> Iterator[None]:
-    """Name the file where Arrow finds it cut off or overwritten. Arrow's errors are ValueErrors and OSErrors."""
+    """Turn Arrow's errors, which do not name the file, into an error that does.
+
+    Arrow raises ValueError and OSError for a file that is truncated or overwritten.
+
+    Raises:
+        SemiscaleError: Arrow raised an error inside the block.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
@@ -33,10 +47,15 @@ def reraise_as_corrupt(uri: str) -> Iterator[None]:
 
 
 class RowGroupReader:
-    """The row groups of one Parquet file of a unit. `bytes_read` counts what was asked of the store.
+    """Reads the row groups of one Parquet file of a shard group.
 
-    The footer costs one or two requests and a look at the file's size. Raises SemiscaleError where there is no file or
-    it is damaged.
+    `bytes_read` counts the bytes that the store returned.
+
+    Raises:
+        SemiscaleError: The file is missing or damaged.
+
+    Cost:
+        One request for the file's size, and one or two for its footer.
     """
 
     def __init__(self, uri: str) -> None:
@@ -45,19 +64,30 @@ class RowGroupReader:
         self.metadata = self._read_metadata()
 
     def read(self, number: int, columns: list[str]) -> pa.Table:
-        """Read some columns of a row group; what lies between them in the file is read too."""
+        """Read some columns of a row group.
+
+        Args:
+            number: Index of the row group.
+            columns: Names of the columns.
+
+        Raises:
+            SemiscaleError: The file is damaged.
+
+        Cost:
+            One request, which also reads the bytes between the columns.
+        """
         group = self.metadata.row_group(number)
-        places = (group.column(place) for place in range(group.num_columns))
-        chunks = [chunk for chunk in places if chunk.path_in_schema in columns]
-        start = min(map(_first_byte, chunks))
-        end = max(_first_byte(chunk) + chunk.total_compressed_size for chunk in chunks)
-        part = _Part(self._read(start, end - start), start)
+        all_chunks = (group.column(index) for index in range(group.num_columns))
+        chunks = [chunk for chunk in all_chunks if chunk.path_in_schema in columns]
+        start = min(map(_chunk_offset, chunks))
+        end = max(_chunk_offset(chunk) + chunk.total_compressed_size for chunk in chunks)
+        file_range = _FileRange(self._read(start, end - start), start)
         with reraise_as_corrupt(self.uri):
-            parquet = pq.ParquetFile(part, metadata=self.metadata)
+            parquet = pq.ParquetFile(file_range, metadata=self.metadata)
             return parquet.read_row_group(number, columns=columns, use_threads=False)
 
     def _read_metadata(self) -> pq.FileMetaData:
-        """Read Parquet's own metadata, whose size stands before the last four bytes of the file."""
+        """Read the footer of the file. The four bytes before the last four hold its size."""
         entry = storage.head(self.uri)
         if entry is None:
             raise corrupt_file_error(self.uri, "no such file")
@@ -75,13 +105,16 @@ class RowGroupReader:
         return data
 
 
-def _first_byte(chunk: pq.ColumnChunkMetaData) -> int:
-    """Return where a column chunk begins: at its dictionary where it has one."""
+def _chunk_offset(chunk: pq.ColumnChunkMetaData) -> int:
+    """Return the offset of a column chunk, which begins with its dictionary page if it has one."""
     return int(chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset)
 
 
-class _Part(io.BytesIO):
-    """A part of a file that answers as the whole would; a read outside of the part is a ValueError."""
+class _FileRange(io.BytesIO):
+    """A range of a file that is read with the offsets of the whole file.
+
+    A seek to an offset before the range is a ValueError.
+    """
 
     def __init__(self, data: bytes, start: int) -> None:
         super().__init__(data)

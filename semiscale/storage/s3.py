@@ -25,12 +25,18 @@ from botocore.exceptions import (
 from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.storage.base import MAX_CONNECTIONS, ObjectInfo, RangeReader, bucket_and_key, object_changed_error
 
-MAX_ATTEMPTS = 8  # of each request, and of each body: half a minute of a store that is slow or restarting
-FIRST_CHUNK, CHUNK = 1 << 20, 1 << 14  # bytes of a body at a time, of which a line that breaks loses what is under way
+# Attempts of each request and of each body. They outlast half a minute of a store that is slow or restarting.
+MAX_ATTEMPTS = 8
+# Bytes of a body that are read at a time. A broken connection loses the chunk in progress, so later attempts use small
+# chunks.
+FIRST_CHUNK_BYTES, RETRY_CHUNK_BYTES = 1 << 20, 1 << 14
 
 
 class S3Store:
-    """Objects in S3. Conditions are S3's conditional writes: `If-None-Match: *`, and `If-Match` with the ETag."""
+    """Objects in S3.
+
+    A conditional write uses `If-None-Match: *`, or `If-Match` with the ETag.
+    """
 
     def __init__(self) -> None:
         with _errors("s3://"):
@@ -39,13 +45,14 @@ class S3Store:
 
     def entries(self, prefix: str) -> Iterator[ObjectInfo]:
         bucket, key = bucket_and_key(prefix.rstrip("/"))
-        itself = self.stat(prefix.rstrip("/"))
-        if itself:
-            yield itself
+        entry = self.stat(prefix.rstrip("/"))
+        if entry:
+            yield entry
         # With the slash in the prefix, listing `a` does not page through all of `ab/`.
         for page in self._pages(bucket, key and f"{key}/"):
             for item in page.get("Contents", []):
-                if not item["Key"].endswith("/"):  # what consoles write to show an empty folder
+                # Consoles write an object with a final slash to show an empty folder.
+                if not item["Key"].endswith("/"):
                     yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
 
     def folders(self, prefix: str) -> list[str]:
@@ -66,47 +73,51 @@ class S3Store:
     def read(self, uri: str, start: int, size: int | None, version: str) -> bytes:
         try:
             with _errors(uri):
-                return self._body(_bucket_and_key(uri), start, size, version)
+                return self._read_body(_bucket_and_key(uri), start, size, version)
         except ClientError as error:
-            if _status(error) == 416:  # the range starts at the object's end or past it
+            # The range starts at the object's end or after it.
+            if _status(error) == 416:
                 return b""
             if _status(error) == 412:
                 raise object_changed_error(uri) from None
             raise
 
-    def _body(self, place: dict[str, str], start: int, size: int | None, version: str) -> bytes:
-        """Read an object's bytes. The client retries a request, but not a body that ends short.
+    def _read_body(self, key: dict[str, str], start: int, size: int | None, version: str) -> bytes:
+        """Read an object's bytes, and retry a body that ends too early.
 
-        Of a version that is known what came is kept and the rest asked for, and attempts count from the last byte that
-        came: a bad line cuts every download of some size. What may change meanwhile is asked for as a whole.
+        The client retries a request, but not its body. If the version is known, the received bytes are kept and the
+        next request continues after them. Attempts are counted from the last received byte, because a bad connection
+        breaks every large download. Without a version the object may change in between, so it is read again as a whole.
         """
         condition = {"IfMatch": version} if version else {}
         data, attempt = bytearray(), 0
         while True:
-            had = len(data)
-            answer = self._client.get_object(**place, **_range(start + had, size and size - had), **condition)
+            received = len(data)
+            response = self._client.get_object(**key, **_range(start + received, size and size - received), **condition)
+            chunk_bytes = FIRST_CHUNK_BYTES if attempt == received == 0 else RETRY_CHUNK_BYTES
             try:
-                for chunk in answer["Body"].iter_chunks(FIRST_CHUNK if attempt == had == 0 else CHUNK):
+                for chunk in response["Body"].iter_chunks(chunk_bytes):
                     data += chunk
             except (ResponseStreamingError, IncompleteReadError, ReadTimeoutError):
-                if len(data) < had + answer["ContentLength"]:
+                if len(data) < received + response["ContentLength"]:
                     if not version:
                         data.clear()
-                    attempt = 0 if len(data) > had else attempt + 1
+                    attempt = 0 if len(data) > received else attempt + 1
                     if attempt == MAX_ATTEMPTS:
                         raise
-                    time.sleep(random.random() * 0.1 * 2**attempt)  # noqa: S311 - spreads the retries of many pods
+                    # A random pause keeps many pods from retrying at the same time.
+                    time.sleep(random.random() * 0.1 * 2**attempt)  # noqa: S311
                     continue
             return bytes(data)
 
-    def open(self, uri: str, version: str, ahead: bool) -> BinaryIO:
-        return RangeReader(self, uri, version, ahead).buffered()
+    def open(self, uri: str, version: str, prefetch: bool) -> BinaryIO:
+        return RangeReader(self, uri, version, prefetch).buffered()
 
     def write(self, uri: str, data: bytes, if_absent: bool) -> bool:
         return self._write(uri, data, {"IfNoneMatch": "*"} if if_absent else {})
 
     def replace(self, uri: str, old: bytes, new: bytes) -> bool:
-        # The ETag is asked for first: what is written in between fails the condition, whatever was read.
+        # The ETag is read before the content. If another process writes in between, the condition fails.
         entry = self.stat(uri)
         if entry is None or self.read(uri, 0, None, "") != old:
             return False
@@ -117,7 +128,7 @@ class S3Store:
             with _errors(uri):
                 self._client.put_object(**_bucket_and_key(uri), Body=data, **condition)
         except ClientError as error:
-            # 412: it does not hold. 409: another conditional write won while this was on its way (S3's documentation).
+            # 412: the condition is false. 409: another conditional write finished first (S3's documentation).
             if condition and _status(error) in (409, 412):
                 return False
             raise
@@ -157,7 +168,7 @@ def _status(error: ClientError) -> int:
 
 @contextmanager
 def _errors(uri: str) -> Iterator[None]:
-    """Raise the project's errors for the client's, except those that a caller takes for an answer."""
+    """Translate the client's errors, except those that callers handle themselves."""
     try:
         yield
     except ClientError as error:
