@@ -26,7 +26,7 @@ def run_in_thread(work: Callable[[], Result]) -> Future[Result]:
 def map_prefetched(work: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Generator[Result]:
     """Yield `work(item)` of every item in order, while threads compute the next ones.
 
-    An error of `work` is raised in the place of its result.
+    An error of `work` is raised instead of its result.
 
     Args:
         work: Function that is called in a thread.
@@ -62,7 +62,7 @@ def map_prefetched(work: Callable[[Item], Result], items: Iterable[Item], at_onc
 def prefetch_one(items: Generator[Item]) -> Generator[Item]:
     """Yield the items of a generator, while a thread produces the next one.
 
-    An error of the generator is raised in the place of its item. When this iterator is closed, the generator is closed
+    An error of the generator is raised instead of its item. When this iterator is closed, the generator is closed
     after the item that it is producing.
 
     Cost:

@@ -143,7 +143,10 @@ def _receive_loop(channel: Channel, handle: Callable[[Any], None]) -> None:
 
 
 def _to_picklable(error: Exception) -> Exception:
-    """Return an error that can be sent. Error classes of libraries often cannot be pickled."""
+    """Return an error that can be sent.
+
+    Errors of libraries often cannot be pickled.
+    """
     if isinstance(error, SemiscaleError):
         return error
     return OSError(str(error)) if isinstance(error, OSError) else RuntimeError("".join(format_exception(error)))

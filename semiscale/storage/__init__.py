@@ -1,10 +1,11 @@
-"""Read and write objects by URI: `gs://bucket/key`, `s3://bucket/key`, `file:///path` or a path.
+"""Read and write objects by URI.
 
-All stores behave alike. A missing object or bucket is `FileNotFoundError`, and a refused access is `PermissionError`.
-An object store that fails for good is `SemiscaleError`. Writes are atomic: a reader sees the whole object or none.
-Names are used as they are written, without percent-encoding, as gsutil and the aws command do.
+A URI is `gs://bucket/key`, `s3://bucket/key`, `file:///path` or a path. All stores behave alike. A missing object or
+bucket is `FileNotFoundError`, and a refused access is `PermissionError`. An object store that fails after all retries
+is `SemiscaleError`. Writes are atomic, so a reader sees the whole object or none. Names are used as they are written,
+without percent-encoding, as gsutil and the aws command do.
 
-Sources: google-cloud-storage and boto3 are the vendors' own clients. Credentials, endpoints and retries are theirs.
+Credentials, endpoints and retries are those of the vendors' own clients, google-cloud-storage and boto3.
 """
 
 import functools
@@ -22,9 +23,9 @@ __all__ = [
 
 
 def list_objects(prefix: str) -> Iterator[ObjectInfo]:
-    """List the object at a prefix and every object below `prefix/`, in order of their URIs.
+    """List the object at a prefix and every object below `prefix/`.
 
-    The listing of a missing folder or bucket is empty.
+    They are in order of their URIs. The listing of a missing folder or bucket is empty.
 
     Cost:
         An object store answers one request for every thousand objects. A local disk sorts the paths in memory.

@@ -31,7 +31,10 @@ class ObjectInfo:
 
 
 class ObjectStore(Protocol):
-    """The operations of a store. Listings are in the order of the code points of the URIs."""
+    """The operations of a store.
+
+    Listings are in the order of the code points of the URIs.
+    """
 
     def entries(self, prefix: str) -> Iterator[ObjectInfo]: ...
     def folders(self, prefix: str) -> list[str]: ...
@@ -147,7 +150,10 @@ class RangeReader(io.RawIOBase):
         return self._chunk is not None and 0 <= position - self._chunk.start < READ_CHUNK_BYTES
 
     def _read_prefetched(self, size: int) -> bytes:
-        """Return at most `size` of the next bytes if they are prefetched. Waits for a request in progress."""
+        """Return at most `size` of the next bytes, or nothing if they are not prefetched.
+
+        It waits for a request in progress.
+        """
         if self._chunk is None or not self._is_prefetched(self._position):
             return b""
         start = self._position - self._chunk.start

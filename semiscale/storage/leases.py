@@ -126,7 +126,10 @@ class LeaseManager:
 
     @staticmethod
     def _read(uri: str) -> tuple[str, float]:
-        """Return the holder of a lease and the time at which it expires. A deleted lease has no holder."""
+        """Return the holder of a lease and the time at which it expires.
+
+        A deleted lease has no holder.
+        """
         data = storage.read_or_none(uri)
         fields = json.loads(data or b'{"holder": "", "until": 0}')
         return fields["holder"], float(fields["until"])

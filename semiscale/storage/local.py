@@ -162,7 +162,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """Return the device and the inode of a folder, which are the same through every link."""
+    """Return the device and the inode of a folder.
+
+    They are the same through every link.
+    """
     status = folder.stat()
     return status.st_dev, status.st_ino
 
@@ -180,7 +183,10 @@ def _check_utf8(folder: str, name: str) -> str:
 
 @contextmanager
 def _temporary_sibling(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """Create a temporary file in a path's folder, and delete it after the block if it still has its name."""
+    """Create a temporary file in a path's folder.
+
+    It is deleted after the block, unless it was renamed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_TEMPORARY + secrets.token_hex(8))
     try:
@@ -197,7 +203,10 @@ def _temporary_sibling(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which only `replace` uses. The kernel releases it if the process dies."""
+    """Hold a folder's lock, which only `replace` uses.
+
+    The kernel releases it if the process dies.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -106,7 +106,10 @@ class RowGroupReader:
 
 
 def _chunk_offset(chunk: pq.ColumnChunkMetaData) -> int:
-    """Return the offset of a column chunk, which begins with its dictionary page if it has one."""
+    """Return the offset of a column chunk.
+
+    A chunk begins with its dictionary page if it has one.
+    """
     return int(chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset)
 
 
