@@ -1,1 +1,1 @@
-"""Logs, progress, the status objects of a run's tasks, its budget, and Prometheus."""
+"""Provide logs, progress, status objects, the budget, and Prometheus metrics."""

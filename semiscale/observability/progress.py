@@ -1,7 +1,7 @@
 """Log the progress of long work as text or as JSON.
 
-`SEMISCALE_LOG` selects `plain` or `json`. By default lines are JSON where standard output is not a terminal. The status
-object of a task and its metrics also show the latest Progress of the process.
+`SEMISCALE_LOG` selects `plain` or `json`. By default lines are JSON if standard output is not a terminal. The status
+object of a task and its metrics also report the latest Progress of the process.
 """
 
 import json
@@ -20,13 +20,22 @@ from semiscale.common.text import to_single_line
 
 LOG_INTERVAL_S = 5.0
 LOG_FORMAT_ENV = "SEMISCALE_LOG"
-TERMINATION_LOG_ENV = "SEMISCALE_TERMINATION_LOG"  # the file that Kubernetes puts into a pod's status when it has ended
-TERMINATION_BYTES = 4096  # what Kubernetes keeps of it
-FAILURE = re.compile(r"(refused|failed): (.*)")  # how the line begins that says why a stage stops
+# The variable names the file that Kubernetes copies into the status of a pod that has ended.
+TERMINATION_LOG_ENV = "SEMISCALE_TERMINATION_LOG"
+# Kubernetes keeps this much of the file.
+TERMINATION_BYTES = 4096
+# The last line of a stage that stops begins like this.
+FAILURE = re.compile(r"(refused|failed): (.*)")
 
 
 def log_info(stage: str, text: str, **numbers: float | str) -> None:
-    """Print one line of a stage's log; `numbers` are fields of their own where lines are JSON."""
+    """Print one line of a stage's log.
+
+    Args:
+        stage: Name of the stage.
+        text: Message.
+        numbers: Additional fields of a JSON line. A line of text does not contain them.
+    """
     text = to_single_line(text)
     line = f"{stage} · {text}"
     if use_json_logs(sys.stdout):
@@ -41,7 +50,7 @@ def log_fatal(text: str, exit_code: int) -> None:
         text: Reason, which begins with `refused: ` or `failed: ` and ends with the error's id in brackets.
         exit_code: Exit code of the program.
     """
-    # The text may be cut to the length of a line. The id must survive that.
+    # A long text is shortened, but its id must remain.
     error_id, text = split_error_id(text)
     text = to_single_line(text) + (f" [{error_id}]" if error_id else "")
     id_field = {"error_id": error_id} if error_id else {}
@@ -52,26 +61,30 @@ def log_fatal(text: str, exit_code: int) -> None:
 
 
 def _write_termination_message(path: Path, line: bytes) -> None:
-    """Write what stopped the first process of a pod that stopped: the others' reason is mostly that one's end."""
-    with suppress(OSError):  # it is in the log
+    """Write the reason why a pod stops, unless another process has written one.
+
+    The later processes of a pod mostly stop because the first one has ended.
+    """
+    # The reason is in the log too, so an error of the file is ignored.
+    with suppress(OSError):
         if len(line) <= TERMINATION_BYTES and not path.stat().st_size:
             path.write_bytes(line)
 
 
 def parse_log_line(line: str) -> dict[str, Any]:
-    """Return the fields of a log line. A line of text is one message."""
+    """Return the fields of a log line. A line of text has the field `message` only."""
     try:
         fields = json.loads(line)
     except ValueError:
         fields = None
-    ours = isinstance(fields, dict) and isinstance(fields.get("message"), str)
-    return fields if ours else {"message": line}
+    is_log_line = isinstance(fields, dict) and isinstance(fields.get("message"), str)
+    return fields if is_log_line else {"message": line}
 
 
 def parse_failure(line: str) -> SemiscaleError | None:
-    """Return the error, with its id, of a stage's last line, or None for another line.
+    """Return the error in the last line of a stage, or None for another line.
 
-    A JSON line gives the exit code. A line of text only tells a refusal from a failure.
+    A JSON line contains the exit code. A line of text only distinguishes a refusal from a failure.
     """
     fields = parse_log_line(line)
     match = FAILURE.match(fields["message"])
@@ -84,7 +97,10 @@ def parse_failure(line: str) -> SemiscaleError | None:
 
 
 def use_json_logs(stream: TextIO) -> bool:
-    """Return whether lines are JSON: SEMISCALE_LOG decides, or else the terminal."""
+    """Return whether log lines are JSON.
+
+    SEMISCALE_LOG decides. Without it, lines are JSON if the stream is not a terminal.
+    """
     chosen = os.environ.get(LOG_FORMAT_ENV, "")
     return chosen == "json" or (chosen != "plain" and not stream.isatty())
 
@@ -95,13 +111,18 @@ def _json_line(level: str, **fields: float | str) -> str:
 
 
 class Progress:
-    """Counts what is finished, images mostly, against a total (0: not known) and reports rate, percent and time left.
+    """Counts finished items and reports the rate, the share and the remaining time.
 
-    `clock` returns seconds and is a parameter so that a test can drive it. What was finished `already` by a process
-    before this one counts, but not for the rate.
+    Args:
+        stage: Name of the stage.
+        total: Number of items, or 0 if it is not known.
+        clock: Returns seconds. Tests replace it.
+        already: Number of items that an earlier process finished. They count as finished, but not for the rate.
+        unit: Plural name of the items.
     """
 
-    latest: "Progress | None" = None  # of this process: a task does one thing at a time
+    # The latest Progress of this process. A task counts one kind of item at a time.
+    latest: "Progress | None" = None
 
     def __init__(
         self,
@@ -120,7 +141,12 @@ class Progress:
         Progress.latest = self
 
     def update(self, count: int, detail: str = "") -> None:
-        """Count finished work, and log it every LOG_INTERVAL_S."""
+        """Count finished items, and log the progress every LOG_INTERVAL_S.
+
+        Args:
+            count: Number of items that were finished since the last call.
+            detail: Text for the end of the line.
+        """
         self.done += count
         self.detail = detail
         now = self._clock()
@@ -130,17 +156,20 @@ class Progress:
             log_info(self._stage, self.format(detail), unit=self.unit, **numbers)
 
     def add_failures(self, images: int) -> None:
-        """Count images that could not be used."""
+        """Count images that cannot be used."""
         self.failures += images
 
     def add_seconds(self, **seconds: float) -> None:
-        """Add seconds to parts of the work: read, decode, forward, write; of threads that share one, thread-seconds."""
-        for part, more in seconds.items():
-            self.clocks[part] = self.clocks.get(part, 0.0) + more
+        """Add seconds to parts of the work, such as read, decode, forward and write.
+
+        The seconds of several threads that work on one part are added up.
+        """
+        for part, added in seconds.items():
+            self.clocks[part] = self.clocks.get(part, 0.0) + added
 
     @contextmanager
     def timer(self, part: str) -> Iterator[None]:
-        """Add the seconds of a `with` to a part of the work."""
+        """Add the seconds of the block to a part of the work."""
         started = self._clock()
         try:
             yield
@@ -148,7 +177,7 @@ class Progress:
             self.add_seconds(**{part: self._clock() - started})
 
     def rate(self) -> float:
-        """Return what is finished a second since the start."""
+        """Return the items per second that this process has finished since its start."""
         return (self.done - self._already) / max(self._clock() - self._started, 1e-9)
 
     def format(self, detail: str = "") -> str:
@@ -157,7 +186,15 @@ class Progress:
 
 
 def format_progress(done: int, total: int, unit: str, per_s: float, detail: str) -> str:
-    """Put progress in a line; without a total, what is left is not known."""
+    """Return progress as one line.
+
+    Args:
+        done: Number of finished items.
+        total: Number of all items. If it is 0, the line has no share and no remaining time.
+        unit: Plural name of the items.
+        per_s: Finished items per second.
+        detail: Text for the end of the line.
+    """
     parts = [f"{done:,} {unit}", f"{per_s:,.0f}/s"]
     if total:
         left_s = (total - done) / max(per_s, 1e-9)

@@ -1,7 +1,7 @@
-"""Report the status of a task to the store, and stop it when the run's budget is spent.
+"""Report the status of a task, and stop the task when the run's budget is used up.
 
-`watch` reads these objects, and so does every task of a run that has a budget. The process that does a task writes
-its object. A pod that takes over from a dead one continues in the same object.
+`watch` reads the status objects, and so does every task of a run that has a budget. The process that runs a task writes
+its object. A pod that replaces a dead one continues with the same object.
 """
 
 import os
@@ -21,47 +21,48 @@ from semiscale.observability.progress import Progress, log_info
 from semiscale.observability.task_status import RunStatusStore, TaskStatus
 
 HEARTBEAT_INTERVAL_S = 10.0
-# A task checks the budget at most this often, which it does when the budget is nearly spent.
+# A task checks the budget at most this often. It does so when the budget is nearly used up.
 MIN_POLL_INTERVAL_S = 1.0
-# An object that was written within this time has a process that is alive.
+# The process of a status object counts as alive for this time after its last write.
 HEARTBEAT_TIMEOUT_S = 3 * HEARTBEAT_INTERVAL_S
-# Kubeflow Pipelines' number of a pod's attempt. It is 0 for the first, also of a run that a person retries.
+# Kubeflow Pipelines sets the number of a pod's attempt. It is 0 for the first attempt, also after a person retries the
+# run.
 RETRY_INDEX_ENV = "KFP_RETRY_INDEX"
 
 
-def fail_fast_on_retry(board: RunStatusStore, task: str) -> None:
-    """Refuse a task that its previous attempt refused.
+def fail_fast_on_retry(status_store: RunStatusStore, task: str) -> None:
+    """Refuse a task if its previous attempt was refused.
 
     Kubeflow restarts a failed pod for every exit code. Without this check each attempt would read the bad input again.
 
     Args:
-        board: Status objects of the run.
+        status_store: Status objects of the run.
         task: Name of the task.
 
     Raises:
-        InvalidInputError: The previous attempt was refused. The message and the id are those of that attempt.
+        InvalidInputError: The previous attempt was refused. The error has the message and the id of that attempt.
     """
     if os.environ.get(RETRY_INDEX_ENV, "0") == "0":
         return
-    before = None
+    previous = None
     # The stage itself reports an error of the store.
     with suppress(OSError, SemiscaleError, ValueError):
-        before = TaskStatus.model_validate_json(storage.read_bytes(board.uri(task)))
-    if before and before.exit_code == InvalidInputError.exit_code:
-        code, message = split_error_id(before.reason)
+        previous = TaskStatus.model_validate_json(storage.read_bytes(status_store.uri(task)))
+    if previous and previous.exit_code == InvalidInputError.exit_code:
+        code, message = split_error_id(previous.reason)
         raise InvalidInputError(code, message)
 
 
 @contextmanager
 def report_status(
-    board: RunStatusStore, task: str, stage: str, on_device: bool = False, budget_hours: float = 0.0
+    status_store: RunStatusStore, task: str, stage: str, on_device: bool = False, budget_hours: float = 0.0
 ) -> Iterator[None]:
     """Keep a task's status object up to date while its work runs.
 
     SIGTERM becomes TerminatedError. A store that fails is logged once and never fails the task.
 
     Args:
-        board: Status objects of the run.
+        status_store: Status objects of the run.
         task: Name of the task.
         stage: Name of its stage.
         on_device: Whether the task uses devices that count for the budget.
@@ -69,6 +70,7 @@ def report_status(
 
     Raises:
         BudgetExceededError: The run's tasks have used up the budget. The work is stopped first, as by SIGTERM.
+        TerminatedError: SIGTERM stopped the task.
     """
     now = time.time()
     status = TaskStatus(
@@ -81,14 +83,14 @@ def report_status(
         updated=now,
         devices=billed_devices() if on_device else 0,
     )
-    writer = _StatusWriter(board, status)
-    budget = _BudgetWatcher(board, status, budget_hours * 3600)
+    writer = _StatusWriter(status_store, status)
+    budget = _BudgetWatcher(status_store, status, budget_hours * 3600)
     ended = threading.Event()
     thread = threading.Thread(target=_report_until, args=(ended, writer, budget), daemon=True, name="status reporter")
     error: BaseException | None = None
     with graceful_stop():
         try:
-            # The first check comes before the work, so that a run without budget left starts nothing.
+            # Check the budget before the work starts, because it may be used up already.
             if budget.is_active:
                 writer.run_safely(lambda: writer.resume_from(budget.check()))
                 if budget.exceeded:
@@ -125,22 +127,30 @@ def _report_until(ended: threading.Event, writer: "_StatusWriter", budget: "_Bud
 class _StatusWriter:
     """Writes the status object of one task."""
 
-    def __init__(self, board: RunStatusStore, task: TaskStatus) -> None:
-        self._board, self._task = board, task
+    def __init__(self, status_store: RunStatusStore, task: TaskStatus) -> None:
+        self._status_store, self._task = status_store, task
         # Device-seconds that earlier pods of this attempt spent on the task.
         self._earlier_device_s = 0.0
         self._has_logged_error = False
 
     def resume(self) -> None:
-        """Count the device-seconds that earlier pods spent on this task."""
-        self.resume_from(self._board.current_tasks())
+        """List the run's tasks, and call `resume_from`."""
+        self.resume_from(self._status_store.current_tasks())
 
     def resume_from(self, tasks: list[TaskStatus]) -> None:
-        """Do the same from a listing of the run's tasks."""
+        """Count the device-seconds that earlier pods spent on this task.
+
+        Args:
+            tasks: Tasks of the run.
+        """
         self._earlier_device_s = next((task.device_s for task in tasks if task.task == self._task.task), 0.0)
 
     def write(self, final_fields: dict[str, object]) -> None:
-        """Write the status object. `final_fields` is empty while the work runs."""
+        """Write the status object.
+
+        Args:
+            final_fields: Fields of a task that has ended. They are empty while the work runs.
+        """
         now = time.time()
         spent = self._earlier_device_s + (now - self._task.started) * self._task.devices
         fields: dict[str, object] = {"updated": now, "device_s": round(spent, 1), **final_fields}
@@ -148,39 +158,43 @@ class _StatusWriter:
             fields |= {"done": latest.done, "total": latest.total, "unit": latest.unit, "detail": latest.detail}
             fields["per_s"] = round(latest.rate(), 3)
         elif other := self._read_other_process():
-            # A rank that this process started reports for both while it is alive.
+            # Rank 0, which this process started, reports for both processes while it is alive.
             if not final_fields and now - other.updated < HEARTBEAT_TIMEOUT_S:
                 return
             fields |= other.model_dump(include={"done", "total", "unit", "detail", "per_s"})
             fields["device_s"] = max(round(spent, 1), other.device_s)
         task = self._task.model_copy(update=fields)
-        storage.write_bytes(self._board.uri(task.task), task.model_dump_json().encode())
+        storage.write_bytes(self._status_store.uri(task.task), task.model_dump_json().encode())
 
     def run_safely(self, action: Callable[[], object]) -> None:
-        """Run an action on the store. An error is logged once and never fails the task."""
+        """Run an action on the store. Log its first error and ignore later ones."""
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - any error of the store leaves the work running
+        # The work must continue after any error of the store.
+        except Exception as error:  # noqa: BLE001
             if not self._has_logged_error:
                 log_info(self._task.stage, f"progress cannot be stored, the work goes on: {error}")
             self._has_logged_error = True
 
     def _read_other_process(self) -> TaskStatus | None:
-        """Return the status that another process wrote for this task since this one started."""
-        data = storage.read_or_none(self._board.uri(self._task.task))
+        """Return the status that another process has written since this one started."""
+        data = storage.read_or_none(self._status_store.uri(self._task.task))
         other = TaskStatus.model_validate_json(data) if data else None
         own = (self._task.pod, self._task.process)
         return other if other and (other.pod, other.process) != own and other.started >= self._task.started else None
 
 
 class _BudgetWatcher:
-    """Compares the device-hours of a run with its budget. It is inactive without a budget or without devices."""
+    """Compares the device-hours of a run with its budget.
 
-    def __init__(self, board: RunStatusStore, task: TaskStatus, budget_s: float) -> None:
-        self._board, self._task, self._budget_s = board, task, budget_s
+    It is inactive if the run has no budget or the task has no devices.
+    """
+
+    def __init__(self, status_store: RunStatusStore, task: TaskStatus, budget_s: float) -> None:
+        self._status_store, self._task, self._budget_s = status_store, task, budget_s
         self._usage = BudgetUsage()
         self.is_active = bool(budget_s and task.devices)
-        # The message of the error, or "" while some of the budget is left.
+        # The message of the error, or "" until the budget is used up.
         self.exceeded = ""
 
     def is_due(self) -> bool:
@@ -188,8 +202,12 @@ class _BudgetWatcher:
         return self.is_active and self._usage.may_exceed(self._budget_s)
 
     def check(self) -> list[TaskStatus]:
-        """Read what all tasks of the run have used, and return the tasks. Cost: as `current_tasks`."""
-        tasks = self._board.current_tasks()
+        """Add up the device-seconds of the run's tasks, and return the tasks.
+
+        Cost:
+            The requests of `RunStatusStore.current_tasks`.
+        """
+        tasks = self._status_store.current_tasks()
         self._usage = BudgetUsage(tasks, self._task)
         if self._usage.device_s >= self._budget_s:
             self.exceeded = (
@@ -199,12 +217,21 @@ class _BudgetWatcher:
         return tasks
 
     def pause_s(self) -> float:
-        """Return the seconds to the next write, which are fewer where the budget may be used up before."""
+        """Return the seconds to the next write.
+
+        The next write comes earlier if the budget may be used up before.
+        """
         left_s = self._usage.left_s(self._budget_s) if self.is_active else HEARTBEAT_INTERVAL_S
         return min(HEARTBEAT_INTERVAL_S, max(left_s, MIN_POLL_INTERVAL_S))
 
 
 def _final_fields(error: BaseException | None, over_budget: str) -> dict[str, object]:
+    """Return the fields of the status object of a task that has ended.
+
+    Args:
+        error: Error that ended the task, or None.
+        over_budget: Message of a budget that is used up, or "".
+    """
     if error is None:
         return {"state": "finished"}
     if over_budget:

@@ -1,6 +1,7 @@
-"""Define the status objects of tasks, `<workdir>/progress/<run>/<task>.json`, and read them.
+"""Define, read and announce the status objects of tasks.
 
-`watch` reads these objects, and so does every task of a run that has a budget. Each object is small and overwritten.
+A status object is `<workdir>/progress/<run>/<task>.json`. `watch` reads these objects, and so does every task of a run
+that has a budget. Each object is small and is overwritten.
 """
 
 import time
@@ -10,17 +11,18 @@ from typing import Final, Literal
 from semiscale import storage
 from semiscale.storage.documents import StrictDocument
 
-READERS = 32
-
-
-FIRST_TASK = "plan"  # the task that every run begins with: what is older than its start is of an earlier try
-
-
-SUBMITTED: Final = "submitted"  # the object that says that a try was asked for; whether it begins, its plan decides
+MAX_CONCURRENT_READS = 32
+# Every run begins with this task. Objects that were last written before its start belong to an earlier attempt.
+FIRST_TASK = "plan"
+# The name and the state of the object of an attempt that was submitted. The attempt begins with its plan.
+SUBMITTED: Final = "submitted"
 
 
 class TaskStatus(StrictDocument):
-    """One task of a run. Times are seconds since 1970; `device_s` includes what dead pods had spent on it."""
+    """One task of a run.
+
+    Times are seconds since 1970. `device_s` includes the device-seconds that dead pods spent on the task.
+    """
 
     task: str
     stage: str
@@ -41,9 +43,16 @@ class TaskStatus(StrictDocument):
 
 
 class RunStatusStore:
-    """All tasks of one run. What has not changed since the last look is not read again.
+    """Reads the status objects of one run.
 
-    A look costs one listing and a read of every object that changed: at most all tasks, a few hundred.
+    An object that has not changed since the last call is not read again.
+
+    Args:
+        workdir: URI of the workdir.
+        run: Name of the run.
+
+    Cost:
+        Each call lists the objects and reads every object that has changed. A run has at most a few hundred.
     """
 
     def __init__(self, workdir: str, run: str) -> None:
@@ -51,25 +60,27 @@ class RunStatusStore:
         self._known: dict[str, tuple[str, TaskStatus]] = {}
 
     def current_tasks(self) -> list[TaskStatus]:
-        """Return the tasks of the run's latest try that began, in order of their start."""
+        """Return the tasks of the latest attempt that has begun, in order of their start."""
         return _latest([task for task in self.all_attempts() if task.state != SUBMITTED])
 
     def latest(self) -> list[TaskStatus]:
-        """Return the same, or the plan of a try that was asked for where nothing has been heard of any since.
+        """Return the tasks of the latest attempt, whether it has begun or not.
 
-        Another try that is at work is heard of within WRITE_EVERY_S: this one waits, or is refused.
+        A submitted attempt is the latest if no task has reported since its submission. It consists of its plan. If
+        another attempt is running, one of its tasks reports within `status_reporter.HEARTBEAT_INTERVAL_S`. The
+        submitted attempt then waits or is refused.
         """
-        found = self.all_attempts()
-        begun = _latest([task for task in found if task.state != SUBMITTED])
-        asked = [task for task in found if task.state == SUBMITTED]
-        return asked if asked and all(task.updated < asked[0].started for task in begun) else begun
+        tasks = self.all_attempts()
+        begun = _latest([task for task in tasks if task.state != SUBMITTED])
+        submitted = [task for task in tasks if task.state == SUBMITTED]
+        return submitted if submitted and all(task.updated < submitted[0].started for task in begun) else begun
 
     def all_attempts(self) -> list[TaskStatus]:
-        """Return the tasks of all tries of the run, begun or asked for."""
+        """Return the tasks of all attempts of the run, whether they have begun or not."""
         entries = [entry for entry in storage.list_objects(self.folder) if entry.uri.endswith(".json")]
-        with ThreadPoolExecutor(READERS) as pool:
-            found = dict(zip((entry.uri for entry in entries), pool.map(self._read, entries), strict=True))
-        self._known = {uri: known for uri, known in found.items() if known}
+        with ThreadPoolExecutor(MAX_CONCURRENT_READS) as pool:
+            read = dict(zip((entry.uri for entry in entries), pool.map(self._read, entries), strict=True))
+        self._known = {uri: known for uri, known in read.items() if known}
         return [task for _, task in self._known.values()]
 
     def _read(self, entry: storage.ObjectInfo) -> tuple[str, TaskStatus] | None:
@@ -79,23 +90,30 @@ class RunStatusStore:
         data = storage.read_or_none(entry.uri)
         try:
             return (entry.version, TaskStatus.model_validate_json(data)) if data else None
-        except ValueError:  # another version's: its run is over or will overwrite it
+        # Another version of the program wrote the object. Its run has ended or will overwrite the object.
+        except ValueError:
             return None
 
     def uri(self, task: str) -> str:
-        """Return where a task's object lies."""
+        """Return the URI of a task's object."""
         return storage.join(self.folder, f"{task}.json")
 
 
 def _latest(tasks: list[TaskStatus]) -> list[TaskStatus]:
-    begun = max((task.started for task in tasks if task.task == FIRST_TASK), default=0.0)
-    return sorted((task for task in tasks if task.updated >= begun), key=lambda task: (task.started, task.task))
+    """Return the tasks of the latest plan's attempt, in order of their start."""
+    plan_started = max((task.started for task in tasks if task.task == FIRST_TASK), default=0.0)
+    return sorted((task for task in tasks if task.updated >= plan_started), key=lambda task: (task.started, task.task))
 
 
 def announce_submission(workdir: str, run: str) -> None:
-    """Say that a run was asked for, so that `watch` does not take an earlier try's end for this one's.
+    """Record that a run was submitted.
 
-    It stands beside the tasks: of a run of that name that is at work, nothing is forgotten.
+    Without the record, `watch` would report the end of an earlier attempt. The record is an object of its own. It does
+    not overwrite the tasks of a running run of the same name.
+
+    Args:
+        workdir: URI of the workdir.
+        run: Name of the run.
     """
     now = time.time()
     first = TaskStatus(task=FIRST_TASK, stage=FIRST_TASK, pod="", state=SUBMITTED, started=now, updated=now)
