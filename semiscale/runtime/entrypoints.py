@@ -27,12 +27,21 @@ from semiscale.runtime.lineage import publish, resolve_inputs
 from semiscale.runtime.run_once import R
 from semiscale.runtime.stage_config import C, StageConfig
 
-# A component takes these arguments beside the fields of its config.
+# A component takes these arguments in addition to the fields of its config.
 NOT_IN_CONFIG = ("role", SETTINGS)
 
 
 def run_from_cli(config_type: type[C], stage: Callable[[C], Receipt], prints: bool = True) -> int:
-    """Run a stage from a shell: options are the config's fields. Prints the receipt; returns the exit code."""
+    """Run a stage from a shell, with the fields of its config as options.
+
+    Args:
+        config_type: Config of the stage.
+        stage: The stage.
+        prints: Whether to print the receipt.
+
+    Returns:
+        The exit code of the process.
+    """
     settings = SettingsConfigDict(cli_kebab_case=True, cli_prog_name=f"python -m semiscale.stages.{config_type.stage}")
     options = type(config_type.__name__, (config_type, BaseSettings), {"model_config": settings})
     try:
@@ -41,11 +50,12 @@ def run_from_cli(config_type: type[C], stage: Callable[[C], Receipt], prints: bo
         reason = format_validation_error(error, config_type.model_fields)
         log_fatal(f"refused: {reason} [SEMI-E100]", InvalidInputError.exit_code)
         return InvalidInputError.exit_code
-    given = {name: getattr(parsed, name) for name in config_type.model_fields}
-    indent = None if use_json_logs(sys.stdout) else 1  # a line like the others, where lines are JSON
+    fields = {name: getattr(parsed, name) for name in config_type.model_fields}
+    # Among JSON log lines, the receipt is one line too.
+    indent = None if use_json_logs(sys.stdout) else 1
 
     def run() -> None:
-        receipt = run_as_task(config_type(**given), stage)
+        receipt = run_as_task(config_type(**fields), stage)
         if prints:
             print(receipt.model_dump_json(indent=indent))
 
@@ -53,23 +63,28 @@ def run_from_cli(config_type: type[C], stage: Callable[[C], Receipt], prints: bo
 
 
 class FinishedTask(NamedTuple, Generic[R]):
-    """What a kfp component reads of its finished stage."""
+    """The receipt of a stage that ran in a kfp component, and its run's parameters."""
 
     receipt: R
     run: RunParameters
 
 
 def run_in_kfp(config_type: type[C], stage: Callable[[C], R], arguments: Mapping[str, Any]) -> FinishedTask[R]:
-    """Run a stage inside a kfp component, and exit with its error's code after one line if it fails.
+    """Run a stage inside a kfp component.
+
+    If the stage fails, its error is logged in one line and the process exits with the error's code.
 
     Args:
-        config_type: The stage's config.
+        config_type: Config of the stage.
         stage: The stage.
-        arguments: The component's local variables. Input artifacts stand for their paths. The output artifact `receipt`
-            takes the receipt, and `summary`, where there is one, the same in words.
+        arguments: Local variables of the component. Input artifacts are replaced by their paths. The receipt is written
+            to the output artifact `receipt`. Its summary is written to the output artifact `summary`, if there is one.
 
     Returns:
         The receipt, and the run's parameters.
+
+    Raises:
+        SystemExit: The stage failed.
     """
     parent_exit.exit_with_parent()
     names = {*config_type.model_fields, *NOT_IN_CONFIG}
@@ -90,17 +105,29 @@ def run_in_kfp(config_type: type[C], stage: Callable[[C], R], arguments: Mapping
 
 
 def run_as_task(config: C, stage: Callable[[C], R]) -> R:
-    """Run a stage as a task of its run, with its metrics and with its progress in the workdir; a stage that is no run's
-    task, as it is.
+    """Run a stage as a task of its run, with metrics and a status object.
+
+    A stage without a run has neither, and only rank 0 reports.
+
+    Args:
+        config: Config of the stage.
+        stage: The stage.
+
+    Returns:
+        The receipt of the stage.
+
+    Raises:
+        InvalidInputError: The previous attempt of the task was refused, or the config cannot start.
+        BudgetExceededError: The budget of the run is used up.
     """
     run = _run_name_and_budget(config)
-    if not run or os.environ.get("RANK", "0") != "0":  # of several ranks, one speaks
+    if not run or os.environ.get("RANK", "0") != "0":
         return stage(config)
-    board = task_status.RunStatusStore(config.workdir, run[0])
+    status_store = task_status.RunStatusStore(config.workdir, run[0])
     with prometheus.serve_metrics(config.stage, config.task_name()):
-        status_reporter.fail_fast_on_retry(board, config.task_name())
+        status_reporter.fail_fast_on_retry(status_store, config.task_name())
         config.check_can_start()
-        with status_reporter.report_status(board, config.task_name(), config.stage, config.on_device, run[1]):
+        with status_reporter.report_status(status_store, config.task_name(), config.stage, config.on_device, run[1]):
             return stage(config)
 
 
@@ -112,12 +139,14 @@ def _run_name_and_budget(config: StageConfig) -> tuple[str, float] | None:
     try:
         plan = json.loads(storage.read_bytes(getattr(config, "plan", "")))
         return plan["name"], plan["run"].get("budget_hours", 0.0)
+    # The stage itself reports the errors of its inputs.
     except (OSError, SemiscaleError, LookupError, TypeError, ValueError):
-        return None  # the stage itself says what is wrong with its inputs
+        return None
 
 
 def _to_plain_argument(argument: Any) -> Any:
-    if argument is None:  # an optional artifact that was not given
+    # An optional artifact that is not given is None.
+    if argument is None:
         return ""
     if isinstance(argument, list):
         return [_to_plain_argument(item) for item in argument]
@@ -125,7 +154,11 @@ def _to_plain_argument(argument: Any) -> Any:
 
 
 def run_with_exit_code(run: Callable[[], None]) -> int:
-    """Run a stage or a verb, log its error in one line, and return the exit code."""
+    """Run a stage or a verb, and log its error in one line.
+
+    Returns:
+        The exit code of the process, which is 0 without an error.
+    """
     try:
         run()
     except ValidationError as error:
@@ -135,7 +168,7 @@ def run_with_exit_code(run: Callable[[], None]) -> int:
         log_fatal(f"{'refused' if isinstance(error, InvalidInputError) else 'failed'}: {error}", error.exit_code)
         return error.exit_code
     except OSError as error:
-        # A store's own FileNotFoundError has the URI alone as its text.
+        # The text of a store's FileNotFoundError is only the URI.
         missing = ": no such file" if isinstance(error, FileNotFoundError) and not error.errno else ""
         log_fatal(
             f"failed: {error}{missing}. Finished work is kept. Run it again to continue. [SEMI-E001]",

@@ -1,7 +1,7 @@
-"""Choose how many pods the remaining work keeps busy.
+"""Choose how many pods the remaining work can keep busy.
 
 A pod without work still costs minutes of a node, so a round without new work starts one pod. The number changes no
-result, because pods share their work by leases. It is never 0, because a loop over nothing fails in Kubeflow.
+result, because pods share their work by leases. It is never 0, because an empty loop fails in Kubeflow.
 """
 
 import time
@@ -13,16 +13,27 @@ from semiscale.receipts.fanout import FanoutReceipt
 from semiscale.runtime.stage_config import StageConfig
 
 
-def choose_pod_count(config: StageConfig, most: int, folder: str, left: Callable[[], tuple[int, str]]) -> FanoutReceipt:
-    """Return, and say, how many of at most so many pods the work in a folder is worth.
+def choose_pod_count(
+    config: StageConfig, max_pods: int, folder: str, count_remaining: Callable[[], tuple[int, str]]
+) -> FanoutReceipt:
+    """Choose the number of pods for the remaining work in a folder, and log it.
 
-    `left` counts the pieces that different pods can do at the same time, and says what they are. It is asked every
-    time: what is left is another number after each try.
+    The work is counted on every call, because each attempt leaves less of it.
+
+    Args:
+        config: Config of the stage.
+        max_pods: Largest number of pods.
+        folder: URI of the work's folder.
+        count_remaining: Returns the number of pieces that different pods can process at the same time, and a text that
+            describes them.
+
+    Returns:
+        The receipt with the number of pods, and with the reason for it.
     """
     started = time.monotonic()
-    pieces, what = left()
-    pods = max(min(most, pieces), 1)
-    why = f"{pods:,} of {most:,} pods: {what}"
+    pieces, description = count_remaining()
+    pods = max(min(max_pods, pieces), 1)
+    why = f"{pods:,} of {max_pods:,} pods: {description}"
     log_info(config.stage, why)
     return FanoutReceipt(
         stage=config.stage,

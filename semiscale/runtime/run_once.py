@@ -1,4 +1,4 @@
-"""Run a stage's work once, and load its receipt if it has finished before."""
+"""Run a stage's work once, and load its receipt if it has finished earlier."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -19,24 +19,33 @@ def run_once(
     folder: str | None = None,
     writes: bool = True,
 ) -> R:
-    """Do a stage's work in its own folder, or find it done.
+    """Run a stage's work in its own folder, unless the folder has a receipt.
 
-    `work(folder)` returns the fields of the receipt beyond the common ones, and may replace those. The receipt is
-    written last, so a folder that has one is whole. Of several processes that work together, one `writes`.
+    The receipt is written last, so a folder with a receipt is complete.
+
+    Args:
+        config: Config of the stage.
+        kind: Class of the receipt.
+        work: Function that gets the folder. It returns the fields of the receipt, and may replace common fields.
+        folder: URI of the folder. By default it is the config's folder.
+        writes: Whether this process writes the receipt. Several processes that share the work have one that does.
+
+    Returns:
+        The receipt of the first process that finished the work.
     """
     folder = folder or config.folder()
     uri = storage.join(folder, "receipt.json")
-    found = storage.read_or_none(uri)
-    if found is not None:
+    stored = storage.read_or_none(uri)
+    if stored is not None:
         log_info(config.stage, f"finished before: {folder}")
-        return kind.model_validate_json(found)
+        return kind.model_validate_json(stored)
     started = time.monotonic()
     fields = work(folder)
     seconds = round(time.monotonic() - started, 3)
     common = {"stage": config.stage, "digest": config.digest(), "folder": folder, "seconds": seconds}
     receipt = kind.model_validate({**common, **fields})
     if writes and not storage.write_bytes(uri, receipt.model_dump_json(indent=1).encode(), if_absent=True):
-        # Another process that did the same work was first; its receipt may have been read already.
+        # Another process finished the same work first. Later stages may have read its receipt already, so it stays.
         return kind.model_validate_json(storage.read_bytes(uri))
     log_info(config.stage, f"finished in {format_duration(seconds)}")
     return receipt
