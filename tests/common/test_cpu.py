@@ -1,4 +1,4 @@
-"""The cores a process may use: a container's limit counts, not the node's size."""
+"""Test that a container's limit decides how many cores a process may use."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Memory that a process keeps for its next allocations."""
+"""Test that a process keeps freed memory for its next allocations."""
 
 import subprocess
 import sys
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 PAGES_OF_A_BLOCK = 96 * 1024 * 1024 // 4096
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # where all are huge, there are few to count
+# If all pages are huge, a block has too few pages to count.
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 FAULTS = """
 import resource, sys
@@ -36,9 +37,11 @@ with ThreadPoolExecutor(1) as elsewhere:
 @pytest.mark.skipif(HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(), reason="all pages are huge here")
 @pytest.mark.parametrize("where", ["here", "in another thread"])
 def test_what_is_freed_is_not_fetched_from_the_system_again(where: str) -> None:
-    def faults(kept: str) -> int:
-        done = subprocess.run([sys.executable, "-c", FAULTS, kept, where], capture_output=True, text=True, check=True)
-        return int(done.stdout)
+    def faults(mode: str) -> int:
+        process = subprocess.run(
+            [sys.executable, "-c", FAULTS, mode, where], capture_output=True, text=True, check=True
+        )
+        return int(process.stdout)
 
     assert faults("give back") > 2 * PAGES_OF_A_BLOCK
     assert faults("keep") < PAGES_OF_A_BLOCK / 10

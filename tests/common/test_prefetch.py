@@ -61,7 +61,7 @@ def test_an_error_is_raised_in_its_place() -> None:
 
 
 def numbers(count: int, made: list[int]) -> Generator[int]:
-    """Count, and note what was made; -1 when it is closed."""
+    """Yield numbers, and record each in `made`. Record -1 at the generator's end."""
     try:
         for number in range(count):
             made.append(number)
@@ -91,18 +91,20 @@ def test_the_next_is_made_while_one_is_worked_on() -> None:
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_what_is_made_beside_ends_and_fails_as_it_would(count: int) -> None:
     made: list[int] = []
-    items, found = prefetch_one(numbers(count, made)), list[int]()
+    items, results = prefetch_one(numbers(count, made)), list[int]()
     with pytest.raises(ValueError, match="5") if count == 5 else nullcontext():
-        found.extend(items)
+        results.extend(items)
     assert made == [*range(count), -1]
-    assert found == list(range(count))
+    assert results == list(range(count))
     waits_for_no_more_threads()
 
 
 def test_a_tar_that_is_read_ahead_is_the_same(remote: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(base, "READ_CHUNK_BYTES", 3000)  # so that a small tar takes several requests
+    # A small tar takes several requests.
+    monkeypatch.setattr(base, "READ_CHUNK_BYTES", 3000)
     members = {f"{number:02}.png": pictures.picture(0, number, size=8 + number) for number in range(30)}
-    members["17.txt"] = b"x" * 20_000  # passed over by a jump
+    # The reader seeks past this member.
+    members["17.txt"] = b"x" * 20_000
     path = pictures.write_tar(tmp_path / "a.tar", members)
     storage.upload(path, f"{remote}/a.tar")
     (here,), (there,) = list_shards([str(path)]), list_shards([remote])
@@ -129,7 +131,8 @@ def test_loose_and_linked_files_are_read_many_at_once(
     together, read_one = threading.Barrier(PREFETCH_FILES, timeout=30), storage.read_bytes
 
     def read_with_others(uri: str, *args: Any, **options: Any) -> bytes:
-        together.wait()  # breaks, and so raises, where fewer are read at once
+        # The barrier times out and raises an error if fewer files are read at the same time.
+        together.wait()
         return read_one(uri, *args, **options)
 
     monkeypatch.setattr(storage, "read_bytes", read_with_others)

@@ -1,4 +1,7 @@
-"""What data and libraries say comes to terminals, logs and receipts as one harmless line without credentials."""
+"""Test that texts of data and libraries become one line without credentials.
+
+The line goes to terminals, logs and receipts.
+"""
 
 import io
 import json
@@ -24,8 +27,8 @@ def test_a_key_begins_no_line_and_moves_no_cursor(log: str, monkeypatch: pytest.
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         progress.log_info("score", HOSTILE)
         progress.log_fatal(HOSTILE, 1)
-    for said in (out.getvalue(), err.getvalue()):
-        (line,) = said.splitlines()
+    for output in (out.getvalue(), err.getvalue()):
+        (line,) = output.splitlines()
         text = json.loads(line)["message"] if log == "json" else line
         assert text.isprintable()
         assert "refused: all is lost" in text
@@ -33,11 +36,11 @@ def test_a_key_begins_no_line_and_moves_no_cursor(log: str, monkeypatch: pytest.
 
 
 def test_what_a_task_tells_is_shown_without_what_it_holds_of_its_data() -> None:
-    shown = render(
+    screen = render(
         "birds", [task("merge", state="failed", reason=HOSTILE), task("score-0", done=1, detail=HOSTILE)], 0, 400
     )
-    assert len(shown.split("\n")) == 4
-    assert shown.replace("\n", "").isprintable()
+    assert len(screen.split("\n")) == 4
+    assert screen.replace("\n", "").isprintable()
     assert str(_final_fields(SemiscaleError("SEMI-E000", HOSTILE), "")["reason"]).isprintable()
 
 
@@ -64,12 +67,12 @@ def test_credentials_in_a_uri_are_said_nowhere(text: str) -> None:
 
     with redirect_stderr(io.StringIO()) as err:
         assert run_with_exit_code(work) == 2
-    for said in (
+    for output in (
         redact_credentials(text),
         err.getvalue(),
         str(_final_fields(InvalidInputError("SEMI-E000", text), "")["reason"]),
     ):
-        assert "SECRET" not in said
+        assert "SECRET" not in output
     assert "SEC/RET" not in redact_credentials(text)
 
 

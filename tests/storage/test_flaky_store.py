@@ -1,4 +1,7 @@
-"""A store that answers 503, resets connections and cuts downloads short: the bytes are those of a good day."""
+"""Test that a flaky store changes no bytes.
+
+The store answers 503, resets connections and ends downloads too early.
+"""
 
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from tests.support import pictures
 from tests.support.flaky import flaky
 from tests.support.stages import Stages
 
-# The vendors' clients leave a connection that was reset to the garbage collector, which complains of it.
+# The vendors' clients do not close a connection that was reset. The garbage collector warns about it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ADDRESS = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL"}
@@ -17,7 +20,7 @@ ADDRESS = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL"}
 
 @pytest.fixture
 def scheme(remote: str) -> str:
-    """Which kind of store `remote` is in."""
+    """Return the scheme of the store of `remote`."""
     return remote.partition("://")[0]
 
 
@@ -59,7 +62,9 @@ def test_scan_merge_and_pack_leave_the_same_bytes(
         config = good.config.model_copy(update={"workdir": f"{remote}/work"})
         bad = Stages.on(config, tmp_path / "bad")
         bad.__dict__["teacher"] = good.teacher
-        found = [storage.read_bytes(uri) for uri in (bad.selection.selection, f"{bad.packed.folder}/packed-000000.tar")]
+        actual = [
+            storage.read_bytes(uri) for uri in (bad.selection.selection, f"{bad.packed.folder}/packed-000000.tar")
+        ]
         assert sum(proxy.faults.values()) > 2
     storage._open_store.cache_clear()
-    assert found == expected
+    assert actual == expected

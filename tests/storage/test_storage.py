@@ -1,4 +1,7 @@
-"""The contract of storage, the same over the local disk, Google Cloud Storage and S3."""
+"""Test the contract of storage.
+
+It is the same on the local disk, in Google Cloud Storage and in S3.
+"""
 
 import io
 import os
@@ -33,7 +36,7 @@ NAMES = [
 
 
 def names_below(uri: str) -> list[str]:
-    """List what is below a URI, relative to it."""
+    """List the objects below a URI, relative to it."""
     return [entry.uri.removeprefix(uri + "/") for entry in storage.list_objects(uri)]
 
 
@@ -44,7 +47,10 @@ def write_all(bucket: str, *names: str) -> None:
 
 @contextmanager
 def writing_in_turn(uri: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that writes two contents in turn to a URI, from the first of them on until it is killed."""
+    """Run a process that writes two contents to a URI in turn, until it is killed.
+
+    The block begins after the first write.
+    """
     program = (
         "import sys\n"
         "from semiscale import storage\n"
@@ -99,7 +105,7 @@ class TestEntries:
         ]
 
     def test_the_order_is_of_the_whole_uri(self, bucket: str) -> None:
-        # Sorted folder by folder, `a/` would come before `a-`: in code points it comes after.
+        # In the order of folders, `a/` would come before `a-`. In the order of code points it comes after it.
         names = ["Z", "a-b/1", "a.b", "a/1", "a0", "z/10", "z/9", "é"]
         write_all(bucket, *reversed(names))
         assert names_below(bucket) == names
@@ -109,7 +115,7 @@ class TestEntries:
         assert names_below(bucket) == [".hidden", "a/.b/c"]
 
     def test_more_than_a_page(self, bucket: str) -> None:
-        # A page of the S3 server holds ten; the GCS emulator, unlike GCS, puts any number on one page.
+        # A page of the S3 server holds ten objects. The GCS emulator, unlike GCS, has no limit for a page.
         names = [f"{number:02}/{number}" for number in range(31)]
         write_all(bucket, *names)
         assert names_below(bucket) == names
@@ -134,7 +140,8 @@ class TestFolders:
 
     def test_an_empty_folder_is_a_folder_without_entries(self, bucket: str) -> None:
         if storage.is_object_store(bucket):
-            storage.write_bytes(f"{bucket}/empty/", b"")  # what the consoles' "create folder" does
+            # The function "create folder" of the consoles writes such an object.
+            storage.write_bytes(f"{bucket}/empty/", b"")
         else:
             Path(bucket, "empty").mkdir()
         assert storage.list_dirs(bucket) == ["empty"]
@@ -154,7 +161,8 @@ class TestStat:
         first = storage.head(uri)
         assert first == storage.head(uri)
         assert [first] == list(storage.list_objects(bucket))
-        time.sleep(0.02)  # the clock of a local file system ticks every few ms
+        # The clock of a local file system ticks every few ms.
+        time.sleep(0.02)
         storage.write_bytes(uri, b"two")
         second = storage.head(uri)
         assert first
@@ -210,7 +218,8 @@ class TestRead:
 
 class TestOpenRead:
     def test_in_order(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(base, "READ_CHUNK_BYTES", 1000)  # so that small data take several requests
+        # Small data take several requests.
+        monkeypatch.setattr(base, "READ_CHUNK_BYTES", 1000)
         data = random.Random(0).randbytes(10_007)
         storage.write_bytes(storage.join(bucket, "a"), data)
         with storage.open_object(storage.join(bucket, "a")) as file:
@@ -274,13 +283,14 @@ class TestWrite:
 
     def test_if_absent_above_the_size_of_a_single_request(self, bucket: str) -> None:
         uri = storage.join(bucket, "a")
-        data = random.Random(2).randbytes(9 << 20)  # google-cloud-storage changes protocol at 8 MiB
+        # google-cloud-storage uses another protocol above 8 MiB.
+        data = random.Random(2).randbytes(9 << 20)
         assert storage.write_bytes(uri, data, if_absent=True)
         assert not storage.write_bytes(uri, b"second" + data, if_absent=True)
         assert storage.read_bytes(uri) == data
 
     def test_exactly_one_of_two_processes_wins(self, bucket: str) -> None:
-        # Of GCS this tests our half, that the request carries the precondition: see servers.gcs_server.
+        # For GCS this only tests that the request has the precondition. See servers.gcs_server.
         rounds = 20
         program = (
             "import sys\n"
@@ -346,14 +356,14 @@ class TestWrite:
         assert {(len(data), data.count(data[0])) for data in seen} == {(3_000_000, 3_000_000)}
 
     def test_a_killed_writer_leaves_the_object_whole(self, tmp_path: Path) -> None:
-        # Only of the disk: of the others this would test the test servers, which take half a request for a whole one.
+        # This runs on the disk only. The test servers of the other stores accept half a request as a whole one.
         uri = storage.join(str(tmp_path), "a")
         for _ in range(3):
             with writing_in_turn(uri) as writer:
                 writer.kill()
             data = storage.read_bytes(uri)
             assert (len(data), data.count(data[0])) == (3_000_000, 3_000_000)
-            assert names_below(str(tmp_path)) == ["a"], "what the writer left behind is not listed"
+            assert names_below(str(tmp_path)) == ["a"], "the writer's temporary file is not listed"
             storage.delete(uri)
 
     def test_respects_the_umask(self, tmp_path: Path) -> None:
@@ -443,7 +453,7 @@ class TestLocal:
         assert names_below(str(tmp_path)) == []
 
     def test_what_is_deleted_meanwhile_is_listed_or_not(self, tmp_path: Path) -> None:
-        """As old checkpoints are, by another process at the same training."""
+        """Another process of the same training deletes old checkpoints in this way."""
         paths = [tmp_path / f"{number:02}.json" for number in range(20)]
         ends = threading.Event()
 
@@ -529,7 +539,7 @@ class TestUris:
 
 
 def test_a_store_that_does_not_answer(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Only of S3: google-cloud-storage retries for two minutes.
+    # This runs in S3 only, because google-cloud-storage retries for two minutes.
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     storage._open_store.cache_clear()
