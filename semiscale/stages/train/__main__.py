@@ -1,4 +1,4 @@
-"""`python -m semiscale.stages.train`: the stage from a shell, or one rank of it, started by torchrun."""
+"""Run `python -m semiscale.stages.train`: the stage from a shell, or one rank of it under torchrun."""
 
 import os
 import sys
@@ -12,5 +12,6 @@ if __name__ == "__main__":
     if is_under_torchrun():
         exit_with_launcher()
     if not distributed_context_from_env().is_main:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - until the process ends: rank 0 speaks for all
+        # Only rank 0 logs. The file stays open until the process ends.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
     sys.exit(run_from_cli(TrainConfig, train, prints=not is_under_torchrun()))

@@ -1,4 +1,4 @@
-"""The inputs of a training."""
+"""The configs of a training and of a linear probe."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
@@ -18,62 +18,65 @@ from semiscale.models import checkpoint_metadata
 from semiscale.runtime.stage_config import NOT_IN_DIGEST, ReceiptUri, StageConfig
 from semiscale.stages.train.recipes import RECIPES, Recipe, RecipeName, get_recipe
 
+# Fields that take the number of the recipe unless they are given.
 RECIPE_FIELDS = ("learning_rate", "batch_size", "device_batch_size", "weight_decay")
 
 
 class TrainConfig(StageConfig):
-    """One training. `packed` is given for a recipe that learns from D̂, `start` for one that goes on from a model.
+    """The inputs of one training.
 
-    A number that is not given, or is -1, is the recipe's; so is the length, where neither images nor epochs are given.
+    A recipe that learns from D̂ needs `packed`. A recipe that starts from another model needs `start` or
+    `start_weights`. A number that is not given, or is -1, is the recipe's. The length is the recipe's if neither
+    `images_processed` nor `epochs` is given.
     """
 
     stage: ClassVar[str] = "train"
     on_device: ClassVar[bool] = True
 
     recipe: RecipeName
-    """teacher, baseline, pretrain or finetune (section 4.1); others are listed in semiscale/stages/train/recipes.py."""
+    """teacher, baseline, pretrain or finetune (section 4.1). semiscale/stages/train/recipes.py lists the others."""
     architecture: str
-    """The network, by name."""
+    """Name of the network."""
     plan: ReceiptUri
-    """The plan's receipt: classes, training and validation split."""
+    """Receipt of the plan stage. It has the classes, the training split and the validation split."""
     packed: ReceiptUri = ""
-    """The packed selection's receipt, for pretrain."""
+    """Receipt of the pack stage, for pretrain."""
     start: ReceiptUri = ""
-    """The receipt of the model to start from, for finetune."""
+    """Receipt of the model to start from, for finetune."""
     start_weights: str = ""
-    """URI of weights to start from, .safetensors, .pth or .pt; a head of another size is replaced."""
+    """URI of weights to start from: .safetensors, .pth or .pt. A head of another size is replaced."""
     checkpoint: str = ""
-    """URI of a ready-made teacher, which is checked and used as it is: nothing is trained."""
+    """URI of a ready-made teacher. It is checked and used as it is, and nothing is trained."""
     checkpoint_classes: str = ""
-    """URI of a text file, one class name a line: what the ready-made teacher's outputs 0, 1, … mean."""
+    """URI of a text file with one class name a line: the classes of the ready-made teacher's outputs, in order."""
     images_processed: Annotated[int, Field(ge=0)] = 0
-    """Images to process, forward and backward (the paper's #iter)."""
+    """Images to process forward and backward (#iter in the paper)."""
     epochs: Annotated[int, Field(ge=0)] = 0
-    """Passes over the planned training split, in addition."""
+    """Passes over the planned training split, in addition to images_processed."""
     learning_rate: Annotated[float, Field(gt=0)] = RECIPE_DEFAULT
-    """For a minibatch of 256 images; scaled linearly to batch_size."""
+    """Learning rate for a minibatch of 256 images. It is scaled linearly to batch_size."""
     batch_size: Positive = RECIPE_DEFAULT
-    """Global minibatch: of all devices together."""
+    """Images of the global minibatch, which all devices share."""
     device_batch_size: Positive = RECIPE_DEFAULT
-    """Images that a device forwards at a time and normalises together; gradients add up to batch_size."""
+    """Images that a device forwards at a time and normalizes together. Gradients add up to batch_size."""
     weight_decay: Annotated[float, Field(ge=0)] = RECIPE_DEFAULT
-    """Of all parameters; the modern recipe leaves out the normalisation layers'."""
+    """Weight decay of all parameters. The modern recipe leaves out normalization layers."""
     resolution: int
-    """Height and width that the model sees, in pixels."""
+    """Height and width of the model's input, in pixels."""
     augmentation: Augmentation
-    """How training images are cut."""
+    """How training images are cropped."""
     frames: Annotated[int, OMIT_DEFAULT_FROM_DIGEST] = 0
-    """Frames of a clip that the model sees; 0: it sees images."""
+    """Frames of the clips that the model sees, or 0 for images."""
     own_frames: Annotated[int, OMIT_DEFAULT_FROM_DIGEST] = 0
-    """Put in the place of frames, where it is not 0: a pipeline's teacher may see longer clips than its students."""
+    """Replaces frames unless it is 0. A teacher may see longer clips than the students of its run."""
     image_column: str = "image"
     """Parquet column of the images."""
     label_column: str = "label"
     """Parquet column, or key of a .json member, of the labels."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of initial weights, data order and augmentation."""
+    """Seed of initial weights, data order and augmentation."""
     checkpoint_minutes: Annotated[float, NOT_IN_DIGEST, Field(ge=0)] = 10.0
-    """Time between checkpoints: what a killed training repeats at most."""
+    """Minutes between checkpoints. A killed training repeats no more than this."""
 
     @classmethod
     def from_run(cls, run: RunParameters, given: Mapping[str, Any]) -> Self:
@@ -81,7 +84,11 @@ class TrainConfig(StageConfig):
 
         Args:
             run: The run's parameters.
-            given: `role`, one of teacher, baseline, pretrain and finetune; the receipts; `learning_rate` in a sweep.
+            given: `role`, which is teacher, baseline, pretrain or finetune. Further the receipts, and in a sweep
+                `learning_rate`.
+
+        Returns:
+            The config.
         """
         student = {"architecture": run.student_architecture, "start_weights": run.student_start_weights}
         by_role: dict[str, dict[str, Any]] = {
@@ -95,7 +102,7 @@ class TrainConfig(StageConfig):
                 "checkpoint": run.teacher_checkpoint,
                 "checkpoint_classes": run.teacher_classes,
             },
-            # Section 4.3: the same network on D alone, for as many images as the student.
+            # Section 4.3: the baseline is the student's network on D alone, for as many images as the student.
             "baseline": {
                 "recipe": run.baseline_recipe,
                 "images_processed": run.pretrain_images_processed,
@@ -119,10 +126,11 @@ class TrainConfig(StageConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_the_recipe(cls, given: Any) -> Any:
-        """Fill in the recipe's numbers, so that the digest of a training holds what was trained with."""
+    def _fill_in_recipe(cls, given: Any) -> Any:
+        """Fill in the recipe's numbers, so that the digest covers all numbers of the training."""
         if not isinstance(given, dict) or given.get("recipe") not in RECIPES:
-            return given  # refused by the field itself
+            # The validation of the field `recipe` rejects this.
+            return given
         if own := int(given.get("own_frames", 0)):
             given = {**given, "frames": own, "own_frames": 0}
         recipe = get_recipe(given["recipe"], int(given.get("frames", 0)))
@@ -134,20 +142,23 @@ class TrainConfig(StageConfig):
 
     @property
     def resolved_recipe(self) -> Recipe:
-        """The recipe's numbers, for images or for clips."""
+        """Return the recipe for images, or for clips if there are frames."""
         return get_recipe(self.recipe, self.frames)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What the model sees."""
+        """Return the preprocessing of the model's input."""
         return Preprocessing(resolution=self.resolution, augmentation=self.augmentation, frames=self.frames)
 
     def task_name(self) -> str:
-        """Recipe and learning rate: a run trains several models."""
+        """Return a name with the recipe and the learning rate, because a run trains several models."""
         return f"train-{self.recipe}-{self.learning_rate:g}"
 
     def digest(self) -> str:
-        """Weights from elsewhere count by their version: other bytes at the same URI are other work."""
+        """Return a digest that also depends on the version of weights from outside the run.
+
+        Other bytes at the same URI make another training.
+        """
         files = {name: uri for name in ("start_weights", "checkpoint") if (uri := getattr(self, name))}
         versions = [checkpoint_metadata.checkpoint_version(uri, name) for name, uri in files.items()]
         lists = [
@@ -157,21 +168,24 @@ class TrainConfig(StageConfig):
 
 
 class LinearProbeConfig(StageConfig):
-    """One fitting of a new head to a network that stays as it is (head.py): the transfer setting fc-only."""
+    """The inputs of a linear probe: a new head is fitted to a network that stays as it is.
+
+    The paper calls this transfer setting *fc-only* (section 5.2).
+    """
 
     stage: ClassVar[str] = "train"
     on_device: ClassVar[bool] = True
 
     architecture: str
-    """The network, by name; one for images."""
+    """Name of the network, which must be one for images."""
     plan: ReceiptUri
-    """The plan's receipt: classes, training and validation split."""
+    """Receipt of the plan stage. It has the classes, the training split and the validation split."""
     start_weights: str
-    """URI of the network's weights, .safetensors, .pth or .pt."""
+    """URI of the network's weights: .safetensors, .pth or .pt."""
     resolution: int
-    """Height and width that the model sees, in pixels."""
+    """Height and width of the model's input, in pixels."""
     augmentation: Augmentation
-    """What it was trained by: with the resolution, how an image is cut that is measured."""
+    """Augmentation that the network was trained with. With the resolution it decides how an image is cropped."""
     image_column: str = "image"
     """Parquet column of the images."""
     label_column: str = "label"
@@ -179,11 +193,14 @@ class LinearProbeConfig(StageConfig):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What the model sees."""
+        """Return the preprocessing of the model's input."""
         return Preprocessing(resolution=self.resolution, augmentation=self.augmentation)
 
     def digest(self) -> str:
-        """Weights count by their version: other bytes at the same URI are other work."""
+        """Return a digest that also depends on the version of the weights.
+
+        Other bytes at the same URI make another probe.
+        """
         return content_digest(
             super().digest(), checkpoint_metadata.checkpoint_version(self.start_weights, "start_weights")
         )

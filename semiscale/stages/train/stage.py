@@ -1,5 +1,7 @@
-"""Train: one stage, many recipes. Teacher and baseline learn from the labeled set, the student is pre-trained on the
-packed selection and fine-tuned on the labeled set.
+"""The train stage.
+
+The teacher and the baseline learn from the labeled set. The student is pre-trained on the packed selection and
+fine-tuned on the labeled set. A recipe has the numbers of each training.
 """
 
 from semiscale import storage
@@ -12,18 +14,29 @@ from semiscale.storage.documents import load_document
 
 
 def train(config: TrainConfig) -> TrainReceipt:
-    """Train one model for `images_processed` images plus `epochs` passes over the planned training split, or take a
-    ready-made teacher.
+    """Train one model, or import a ready-made teacher.
 
-    Both may be given: the baseline is trained as long as the student's pre-training and fine-tuning together. On a
-    machine with several GPUs one rank is started for each; under torchrun this process is one of the ranks; more than
-    one node are a TrainJob's, which this follows. Raises SemiscaleError where the loss stops being a number, Stopped on
-    SIGTERM.
+    The training processes `images_processed` images plus `epochs` passes over the planned training split. Both may be
+    given. The baseline is trained as long as the student's pre-training and fine-tuning together.
+
+    On a machine with several GPUs, this process starts one rank for each GPU. Under torchrun this process is one of the
+    ranks. A training on several nodes is a TrainJob, which this process starts and follows.
+
+    Args:
+        config: The training.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        InvalidInputError: The inputs do not fit together.
+        SemiscaleError: The training failed, for example because its loss is not finite.
+        TerminatedError: SIGTERM stopped the training.
     """
     me = distributed.distributed_context_from_env()
 
     def work(folder: str) -> dict[str, object]:
-        # torch takes seconds to import; finished work is found without it
+        # The import of torch takes seconds. It stands here because finished work does not need it.
         if config.checkpoint:
             from semiscale.stages.train import pretrained_teacher
 
@@ -37,13 +50,26 @@ def train(config: TrainConfig) -> TrainReceipt:
             return run_training(config, folder, me, stopping)
 
     if launch := trainjob.trainjob_settings_from_env():
-        # And then the work is found finished. A ready-made teacher is checked by one device.
+        # The TrainJob writes the receipt, which `run_once` then finds. One device is enough to check a teacher.
         trainjob.run_trainjob(config, launch.single_device() if config.checkpoint else launch)
     return run_once(config, TrainReceipt, work, writes=me.is_main)
 
 
 def fit_linear_probe(config: LinearProbeConfig) -> TrainReceipt:
-    """Fit a new head to the planned training split, the rest of a network as it is; its L2 is chosen on validation."""
+    """Fit a new head to the planned training split and leave the rest of the network as it is.
+
+    The strength of L2 is chosen on the validation split.
+
+    Args:
+        config: The network and the data.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        InvalidInputError: The weights do not fit the architecture.
+        SemiscaleError: The features of the network are not finite.
+    """
 
     def work(folder: str) -> dict[str, object]:
         from semiscale.stages.train import linear_probe
