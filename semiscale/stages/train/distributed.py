@@ -1,7 +1,7 @@
-"""The processes of one training: which one this is, what they tell each other, and how one starts them on its devices.
+"""The ranks of one training: their context, their collectives, and their launch on one machine.
 
-`torchrun … -m -- semiscale.stages.train …` starts them on any number of machines (without the dashes torchrun takes our
---start for an option of its own); on a single machine the stage starts one for every device by itself.
+`torchrun … -m -- semiscale.stages.train …` starts ranks on any number of machines. Without the dashes torchrun would
+read the stage's `--start` as an option of its own. On a single machine the stage itself starts one rank for each GPU.
 """
 
 import ctypes
@@ -24,17 +24,30 @@ from semiscale.stages.train.config import TrainConfig
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PROCESS_GROUP_TIMEOUT = timedelta(hours=1)  # for the others: rank 0 validates and writes checkpoints alone
-# How long torchrun leaves its ranks to stop before it kills them; 30 s where nothing is said, and a checkpoint of the
-# paper's largest network is 6.6 GB. Less than the grace period of a node (manifests/components/trainjobs).
+# The other ranks wait this long, because rank 0 validates and writes checkpoints alone.
+PROCESS_GROUP_TIMEOUT = timedelta(hours=1)
+# Time that torchrun gives its ranks to stop before it kills them. Its default of 30 s is too short for the checkpoint
+# of the paper's largest network, which has 6.6 GB. The time must be shorter than the grace period of a node
+# (manifests/components/trainjobs).
 SHUTDOWN_TIMEOUT_S = 110
+# Environment variable of torchrun that sets this time.
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+# The option of prctl(2) that asks for a signal when the parent process ends.
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among those of its training. `local` counts on this machine."""
+    """The rank of this process and its collectives.
+
+    Every rank must call a collective, because it waits for all ranks.
+
+    Attributes:
+        rank: Rank of this process.
+        count: World size.
+        local_rank: Rank of this process on its machine.
+        local_count: Ranks on its machine.
+    """
 
     rank: int = 0
     count: int = 1
@@ -43,22 +56,22 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Say whether this is the rank that writes."""
+        """Tell whether this is rank 0, the only rank that writes."""
         return self.rank == 0
 
     def batch_slice(self, batch_size: int) -> slice:
-        """Return the places of a global batch that are this rank's: neighbours, so that the ranks make up the batch."""
+        """Return this rank's slice of a global batch. The slices of all ranks in order make up the batch."""
         return slice(self.rank * batch_size // self.count, (self.rank + 1) * batch_size // self.count)
 
     @contextmanager
     def process_group(self, on_gpu: bool) -> Iterator[None]:
-        """Join the other ranks for the time of the block; alone, there is nobody to join."""
+        """Join the process group for the time of the block. A single rank needs no group."""
         if self.count == 1:
             yield
             return
         from torch import distributed
 
-        # Gloo as well on GPUs: what is agreed on at every step must not wait for the device.
+        # On GPUs the group has Gloo, too: the flags that are all-reduced at every step must not wait for the device.
         distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PROCESS_GROUP_TIMEOUT)
         try:
             yield
@@ -66,7 +79,14 @@ class DistributedContext:
             distributed.destroy_process_group()
 
     def all_reduce_any_async(self, flag: bool) -> Callable[[], bool]:
-        """Begin to ask whether the flag is set on any rank; calling what is returned waits for the answer."""
+        """All-reduce whether the flag is set on any rank, without waiting for the result.
+
+        Args:
+            flag: The flag of this rank.
+
+        Returns:
+            A function that waits for the result and returns it.
+        """
         if self.count == 1:
             return lambda: flag
         import torch
@@ -82,9 +102,17 @@ class DistributedContext:
         return answer
 
     def broadcast_ddp_wrapper(self, of_the_first: bool = False) -> "Callable[[nn.Module], nn.Module]":
-        """Return what wraps a network so that its gradients are averaged over the ranks; alone, nothing does.
+        """Return a wrapper of networks that averages gradients over the ranks.
 
-        All ranks must ask. `of_the_first`: as it is done by all, but over rank 0 only, which then waits for nobody.
+        A single rank gets a wrapper that returns the network itself. Every rank must call this method, because a
+        process group of some ranks is created by all ranks. The returned function broadcasts the weights of rank 0.
+
+        Args:
+            of_the_first: Whether the wrapper averages over rank 0 only. Rank 0 then times the steps that all ranks
+                will make, and does not wait for the others.
+
+        Returns:
+            The wrapper.
         """
         if self.count == 1:
             return lambda network: network
@@ -92,11 +120,11 @@ class DistributedContext:
         from torch import distributed
         from torch.nn.parallel import DistributedDataParallel
 
-        # A 1x1 convolution's strides are ambiguous; the two ways to write them are the same memory.
+        # The strides of a 1x1 convolution are ambiguous. Both ways to write them describe the same memory.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         group = distributed.new_group([0]) if of_the_first else None
 
-        def averaged(network: "nn.Module") -> "nn.Module":
+        def wrap(network: "nn.Module") -> "nn.Module":
             on_gpu = next(network.parameters()).is_cuda
             return DistributedDataParallel(
                 network,
@@ -106,10 +134,10 @@ class DistributedContext:
                 gradient_as_bucket_view=True,
             )
 
-        return averaged
+        return wrap
 
     def all_reduce_mean(self, value: "Tensor") -> "Tensor":
-        """Return the mean over the ranks of a scalar on a device."""
+        """All-reduce a scalar on a device and return its mean over the ranks."""
         if self.count == 1:
             return value
         from torch import distributed
@@ -119,7 +147,7 @@ class DistributedContext:
         return value / self.count
 
     def all_reduce_min(self, number: int) -> int:
-        """Return the smallest number that a rank has."""
+        """All-reduce a number and return the smallest one of all ranks."""
         if self.count == 1:
             return number
         import torch
@@ -130,7 +158,7 @@ class DistributedContext:
         return int(numbers.item())
 
     def broadcast_from_main(self, value: Any) -> Any:
-        """Return what rank 0 has; waits for it."""
+        """Broadcast the value of rank 0, which may be any picklable object, and return it on every rank."""
         if self.count == 1:
             return value
         from torch import distributed
@@ -141,7 +169,7 @@ class DistributedContext:
 
 
 def distributed_context_from_env() -> DistributedContext:
-    """Read what torchrun says about this process; without it, a training is one process."""
+    """Read the context of this process from torchrun's variables. Without torchrun the world size is 1."""
     return DistributedContext(
         rank=int(os.environ.get("RANK", 0)),
         count=int(os.environ.get("WORLD_SIZE", 1)),
@@ -151,32 +179,41 @@ def distributed_context_from_env() -> DistributedContext:
 
 
 def is_under_torchrun() -> bool:
-    """Say whether this process is one of several, or the only one, that torchrun started."""
+    """Tell whether torchrun started this process."""
     return "RANK" in os.environ
 
 
 def exit_with_launcher() -> None:
-    """Have the kernel tell this rank to stop (SIGTERM) when the process that started it ends, even by kill -9.
+    """Make the kernel send SIGTERM to this rank when its launcher ends, even by kill -9.
 
-    Else it would train on, on a device that the next start of the training needs. Where there is no Linux, it does.
+    Without that the rank would continue on a device that the next start of the training needs. Other systems than Linux
+    have no prctl(2), and the rank does continue there.
     """
     if prctl := getattr(ctypes.CDLL(None), "prctl", None):
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def local_device_count() -> int:
-    """Return how many GPUs this process may see; 1 where there is none, which is the CPU."""
+    """Return the number of visible GPUs, or 1 (the CPU) if there is none."""
     import torch
 
     return max(torch.cuda.device_count(), 1)
 
 
 def launch_local_ranks(config: TrainConfig, count: int) -> None:
-    """Train by `count` ranks on this machine, each a process of its own, and wait for them.
+    """Start the ranks of a training on this machine and wait until they end.
 
-    Raises what stopped them: InvalidInputError, Stopped or SemiscaleError by the exit code of the first that failed,
-    which has
-    said why in a line of its own.
+    Each rank is a process and logs the reason when it fails. The exit code of the first rank that failed decides which
+    error is raised.
+
+    Args:
+        config: The training.
+        count: Number of ranks.
+
+    Raises:
+        InvalidInputError: A rank rejected its input.
+        TerminatedError: SIGTERM stopped the training.
+        SemiscaleError: A rank failed.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -194,18 +231,20 @@ def launch_local_ranks(config: TrainConfig, count: int) -> None:
         monitor_interval=0.1,
         shutdown_timeout=SHUTDOWN_TIMEOUT_S,
     )
-    prometheus.stop_serving()  # to the first rank, which knows how far they are
+    # Leave the port of the metrics to rank 0, which knows the progress.
+    prometheus.stop_serving()
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
     try:
         elastic_launch(launch, sys.executable)("-m", "semiscale.stages.train", *options)
     except SignalException:
         raise TerminatedError(
-            "SEMI-E002", "The training was stopped by SIGTERM. Its checkpoint is saved. Start it again to continue."
+            "SEMI-E002",
+            "train: SIGTERM stopped the training. Its checkpoint is saved. Start the training again to continue.",
         ) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         kinds = {kind.exit_code: kind for kind in (InvalidInputError, TerminatedError)}
         raise kinds.get(failure.exitcode, SemiscaleError)(
             "SEMI-E248",
-            f"train: Rank {rank} of {count} stopped with exit code {failure.exitcode}. See its own line above.",
+            f"train: Rank {rank} of {count} stopped with exit code {failure.exitcode}. See that rank's line above.",
         ) from None

@@ -1,4 +1,4 @@
-"""What a training starts from: fresh weights, the pre-training's, or weights from elsewhere."""
+"""The weights that a training starts from: fresh ones, those of the pre-training, or a file's."""
 
 from itertools import zip_longest
 
@@ -15,9 +15,17 @@ from semiscale.storage.documents import load_document
 
 
 def build_initial_model(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Module, str]:
-    """Return the network that a training starts from, on the CPU, and where its weights came from, "" where fresh.
+    """Build the network of a training with its initial weights.
 
-    Raises InvalidInputError where a recipe lacks what it starts from, and where weights are not the network's.
+    Args:
+        config: The training.
+        plan: The plan, which has the classes.
+
+    Returns:
+        The network on the CPU, and the source of its weights, which is "" for fresh ones.
+
+    Raises:
+        InvalidInputError: The recipe needs a model to start from and none is given, or the weights do not fit.
     """
     torch.manual_seed(config.seed)
     if config.start:
@@ -25,29 +33,33 @@ def build_initial_model(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Modu
     if config.resolved_recipe.starts_from_another and not config.start_weights:
         raise InvalidInputError(
             "SEMI-E240",
-            f"train: recipe {config.recipe} needs --start, the receipt of the pre-training, or --start-weights.",
+            f"train: The recipe {config.recipe} needs a model to start from. Give the receipt of the pre-training as "
+            "--start, or weights as --start-weights.",
         )
     model = networks.build_model(config.architecture, len(plan.classes), config.resolution)
     if not config.start_weights:
         return model, ""
-    read = pretrained_weights.read_state_dict(
+    weights = pretrained_weights.read_state_dict(
         checkpoint_metadata.parse_checkpoint_ref(config.start_weights, "start_weights")
     )
-    if pretrained_weights.load_except_head(model, config.architecture, read, config.resolution):
-        log_info("train", f"{read.uri}: all but the head, which is new, for {len(plan.classes):,} classes")
-    return model, read.source
+    if pretrained_weights.load_except_head(model, config.architecture, weights, config.resolution):
+        log_info("train", f"{weights.uri}: all but the head, which is new, for {len(plan.classes):,} classes")
+    return model, weights.source
 
 
 def _model_from_receipt(config: TrainConfig, plan: PlanReceipt) -> tuple[nn.Module, str]:
+    """Load the model of the receipt `start`, which must have the run's architecture and classes."""
     start = load_document(config.start, TrainReceipt)
     model, described = checkpoint_io.load_model(start.checkpoint)
     if described.architecture != config.architecture or described.classes != plan.classes:
         pairs = zip_longest(described.classes, plan.classes)
-        other = next((f", the first other one {one!r} for {wanted!r}" for one, wanted in pairs if one != wanted), "")
+        difference = next(
+            (f". The first difference is {actual!r} for {wanted!r}" for actual, wanted in pairs if actual != wanted), ""
+        )
         raise InvalidInputError(
             "SEMI-E244",
             f"{start.checkpoint}: The model is a {described.architecture} of {len(described.classes)} classes. The "
-            f"plan needs {config.architecture} of {len(plan.classes)} classes{other}. For other classes give it as "
-            "start_weights, which replaces the head.",
+            f"plan needs {config.architecture} of {len(plan.classes)} classes{difference}. For other classes give the "
+            "model as start_weights, which replaces the head.",
         )
     return model, start.checkpoint

@@ -1,22 +1,25 @@
-"""How long to train and at which learning rate: the paper's recipes, and one modern one, as presets and pure functions.
+"""Recipes: the length, the learning rate and the regularization of each kind of training.
 
-Images processed, not epochs, is the unit of every schedule, so that a recipe stays true at any length and for any
-number of devices. Learning rates are for 256 images and scaled linearly to the minibatch.
+Most recipes are the paper's, and one is modern. Schedules count images processed and not epochs, so a recipe keeps its
+shape at any length and on any number of devices. Learning rates are for 256 images and are scaled linearly to the
+minibatch.
 
-Where the paper contradicts itself, and what is done here:
+The paper contradicts itself in some places. The recipes follow these decisions:
 
-* Section 4.1: 13 reductions at equally spaced steps. Section 4.3: "13 equally spaced steps", dropping "after every
-  step", the last time when nothing is left to train. 13 reductions that count need 14 parts: 14 it is.
-* Section 4.1 has three reductions in 30 epochs of fine-tuning: four parts of 7.5 epochs. Table 13 writes 300 epochs as
-  [100] x 3: three parts, two reductions that count. Each is taken at its word.
-* Table 12 writes [40] x 3 after 40 epochs of warm-up, of 180 in all: 20 are left for the last rate. Likewise 16 +
-  3 x 16 of 72 leaves 8, but 16 + 3 x 28 of 100 leaves nothing, so that its third reduction has no effect.
-* "Weight decay 0.0001 in all the experiments" (section 4.1), and 0.001 in Table 13.
-* Supplement 4.2 claims linear scaling; Table 12 gives clips of 32 frames twice the rate at half the minibatch: the
-  same peak. The table is taken at its word.
-* Supplement 4.2: for 32 frames each GPU processes 8 clips "due to memory constraints", and for 8 frames "8 images" as
-  well; Table 11 has 128 x 16 for 8 frames. The table is taken at its word.
-* R(2+1)D-34 with 32 frames, the video teacher, is in Table 11 and not in Table 12: no numbers of its own.
+* Section 4.1 has 13 reductions at equally spaced steps. Section 4.3 has "13 equally spaced steps" and a drop "after
+  every step". Its last drop would come when nothing is left to train. The recipe has 14 equal parts, so that all 13
+  reductions have an effect.
+* Section 4.1 has three reductions in 30 epochs of fine-tuning, which are four parts of 7.5 epochs. Table 13 writes 300
+  epochs as [100] x 3, which are three parts and two reductions. Each recipe follows its own source.
+* Table 12 writes [40] x 3 after 40 epochs of warm-up, of 180 in all. The last rate gets the remaining 20 epochs.
+  Likewise 16 + 3 x 16 of 72 leaves 8. But 16 + 3 x 28 of 100 leaves nothing, so the third reduction has no effect.
+* Section 4.1 has a weight decay of 0.0001 "in all the experiments", and Table 13 has 0.001. Each recipe follows its own
+  source.
+* Supplement 4.2 claims linear scaling. Table 12 gives clips of 32 frames twice the rate at half the minibatch, which is
+  the same peak. The recipes follow the table.
+* Supplement 4.2 has 8 clips a GPU for 32 frames "due to memory constraints", and "8 images" for 8 frames as well. Table
+  11 has 128 x 16 for 8 frames. The recipes follow the table.
+* The video teacher, R(2+1)D-34 with 32 frames, is in Table 11 and not in Table 12. It has no numbers of its own.
 """
 
 import math
@@ -41,108 +44,125 @@ RecipeName = Literal[
     "video-finetune-weak-8",
 ]
 
-REFERENCE_BATCH = 256  # learning rates are stated for this minibatch and scaled linearly (Goyal et al., section 4.1)
+# Learning rates are given for this minibatch and scaled linearly (Goyal et al., and section 4.1).
+REFERENCE_BATCH = 256
 
 
 class Recipe(BaseModel):
-    """A training's numbers. Times are shares of all images processed, so that a recipe may be run at another length.
+    """The numbers of a training.
 
-    `learning_rate` is for 256 images. The rate climbs to its peak over the share `warmup`, from `warmup_from` times the
-    peak, or from the rate for 256 images where that is None; then it is multiplied by `factor` at each of `drops_at`,
-    or follows half a cosine down to 0.
+    Times are shares of all images processed, so a recipe may run at another length. `learning_rate` is for 256 images.
+    The rate climbs to its peak during the share `warmup`. It starts at `warmup_from` times the peak, or at the rate for
+    256 images if `warmup_from` is None. After the warm-up it is multiplied by `factor` at each of `drops_at`. If
+    `cosine` is set, it follows half a cosine down to 0 instead.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     learns_from: Literal["labeled", "packed"] = "labeled"
-    starts_from_another: bool = False  # a receipt's weights, instead of fresh ones
+    # Whether the training starts from the weights of another model.
+    starts_from_another: bool = False
     learning_rate: float
     batch_size: int
-    device_batch_size: int = 24  # section 4.1: what each GPU forwards and normalises at a time
-    weight_decay: float = 0.0001  # section 4.1: in all the experiments
+    # Section 4.1: images that each GPU forwards and normalizes at a time.
+    device_batch_size: int = 24
+    # Section 4.1: "in all the experiments".
+    weight_decay: float = 0.0001
     images_processed: int = 0
-    epochs: int = 0  # of the labeled set, in addition
+    # Passes over the labeled set, in addition to `images_processed`.
+    epochs: int = 0
     warmup: float = 0.0
     warmup_from: float | None = None
     drops_at: tuple[Fraction, ...] = ()
     factor: float = 0.1
     cosine: bool = False
     label_smoothing: float = 0.0
-    mixup: float = 0.0  # alpha of the Beta distribution that the mixture is drawn from
-    cutmix: float = 0.0  # likewise; where both are given, every batch draws one of them
-    trivial_augment: bool = False  # every image is changed by one random operation after it is cut
-    erasing: float = 0.0  # and with this probability has a hole in it
-    average: float = 0.0  # share of the training that the averaged weights look back on
-    decay_norms: bool = True  # weight decay on the normalisation layers too
+    # Alpha of the Beta distribution of the mixture. If `mixup` and `cutmix` are given, every batch draws one of them.
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    # Whether one random operation changes every image after the crop.
+    trivial_augment: bool = False
+    # Probability of random erasing.
+    erasing: float = 0.0
+    # Time constant of the EMA of the weights, as a share of the training. 0 means no EMA.
+    average: float = 0.0
+    # Whether weight decay applies to normalization layers.
+    decay_norms: bool = True
 
 
-def _equal(drops: int) -> tuple[Fraction, ...]:
+def _equal_drops(drops: int) -> tuple[Fraction, ...]:
+    """Return the times of reductions that divide a training into equal parts."""
     return tuple(Fraction(part, drops + 1) for part in range(1, drops + 1))
 
 
-def _epochs(total: int, *drops_at: int) -> tuple[Fraction, ...]:
-    return tuple(Fraction(at, total) for at in drops_at)
+def _drops_at_epochs(total: int, *drops_at: int) -> tuple[Fraction, ...]:
+    """Return the times of reductions that are given in epochs of `total`."""
+    return tuple(Fraction(epoch, total) for epoch in drops_at)
 
 
-_PAPERS_BATCH = 64 * 24  # section 4.1: 64 GPUs, 24 images each
-# Section 4.3 calls three drops by 0.1 the common choice, section 4.1 the rate the standard one. Five of 90 epochs of
-# warm-up are Goyal et al.'s, and so is the length, 90 epochs of ImageNet's 1.28 million images: the paper has neither.
+# Section 4.1: 64 GPUs with 24 images each.
+_PAPER_BATCH = 64 * 24
+# Section 4.3 calls three drops by 0.1 the common choice, and section 4.1 calls the rate the standard one. The paper has
+# neither a warm-up nor a length. Both are Goyal et al.'s: 5 epochs of warm-up, and 90 epochs of ImageNet's 1.28 million
+# images.
 _SUPERVISED = Recipe(
-    learning_rate=0.1, batch_size=_PAPERS_BATCH, images_processed=115_000_000, warmup=5 / 90, drops_at=_equal(3)
+    learning_rate=0.1, batch_size=_PAPER_BATCH, images_processed=115_000_000, warmup=5 / 90, drops_at=_equal_drops(3)
 )
-# Table 11: the minibatches of clips of 8 and of 32 frames, of 128 GPUs.
+# Table 11: minibatches of clips of 8 and of 32 frames on 128 GPUs.
 _CLIPS_OF_8 = {"batch_size": 128 * 16, "device_batch_size": 16}
 _CLIPS_OF_32 = {"batch_size": 128 * 8, "device_batch_size": 8}
-# Supplement 4.2: 490 million clips, 13 reductions by 2 at equal steps, "with a warm-up" whose length is not stated: the
-# images' share. Table 11: 0.064 for every network, 128 GPUs.
+# Supplement 4.2: 490 million clips, 13 reductions by 2 at equal steps, "with a warm-up". The paper does not state the
+# length of the warm-up, so it is the same share as for images. Table 11: 0.064 for every network, 128 GPUs.
 _VIDEO_PRETRAIN = Recipe(
     learns_from="packed",
     learning_rate=0.064,
     **_CLIPS_OF_8,
     images_processed=490_000_000,
     warmup=0.0064,
-    drops_at=_equal(13),
+    drops_at=_equal_drops(13),
     factor=0.5,
 )
 # Table 12, fully-supervised: 180 epochs, 40 of warm-up, [40] x 3.
 _VIDEO_SUPERVISED = Recipe(
-    learning_rate=0.16, **_CLIPS_OF_8, epochs=180, warmup=40 / 180, drops_at=_epochs(180, 80, 120, 160)
+    learning_rate=0.16, **_CLIPS_OF_8, epochs=180, warmup=40 / 180, drops_at=_drops_at_epochs(180, 80, 120, 160)
 )
-# Table 12, all of semi-weakly and two of weakly supervised: 72 epochs, 16 of warm-up, [16] x 3.
+# Table 12, all semi-weakly supervised and two weakly supervised models: 72 epochs, 16 of warm-up, [16] x 3.
 _VIDEO_FINETUNE = Recipe(
     starts_from_another=True,
     learning_rate=0.00048,
     **_CLIPS_OF_8,
     epochs=72,
     warmup=16 / 72,
-    drops_at=_epochs(72, 32, 48, 64),
+    drops_at=_drops_at_epochs(72, 32, 48, 64),
 )
 
 RECIPES: dict[RecipeName, Recipe] = {
     "teacher": _SUPERVISED,
     "baseline": _SUPERVISED,
-    # Section 4.1: 0.1, 1536 images, a billion processed, 13 reductions by 2 at equal steps. The warm-up is Goyal et
-    # al.'s five epochs of ImageNet, 6.4 million of a billion; at a thousand times fewer it is still a handful of steps.
+    # Section 4.1: rate 0.1, 1536 images, a billion processed, 13 reductions by 2 at equal steps. The warm-up is that of
+    # Goyal et al.: 5 epochs of ImageNet are 6.4 million of a billion images. Even a training that is a thousand times
+    # shorter has a few steps of warm-up.
     "pretrain": Recipe(
         learns_from="packed",
         learning_rate=0.1,
-        batch_size=_PAPERS_BATCH,
+        batch_size=_PAPER_BATCH,
         images_processed=1_000_000_000,
         warmup=0.0064,
-        drops_at=_equal(13),
+        drops_at=_equal_drops(13),
         factor=0.5,
     ),
-    # Section 4.1: 0.00025/256 x 1536, three reductions by 0.1 at equal steps, over 30 epochs, no warm-up stated.
+    # Section 4.1: rate 0.00025/256 x 1536, three reductions by 0.1 at equal steps, 30 epochs. No warm-up is stated.
     "finetune": Recipe(
-        starts_from_another=True, learning_rate=0.00025, batch_size=_PAPERS_BATCH, epochs=30, drops_at=_equal(3)
+        starts_from_another=True, learning_rate=0.00025, batch_size=_PAPER_BATCH, epochs=30, drops_at=_equal_drops(3)
     ),
-    # Not the paper's: a control that has what supervised training has learnt since. torchvision's recipe for its
-    # IMAGENET1K_V2 weights, ResNet-50 at 80.9 % (Vryniotis 2021, pytorch.org/blog, "How to Train State-Of-The-Art
-    # Models Using TorchVision's Latest Primitives"; references/classification): rate 0.5 for 8 x 128 images, 5 of 600
-    # epochs of warm-up from 1 %, cosine, weight decay 0.00002 and none of normalisation, label smoothing 0.1, mixup 0.2
-    # or CutMix 1.0, TrivialAugment, random erasing 0.1, averaged weights. Its average (0.99998 a step of 32, adjusted
-    # by 1024 x 32 / 600) looks back on 600 / 0.00002 = 30 million of 769 million images. Left out: repeated
-    # augmentation, and other sizes for training and testing.
+    # This recipe is not the paper's. It is a control with the later progress of supervised training. It follows
+    # torchvision's recipe for the IMAGENET1K_V2 weights, a ResNet-50 at 80.9 % (Vryniotis 2021, pytorch.org/blog, "How
+    # to Train State-Of-The-Art Models Using TorchVision's Latest Primitives", and references/classification). That
+    # recipe has rate 0.5 for 8 x 128 images, 5 of 600 epochs of warm-up from 1 %, a cosine, weight decay 0.00002 and
+    # none for normalization layers, label smoothing 0.1, mixup 0.2 or CutMix 1.0, TrivialAugment, random erasing 0.1
+    # and an EMA of the weights. The EMA has decay 0.99998 a step of 32, adjusted by 1024 x 32 / 600. Its time constant
+    # is 600 / 0.00002 = 30 million of 769 million images. Repeated augmentation and different sizes for training and
+    # testing are left out.
     "modern": Recipe(
         learning_rate=0.125,
         batch_size=8 * 128,
@@ -160,14 +180,14 @@ RECIPES: dict[RecipeName, Recipe] = {
         average=0.039,
         decay_norms=False,
     ),
-    # Table 13, CUB2011: 0.0025/256 x 768 (32 GPUs), 300 epochs, [100] x 3, weight decay 0.001.
+    # Table 13, CUB2011: rate 0.0025/256 x 768 (32 GPUs), 300 epochs, [100] x 3, weight decay 0.001.
     "transfer": Recipe(
         starts_from_another=True,
         learning_rate=0.0025,
         batch_size=32 * 24,
         weight_decay=0.001,
         epochs=300,
-        drops_at=_epochs(300, 100, 200),
+        drops_at=_drops_at_epochs(300, 100, 200),
     ),
     "video-pretrain-8": _VIDEO_PRETRAIN,
     "video-pretrain-32": _VIDEO_PRETRAIN.model_copy(update=_CLIPS_OF_32),
@@ -177,13 +197,13 @@ RECIPES: dict[RecipeName, Recipe] = {
     "video-finetune-32": _VIDEO_FINETUNE.model_copy(update={"learning_rate": 0.00096, **_CLIPS_OF_32}),
     # Table 12, weakly supervised, 18 layers, 8 frames: 100 epochs, 16 of warm-up, [28] x 3.
     "video-finetune-weak-8": _VIDEO_FINETUNE.model_copy(
-        update={"epochs": 100, "warmup": 16 / 100, "drops_at": _epochs(100, 44, 72)}
+        update={"epochs": 100, "warmup": 16 / 100, "drops_at": _drops_at_epochs(100, 44, 72)}
     ),
 }
 
 
-# What the pipeline's trainings are where the samples are videos: Tables 11 and 12, by the length of the clips.
-_OF_CLIPS: dict[RecipeName, tuple[RecipeName, RecipeName]] = {
+# Tables 11 and 12: the recipes of the pipeline's trainings on clips of 8 and of 32 frames.
+_VIDEO_RECIPES: dict[RecipeName, tuple[RecipeName, RecipeName]] = {
     "teacher": ("video-supervised-8", "video-supervised-32"),
     "baseline": ("video-supervised-8", "video-supervised-32"),
     "pretrain": ("video-pretrain-8", "video-pretrain-32"),
@@ -192,17 +212,36 @@ _OF_CLIPS: dict[RecipeName, tuple[RecipeName, RecipeName]] = {
 
 
 def get_recipe(name: RecipeName, frames: int) -> Recipe:
-    """Return a recipe for images, or, where there are frames, for clips: the numbers of 8 frames, above 16 of 32."""
-    if frames and name in _OF_CLIPS:
-        return RECIPES[_OF_CLIPS[name][frames > 16]]
+    """Return the recipe of a training on images or clips.
+
+    Args:
+        name: Name of the recipe.
+        frames: Frames of a clip, or 0 for images. Clips of up to 16 frames take the numbers for 8 frames, and longer
+            clips those for 32.
+
+    Returns:
+        The recipe.
+    """
+    if frames and name in _VIDEO_RECIPES:
+        return RECIPES[_VIDEO_RECIPES[name][frames > 16]]
     return RECIPES[name]
 
 
 def learning_rate_at(recipe: Recipe, base: float, batch_size: int, images: int, total: int) -> float:
-    """Return the rate of the step that begins after `images` of `total` images have been processed.
+    """Return the learning rate of the step that begins after `images` images.
 
-    The peak is base / 256 * batch_size. The warm-up climbs to it from `base` itself (section 4.1: "from 0.1 to
-    0.1/256 x 1536"), or stays at the peak where a small minibatch puts that below `base`.
+    The peak is base / 256 * batch_size. The warm-up climbs to it from `base` (section 4.1: "from 0.1 to 0.1/256 x
+    1536"). If a small minibatch makes the peak lower than `base`, the rate stays at the peak.
+
+    Args:
+        recipe: The recipe.
+        base: Learning rate for 256 images.
+        batch_size: Images of the global minibatch.
+        images: Images processed before the step.
+        total: Images of the whole training.
+
+    Returns:
+        The learning rate.
     """
     peak = base * batch_size / REFERENCE_BATCH
     warmup = recipe.warmup * total
@@ -211,4 +250,4 @@ def learning_rate_at(recipe: Recipe, base: float, batch_size: int, images: int, 
         return start + (peak - start) * images / warmup
     if recipe.cosine:
         return peak * (1 + math.cos(math.pi * (images - warmup) / (total - warmup))) / 2
-    return float(peak * recipe.factor ** sum(images >= at * total for at in recipe.drops_at))
+    return float(peak * recipe.factor ** sum(images >= share * total for share in recipe.drops_at))
