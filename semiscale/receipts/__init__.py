@@ -1,1 +1,1 @@
-"""The documents that stages leave, one module for each stage, and their summaries in Markdown."""
+"""Define the receipts that stages write, and summarize them in Markdown."""

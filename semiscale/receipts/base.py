@@ -1,8 +1,8 @@
-"""Receipts: the small JSON documents that stages pass to each other.
+"""Define receipts, the small JSON documents that stages pass to each other.
 
-A receipt names the objects that a stage left in the workdir, counts them, and says what was skipped and why. It is
-written last, so a folder that has a receipt is complete. `digest` identifies the work by its inputs. Equal work is
-found instead of repeated.
+A receipt names the objects that a stage wrote to the workdir and counts them. It also lists what was skipped, and why.
+It is written last, so a folder that has a receipt is complete. Its `digest` identifies the work by its inputs. A stage
+whose work is already stored reuses it.
 """
 
 from typing import Any
@@ -13,11 +13,18 @@ from semiscale.storage.documents import Digest, StrictDocument
 
 
 class Receipt(StrictDocument):
-    """The fields that the receipts of all stages share.
+    """Fields that the receipts of all stages share.
 
-    `lineage` has the URIs of this run's receipts up to this one, by role: `plan`, `teacher`, `scores` and so on. A
-    later stage finds an earlier receipt in it. It belongs to a run and not to the work, which other runs may find too.
-    So the receipt in the folder of the work has none, and an empty one is not written.
+    `lineage` belongs to a run and not to the work, because other runs may reuse the work. Therefore the receipt in the
+    folder of the work has no lineage. An empty lineage is not written.
+
+    Attributes:
+        stage: Name of the stage that wrote the receipt.
+        digest: Digest of the inputs of the work.
+        folder: URI of the folder of the work.
+        seconds: Time that the work took.
+        lineage: URIs of the run's receipts up to this one, by role: `plan`, `teacher`, `scores` and so on. A later
+            stage looks up earlier receipts in it.
     """
 
     stage: str
@@ -33,7 +40,13 @@ class Receipt(StrictDocument):
 
 
 class BadSample(StrictDocument):
-    """A sample that could not be used, and why."""
+    """Sample that could not be used.
+
+    Attributes:
+        shard: Name of its shard.
+        key: Key of the sample in the shard.
+        reason: Reason in a few words, such as `damaged image`.
+    """
 
     shard: str
     key: str

@@ -7,10 +7,23 @@ Interval = tuple[float, float]
 
 
 class ModelMetrics(StrictDocument):
-    """A model on the test set. Fractions in [0, 1]; intervals cover 95% (see measures.py).
+    """Metrics of a model on the test set.
 
-    `receipt` is the training's digest, `training` the URI of its receipt, `predictions` that of a Parquet file with one
-    row an image.
+    All intervals cover 95% (see semiscale/evaluation/metrics.py).
+
+    Attributes:
+        top1: Top-1 accuracy, in [0, 1].
+        top5: Top-5 accuracy, in [0, 1].
+        calibration_error: Expected calibration error, in [0, 1].
+        top1_interval: Interval of `top1`.
+        top5_interval: Interval of `top5`.
+        calibration_error_interval: Interval of `calibration_error`.
+        images: Number of test images.
+        architecture: Name of the network.
+        receipt: Digest of the training.
+        training: URI of the receipt of the training.
+        predictions: URI of a Parquet file with one row for each image.
+        learning_rate: Peak learning rate of the training, for 256 images.
     """
 
     top1: float
@@ -28,9 +41,17 @@ class ModelMetrics(StrictDocument):
 
 
 class PairedComparison(StrictDocument):
-    """Two models on the same images: `wins` counts those that only `model` gets right, `losses` only `against`.
+    """Comparison of two models on the same test images by McNemar's exact test.
 
-    `p_value` is McNemar's, exact, two-sided; `p_worse` is the chance of so few wins were the two equally good.
+    Attributes:
+        model: Name of the model.
+        against: Name of the model that it is compared with.
+        wins: Number of images that only `model` classifies correctly.
+        losses: Number of images that only `against` classifies correctly.
+        difference: Top-1 of `model` minus top-1 of `against`.
+        interval: Interval of `difference` that covers 95%.
+        p_value: Two-sided p value.
+        p_worse: One-sided p value: the probability of at most this many wins if both models are equally good.
     """
 
     model: str
@@ -44,14 +65,25 @@ class PairedComparison(StrictDocument):
 
 
 class ConfusionMatrix(StrictDocument):
-    """How many images of a class (row) were given which class (column)."""
+    """Confusion matrix.
+
+    Attributes:
+        classes: Names of the rows and columns.
+        counts: Number of images by true class (row) and predicted class (column).
+    """
 
     classes: list[str]
     counts: list[list[int]]
 
 
 class SweepTrial(StrictDocument):
-    """One learning rate of a sweep, and what it was chosen or left by: the validation top-1."""
+    """Training at one learning rate of a sweep.
+
+    Attributes:
+        learning_rate: Peak learning rate, for 256 images.
+        validation_top1: Top-1 on the validation set, in [0, 1]. The trial with the highest value is chosen.
+        receipt: Digest of the training.
+    """
 
     learning_rate: float
     validation_top1: float
@@ -59,10 +91,16 @@ class SweepTrial(StrictDocument):
 
 
 class EvaluationReceipt(Receipt):
-    """The four models on the same test images: accuracies, top-1 by class, the student against the others.
+    """Receipt of the evaluation of the four models on the same test images.
 
-    `tried` lists every learning rate of baseline and student, `chosen` those that were measured; `confusion` is the
-    student's.
+    Attributes:
+        models: Metrics by model: `teacher`, `baseline`, `pretrained` and `student`.
+        per_class: Top-1 of each class by model, in label order.
+        per_class_intervals: Intervals of `per_class`.
+        chosen: Learning rate of the evaluated `baseline` and `student`.
+        tried: All trials of `baseline` and `student`.
+        comparisons: Comparisons of the student with each other model.
+        confusion: Confusion matrix of the student.
     """
 
     models: dict[str, ModelMetrics]
@@ -75,7 +113,15 @@ class EvaluationReceipt(Receipt):
 
 
 class ModelEvaluation(StrictDocument):
-    """One model on a test set, as the evaluation measures four: accuracies, top-1 by class, what was taken for what."""
+    """Evaluation of one model on a test set.
+
+    Attributes:
+        model: Metrics of the model.
+        classes: Names of the classes, in label order.
+        per_class: Top-1 of each class.
+        per_class_intervals: Intervals of `per_class`.
+        confusion: Confusion matrix of the model.
+    """
 
     model: ModelMetrics
     classes: list[str]

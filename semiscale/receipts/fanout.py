@@ -1,10 +1,15 @@
-"""Define the receipt of a count of pods."""
+"""Define the receipt of the stage that counts pods."""
 
 from semiscale.receipts.base import Receipt
 
 
 class FanoutReceipt(Receipt):
-    """How many pods a fan-out has, by what is left to do, and what that is. `folder` is where the pods will work."""
+    """Receipt of a fan-out. `folder` is the folder that its pods will write to.
+
+    Attributes:
+        pods: Number of pods that the remaining work needs.
+        why: Reason of this number, for people.
+    """
 
     pods: int
     why: str

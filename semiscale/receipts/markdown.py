@@ -13,28 +13,43 @@ from semiscale.receipts.promote import PromotionReceipt
 from semiscale.receipts.score import ScoreReceipt
 from semiscale.receipts.train import TrainReceipt
 
-MAX_ROWS = 20  # lines of a table or a list
+# Rows of the table of short classes.
+MAX_ROWS = 20
 
 
 def escape_markdown(text: str) -> str:
-    """Return text that stays text in Markdown and in HTML: class names and file names are not ours."""
-    return "".join(one if one.isalnum() or one in " .,:;/-" else f"&#{ord(one)};" for one in text)
+    """Escape text for Markdown and HTML.
+
+    Class names and file names come from the input data, so they are not trusted.
+    """
+    return "".join(
+        character if character.isalnum() or character in " .,:;/-" else f"&#{ord(character)};" for character in text
+    )
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table of cells that are safe."""
+    """Return a Markdown table.
+
+    Args:
+        head: Titles of the columns.
+        rows: Cells of each row. They are not escaped here.
+    """
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 @singledispatch
 def summarize(receipt: Receipt) -> str:
-    """Say what a stage did."""
+    """Summarize what a stage did, in Markdown.
+
+    Raises:
+        TypeError: No summary is defined for receipts of this type.
+    """
     raise TypeError(f"no summary of a {type(receipt).__name__}")
 
 
 @summarize.register
-def _plan(receipt: PlanReceipt) -> str:
+def _summarize_plan(receipt: PlanReceipt) -> str:
     sets = {"labeled": receipt.train, "validation": receipt.validation, "test": receipt.test}
     counts = markdown_table(["set", "images"], [[name, f"{split.samples:,}"] for name, split in sets.items()])
     pool = f"Unlabeled: {receipt.shards:,} shards, {receipt.size_bytes:,} bytes, for at most {receipt.pods} pods.\n"
@@ -44,12 +59,12 @@ def _plan(receipt: PlanReceipt) -> str:
 
 
 @summarize.register
-def _count(receipt: FanoutReceipt) -> str:
+def _summarize_fanout(receipt: FanoutReceipt) -> str:
     return f"{escape_markdown(receipt.why)}\n"
 
 
 @summarize.register
-def _train(receipt: TrainReceipt) -> str:
+def _summarize_training(receipt: TrainReceipt) -> str:
     facts = {
         "recipe": escape_markdown(receipt.recipe),
         "architecture": f"{escape_markdown(receipt.model_label)}, {receipt.parameters:,} parameters",
@@ -73,79 +88,83 @@ def _train(receipt: TrainReceipt) -> str:
 
 
 @summarize.register
-def _scores(receipt: ScoreReceipt) -> str:
+def _summarize_scores(receipt: ScoreReceipt) -> str:
     counts = markdown_table(
         ["", ""],
         [
             ["images scored", f"**{receipt.scored:,}** of {receipt.listed:,}"],
-            ["units", f"{receipt.units:,}, of which {receipt.units_found:,} were there already"],
+            ["shard groups", f"{receipt.units:,}, of which {receipt.units_found:,} were already scored"],
             ["speed", f"{receipt.scored / receipt.seconds:,.0f} images/s" if receipt.seconds else "no image is new"],
         ],
     )
-    spent = [
-        [f"**{part}**, the slowest: the others waited for it" if part == receipt.slowest else part, f"{one:,.1f}"]
-        for part, one in receipt.clocks.model_dump().items()
+    part_rows = [
+        [f"**{part}**, the slowest: the others waited for it" if part == receipt.slowest else part, f"{seconds:,.1f}"]
+        for part, seconds in receipt.clocks.model_dump().items()
     ]
-    clocks = markdown_table(["part", "thread-seconds"], spent)
+    clocks = markdown_table(["part", "thread-seconds"], part_rows)
     failed = [f"- failed: {count:,} × {escape_markdown(reason)}" for reason, count in receipt.failed.items()]
     return f"{counts}\n{clocks}\n" + "\n".join([*failed, ""])
 
 
 @summarize.register
-def _selection(receipt: SelectionReceipt) -> str:
-    ledger = receipt.ledger
-    short = [one for one in receipt.per_class if one.found < one.wanted]
+def _summarize_selection(receipt: SelectionReceipt) -> str:
+    accounting = receipt.ledger
+    short_classes = [stats for stats in receipt.per_class if stats.found < stats.wanted]
     lines = [
         f"**{receipt.images:,}** images selected, {receipt.unique_images:,} different, for {len(receipt.per_class):,} "
         f"classes; K = {receipt.images_per_class:,}, P = {receipt.classes_per_image}",
-        f"{ledger.listed:,} listed = {ledger.scored:,} scored + {ledger.failed:,} failed + {ledger.removed:,} removed",
+        f"{accounting.listed:,} listed = {accounting.scored:,} scored + {accounting.failed:,} failed + "
+        f"{accounting.removed:,} removed",
     ]
     if receipt.removal and receipt.removal.unmatched:
         lines.append(escape_markdown(receipt.removal.warning()))
     if receipt.renewal:
-        renewed = "too little: the earlier selection is kept" if receipt.renewal.kept else "trained anew"
+        decision = "too little: the earlier selection is kept" if receipt.renewal.kept else "trained anew"
         lines.append(
             f"{receipt.renewal.changed:.2%} changed since it was last trained on; `retrain_above` is "
-            f"{receipt.renewal.retrain_above:.2%}: **{renewed}**"
+            f"{receipt.renewal.retrain_above:.2%}: **{decision}**"
         )
     text = "\n\n".join(lines) + "\n"
-    if not short:
+    if not short_classes:
         return text
-    rows = [[escape_markdown(one.name), f"{one.found:,}", f"{one.wanted:,}"] for one in short[:MAX_ROWS]]
-    return f"{text}\n{len(short):,} classes are short:\n\n{markdown_table(['class', 'found', 'wanted'], rows)}"
+    rows = [
+        [escape_markdown(stats.name), f"{stats.found:,}", f"{stats.wanted:,}"] for stats in short_classes[:MAX_ROWS]
+    ]
+    return f"{text}\n{len(short_classes):,} classes are short:\n\n{markdown_table(['class', 'found', 'wanted'], rows)}"
 
 
 @summarize.register
-def _packed(receipt: PackReceipt) -> str:
+def _summarize_pack(receipt: PackReceipt) -> str:
     return f"{receipt.samples:,} images in {receipt.tars:,} shuffled tars, {receipt.size_bytes:,} bytes\n"
 
 
 @summarize.register
-def _evaluation(receipt: EvaluationReceipt) -> str:
+def _summarize_evaluation(receipt: EvaluationReceipt) -> str:
     models = [
         [
             name,
-            f"**{one.top1:.2%}**",
-            f"{one.top1_interval[0]:.2%} to {one.top1_interval[1]:.2%}",
-            f"{one.top5:.2%}",
-            f"{one.calibration_error:.4f}",
-            f"{one.learning_rate:g}",
+            f"**{model.top1:.2%}**",
+            f"{model.top1_interval[0]:.2%} to {model.top1_interval[1]:.2%}",
+            f"{model.top5:.2%}",
+            f"{model.calibration_error:.4f}",
+            f"{model.learning_rate:g}",
         ]
-        for name, one in receipt.models.items()
+        for name, model in receipt.models.items()
     ]
     pairs = [
         [
-            f"student − {one.against}",
-            f"{100 * one.difference:+.2f}",
-            f"{100 * one.interval[0]:+.2f} to {100 * one.interval[1]:+.2f}",
-            f"{one.wins:,} / {one.losses:,}",
-            f"{one.p_value:.3g}",
+            f"student − {comparison.against}",
+            f"{100 * comparison.difference:+.2f}",
+            f"{100 * comparison.interval[0]:+.2f} to {100 * comparison.interval[1]:+.2f}",
+            f"{comparison.wins:,} / {comparison.losses:,}",
+            f"{comparison.p_value:.3g}",
         ]
-        for one in receipt.comparisons
+        for comparison in receipt.comparisons
     ]
     images = receipt.models["student"].images
     return (
-        f"On the same {images:,} test images, which chose nothing; intervals cover 95%.\n\n"
+        f"Measured on the same {images:,} test images. Intervals cover 95%. Learning rates were chosen on the "
+        "validation images. The test images decide on promotion.\n\n"
         + markdown_table(["model", "top-1", "interval", "top-5", "calibration error", "learning rate"], models)
         + "\n"
         + markdown_table(["difference", "points of top-1", "interval", "images won / lost", "p (McNemar)"], pairs)
@@ -153,19 +172,23 @@ def _evaluation(receipt: EvaluationReceipt) -> str:
 
 
 @summarize.register
-def _promotion(receipt: PromotionReceipt) -> str:
-    decided = "**The student is the champion now**" if receipt.promoted else "**The champion stays**"
-    return f"{decided}: {escape_markdown(receipt.why)}\n\n`{escape_markdown(receipt.champion)}`\n"
+def _summarize_promotion(receipt: PromotionReceipt) -> str:
+    decision = "**The student is the champion now**" if receipt.promoted else "**The champion stays**"
+    return f"{decision}: {escape_markdown(receipt.why)}\n\n`{escape_markdown(receipt.champion)}`\n"
 
 
 def evaluation_scalars(receipt: EvaluationReceipt) -> dict[str, float]:
-    """Return an evaluation's numbers by the names that a comparison of runs shows them under; percent, points."""
-    measured = {}
-    for name, one in receipt.models.items():
-        measured[f"{name} top-1 (%)"] = round(100 * one.top1, 3)
-        measured[f"{name} top-5 (%)"] = round(100 * one.top5, 3)
-        measured[f"{name} calibration error"] = round(one.calibration_error, 5)
-    gain = next(one for one in receipt.comparisons if one.against == "baseline")
-    measured["gain over the baseline (points)"] = round(100 * gain.difference, 3)
-    measured["gain over the baseline, p (McNemar)"] = round(gain.p_value, 6)
-    return measured
+    """Return the metrics that Kubeflow lists when it compares runs.
+
+    Returns:
+        Numbers by name. Accuracies are in percent, and the gain over the baseline is in points.
+    """
+    scalars = {}
+    for name, model in receipt.models.items():
+        scalars[f"{name} top-1 (%)"] = round(100 * model.top1, 3)
+        scalars[f"{name} top-5 (%)"] = round(100 * model.top5, 3)
+        scalars[f"{name} calibration error"] = round(model.calibration_error, 5)
+    gain = next(comparison for comparison in receipt.comparisons if comparison.against == "baseline")
+    scalars["gain over the baseline (points)"] = round(100 * gain.difference, 3)
+    scalars["gain over the baseline, p (McNemar)"] = round(gain.p_value, 6)
+    return scalars

@@ -5,9 +5,15 @@ from semiscale.storage.documents import StrictDocument
 
 
 class ClassSelectionStats(StrictDocument):
-    """One class of D̂: how many images were wanted and found, and the log-odds of the last one.
+    """Selected images of one class of D̂.
 
-    `unique` of them were selected for no other class.
+    Attributes:
+        name: Name of the class.
+        wanted: Number of images requested, K.
+        found: Number of images selected.
+        unique: Number of these that no other class selected.
+        full: Whether the class has all images requested.
+        last_score: Log-odds of the last image, or None if the class has no image.
     """
 
     name: str
@@ -19,7 +25,7 @@ class ClassSelectionStats(StrictDocument):
 
 
 class PoolAccounting(StrictDocument):
-    """The scan's balance: listed = scored + failed + removed."""
+    """Accounting of the pool's images: listed = scored + failed + removed."""
 
     listed: int
     scored: int
@@ -28,14 +34,20 @@ class PoolAccounting(StrictDocument):
 
 
 class ExclusionStats(StrictDocument):
-    """A removal list: how many keys it has, how many of them match no scored image, and a few of those."""
+    """Effect of a removal list.
+
+    Attributes:
+        keys: Number of keys in the list.
+        unmatched: Number of keys that match no scored image.
+        examples: A few of the unmatched keys.
+    """
 
     keys: int
     unmatched: int
     examples: list[str]
 
     def warning(self) -> str:
-        """Say what matches nothing, in one line; nothing where all keys match."""
+        """Return a line about unmatched keys, or "" if all keys match."""
         if not self.unmatched:
             return ""
         examples = ", ".join(map(repr, self.examples))
@@ -46,7 +58,13 @@ class ExclusionStats(StrictDocument):
 
 
 class RetrainDecision(StrictDocument):
-    """The share of D̂ that changed since it was last trained on. `kept`: too little, and this is the earlier D̂."""
+    """Decision whether a grown pool has changed D̂ enough to train students again.
+
+    Attributes:
+        changed: Share of D̂ that changed since students were last trained on it, in [0, 1].
+        retrain_above: Share above which students are trained again.
+        kept: Whether too little changed, so that the selection is the earlier D̂.
+    """
 
     changed: float
     retrain_above: float
@@ -54,13 +72,26 @@ class RetrainDecision(StrictDocument):
 
 
 class SelectionReceipt(Receipt):
-    """D̂: a Parquet file with one row an (image, class): class, rank, score, shard, index, key, offset, size.
+    """Receipt of the selection D̂.
 
-    `changed_by_last_tenth` is the share of D̂ that would be other images had the scan stopped before the last tenth of
-    the shards, by name: about 0.1 where the pool is the same throughout, more where its end is unlike the rest.
-    `ledger` adds up `shards`, a Parquet file with one line a shard: shard, listed, scored, failed, removed.
-    `removal` says what the removal list came to, where there is one.
-    `renewal` says how it came to be trained on, where the run had another D̂ before.
+    Attributes:
+        selection: URI of a Parquet file with one row for each (image, class). It has class, rank, score, shard, index,
+            key, offset and size.
+        teacher: Digest of the training of the teacher.
+        images: Number of rows of D̂.
+        unique_images: Number of different images in D̂.
+        changed_by_last_tenth: Share of D̂ that lies in the last tenth of the shards, by name. Scoring would have
+            selected other images for it without these shards. It is about 0.1 if the pool is uniform, and larger if
+            its end differs from the rest.
+        images_per_class: K.
+        classes_per_image: P.
+        per_class: Counts of each class, in label order.
+        ledger: Sum of all rows of `shards`.
+        shards: URI of a Parquet file with one row for each shard. It has shard, listed, scored, failed and removed.
+        failed: Number of failed images by reason.
+        bytes_read: Bytes that the merge read.
+        removal: Effect of the removal list, or None if the run has no list.
+        renewal: Decision about training again, or None if the run had no earlier D̂.
     """
 
     selection: str

@@ -5,10 +5,27 @@ from semiscale.receipts.base import BadSample, Receipt
 
 
 class PlanReceipt(Receipt):
-    """The inputs, listed and checked. `units` is a JSON list of the ledger's units (see shards.Unit).
+    """Receipt of the listed and checked inputs.
 
-    `digest` identifies what models are trained on: the classes, the training and the validation split. The unlabeled
-    pool has a digest of its own, so that a pool that grows does not retrain the teacher.
+    `digest` identifies the classes, the training split and the validation split. The unlabeled pool has its own digest,
+    so that the teacher is not trained again when the pool grows.
+
+    Attributes:
+        name: Name of the run.
+        pool_digest: Digest of the unlabeled pool.
+        classes: Names of the classes, in label order.
+        train: Training split of the labeled set.
+        validation: Validation split.
+        test: Test split.
+        units: URI of a JSON list of the shard groups (see semiscale.data.shard.ShardGroup).
+        shards: Number of shards of the pool.
+        size_bytes: Size of the pool.
+        pods: Largest number of scoring pods.
+        classes_per_image: P.
+        failed: Number of unusable labeled samples by reason.
+        failures: Some of these samples.
+        notes: Remarks for people, for example about values that were adjusted.
+        run: Content of the run file.
     """
 
     name: str
@@ -29,5 +46,5 @@ class PlanReceipt(Receipt):
 
     @property
     def is_video(self) -> bool:
-        """Say whether the samples are videos."""
+        """Whether the samples are videos."""
         return bool(self.run.get("frames"))

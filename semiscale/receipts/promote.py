@@ -5,9 +5,15 @@ from semiscale.receipts.evaluate import PairedComparison
 
 
 class PromotionReceipt(Receipt):
-    """Whether the student became the champion, and why. `champion` is the URI of the object that names the champion.
+    """Receipt of the decision about the champion.
 
-    `comparison` is None where there was nothing to compare: the student is the champion, or the classes differ.
+    Attributes:
+        champion: URI of the object that names the champion.
+        model: Digest of the training of the student.
+        promoted: Whether the student became the champion.
+        why: Reason of the decision, for people.
+        comparison: Comparison with the champion, or with the baseline if there is no champion. It is None if the
+            student is already the champion or the classes differ.
     """
 
     champion: str

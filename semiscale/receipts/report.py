@@ -4,7 +4,12 @@ from semiscale.receipts.base import Receipt
 
 
 class ReportReceipt(Receipt):
-    """Where the page and the numbers lie."""
+    """Receipt of the report.
+
+    Attributes:
+        report: URI of the HTML page.
+        results: URI of the JSON file of the results.
+    """
 
     report: str
     results: str

@@ -1,4 +1,4 @@
-"""Define the receipts of the scoring."""
+"""Define the receipts of scoring."""
 
 from pydantic import Field
 
@@ -8,10 +8,17 @@ from semiscale.storage.documents import StrictDocument
 
 
 class PartSeconds(StrictDocument):
-    """Where the scan's time went, in thread-seconds. Many threads decode: what to buy more of is a receipt's `slowest`.
+    """Time of each part of scoring, in thread-seconds.
 
-    `write` is encoding, and the share of putting the unit's files together. The upload of a shard's own part is not in
-    it: the part holds these clocks, and is whole before it is sent. The log's lines count it.
+    Many threads decode, so the largest value need not be the bottleneck. The field `slowest` of a receipt names the
+    bottleneck.
+
+    Attributes:
+        read: Reading samples from the store.
+        decode: Decoding images.
+        forward: Forward passes.
+        write: Encoding scores, and the shard's share of writing the files of its shard group. The upload of the shard's
+            own scores is not included, because the uploaded file contains these clocks. The log includes it.
     """
 
     read: float = 0.0
@@ -21,8 +28,10 @@ class PartSeconds(StrictDocument):
 
 
 class PartImageCounts(StrictDocument):
-    """How many images each part of the scan worked on: what has no bytes is not decoded, what is damaged not forwarded,
-    what has scores that are not finite not written.
+    """Number of images that each part of scoring processed.
+
+    An image without bytes is not decoded. A damaged image is not forwarded. An image whose scores are not finite is not
+    written.
     """
 
     read: int = 0
@@ -32,10 +41,18 @@ class PartImageCounts(StrictDocument):
 
 
 class ShardAccounting(StrictDocument):
-    """One shard's line in the ledger: listed = scored + failed.
+    """Accounting of one shard's samples: listed = scored + failed.
 
-    `listed` is counted where the shard is read, and the others where scores are written, so that a sample that was lost
-    in between is a hole.
+    The reader counts `listed`, and the writer counts the others. A sample that is lost in between breaks the equation.
+
+    Attributes:
+        shard: Name of the shard.
+        digest: Digest of the shard.
+        listed: Number of samples that were read.
+        scored: Number of samples that have scores.
+        failed: Number of failed samples by reason.
+        clocks: Time of each part.
+        images: Number of images of each part.
     """
 
     shard: str
@@ -47,7 +64,11 @@ class ShardAccounting(StrictDocument):
     images: PartImageCounts = PartImageCounts()
 
     def check_complete(self) -> None:
-        """Raise SemiscaleError where the line does not add up."""
+        """Check that every listed sample is scored or failed.
+
+        Raises:
+            SemiscaleError: A sample is lost (SEMI-E179).
+        """
         if self.listed != self.scored + sum(self.failed.values()):
             raise SemiscaleError(
                 "SEMI-E179",
@@ -57,12 +78,23 @@ class ShardAccounting(StrictDocument):
 
 
 class ShardGroupReceipt(Receipt):
-    """The scores of one unit: Parquet files (see semiscale/scores/score_file.py and places.py).
+    """Receipt of the scores of one shard group.
 
-    A unit that turned out to have more images than can be ranked at once has `pieces` instead of files: each has some
-    of its shards and files of its own, as if it were a unit. What is counted here is their sum.
+    A shard group may have more images than can be ranked at once. Then it has `pieces` instead of files. Each piece has
+    some of the shards and its own files, like a shard group. The counts of the group are the sums over its pieces.
 
-    `slowest` is the part of the scan that the others waited for, "" where nothing was scanned.
+    Attributes:
+        teacher: Digest of the training of the teacher.
+        pod: Number of the pod that wrote the receipt.
+        scores: URI of the Parquet file of the scores (see semiscale/scores/score_file.py).
+        places: URI of the Parquet file of the samples of the first bands (see semiscale/scores/sample_locations.py).
+        samples: URI of the Parquet file of all samples.
+        shards: Accounting of each shard.
+        failures: Some of the failed samples.
+        clocks: Time of each part.
+        images: Number of images of each part.
+        slowest: Part that the others waited for, or "" if nothing was scored.
+        pieces: Receipts of the pieces.
     """
 
     teacher: str
@@ -79,12 +111,25 @@ class ShardGroupReceipt(Receipt):
 
     @property
     def scored(self) -> int:
-        """How many images have scores."""
+        """Number of images that have scores."""
         return sum(shard.scored for shard in self.shards)
 
 
 class ScoreReceipt(Receipt):
-    """What one pod did: units it scored, units it found finished, its clocks, and the slowest part of its scan."""
+    """Receipt of one scoring pod.
+
+    Attributes:
+        pod: Number of the pod.
+        teacher: Digest of the training of the teacher.
+        units: Number of shard groups that count for the pod. Together the pods count every group once.
+        units_found: Number of these that were already finished.
+        listed: Number of samples in these shard groups.
+        scored: Number of samples that have scores.
+        failed: Number of failed samples by reason.
+        clocks: Time of each part.
+        images: Number of images of each part.
+        slowest: Part that the others waited for, or "" if nothing was scored.
+    """
 
     pod: int
     teacher: str

@@ -8,7 +8,14 @@ from semiscale.storage.documents import StrictDocument
 
 
 class CurvePoint(StrictDocument):
-    """One point of a learning curve; `images_processed` counts forward and backward passes (the paper's #iter)."""
+    """Point of a learning curve.
+
+    Attributes:
+        images_processed: Images that passed forward and backward, the paper's #iter.
+        learning_rate: Learning rate of the minibatch.
+        loss: Training loss.
+        validation_top1: Top-1 on the validation set in [0, 1], or None if it was not measured here.
+    """
 
     images_processed: int
     learning_rate: float
@@ -17,9 +24,15 @@ class CurvePoint(StrictDocument):
 
 
 class RegularizationTrial(StrictDocument):
-    """One L2 of a logistic regression, for features of length 1, and what it was chosen or left by: validation.
+    """Fit of a logistic regression at one L2 strength, for features of length 1.
 
-    `gradient` is what was left of it after so many steps, against that of no weights; see logistic_regression.py.
+    Attributes:
+        l2: Strength of the L2 regularization.
+        validation_top1: Top-1 on the validation set, in [0, 1].
+        validation_loss: Loss on the validation set.
+        steps: Number of steps of the solver.
+        gradient: Gradient after the last step, relative to that of zero weights (see
+            semiscale/stages/train/logistic_regression.py).
     """
 
     l2: float
@@ -30,11 +43,27 @@ class RegularizationTrial(StrictDocument):
 
 
 class TrainReceipt(Receipt):
-    """A trained model. `learning_rate` is the peak, for 256 images, as in the paper's notation.
+    """Receipt of a trained model.
 
-    `source` names the weights it started from, "" where those were fresh; of a ready-made teacher, which has processed
-    no images, the checkpoint that it is. Where only the head was fitted (fc-only) no images are processed either, and
-    there is no learning rate: `fitted` lists every `l2` that was tried, and `l2` is the one that was chosen.
+    A ready-made teacher has processed no images. A linear probe (`fc-only`) has processed no images either and has no
+    learning rate.
+
+    Attributes:
+        recipe: Name of the recipe.
+        architecture: Name of the network.
+        checkpoint: URI of the trained weights.
+        source: URI of the start weights, or "" if they were random. It is the checkpoint of a ready-made teacher.
+        parameters: Number of parameters.
+        classes: Names of the classes, in label order.
+        preprocessing: Preprocessing of the samples.
+        images_processed: Images that passed forward and backward, the paper's #iter.
+        samples: Number of different training samples.
+        learning_rate: Peak learning rate for 256 images, as in the paper.
+        validation_top1: Top-1 on the validation set, in [0, 1].
+        curve: Learning curve.
+        images_per_s: Training speed.
+        l2: L2 strength that a linear probe chose.
+        fitted: All L2 strengths that a linear probe tried.
     """
 
     recipe: str
@@ -55,6 +84,6 @@ class TrainReceipt(Receipt):
 
     @property
     def model_label(self) -> str:
-        """The architecture, and how long the clips are that it sees, where it sees clips."""
+        """Architecture, with the length of the clips if the samples are clips."""
         frames = self.preprocessing.frames
         return f"{self.architecture}, {frames} frames" if frames else self.architecture

@@ -1,1 +1,1 @@
-"""Report: what a run did, and its results, as one page."""
+"""Report the work and the results of a run as one page."""

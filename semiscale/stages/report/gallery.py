@@ -49,16 +49,28 @@ class GalleryImage:
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One class: an image for each rank, and the last. Ranks beyond the last are None."""
+    """Images of one class.
+
+    Attributes:
+        name: Name of the class.
+        images: Image at each rank, or None beyond the last rank.
+        last: Image at the last rank, or None if the class has no image.
+    """
 
     name: str
-    shown: list[GalleryImage | None]
+    images: list[GalleryImage | None]
     last: GalleryImage | None
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows of classes by ranks. `classes` is the number of all classes."""
+    """Images of some classes by rank.
+
+    Attributes:
+        ranks: Ranks of the columns, from 1.
+        rows: Rows of the gallery, one for each class.
+        classes: Number of all classes of the run.
+    """
 
     ranks: list[int]
     rows: list[GalleryRow]
@@ -66,9 +78,9 @@ class Gallery:
 
 
 def build_gallery(plan: PlanReceipt, selection: SelectionReceipt, columns: SampleFields) -> Gallery:
-    """Read and shrink the images of the gallery. A video is shown by its middle frame.
+    """Read and shrink the images of the gallery.
 
-    A missing or changed image is shown as such.
+    A video is represented by its middle frame. A missing or changed image has a reason instead of pixels.
 
     Args:
         plan: The receipt of the plan, which names the shard groups.
@@ -99,7 +111,7 @@ def build_gallery(plan: PlanReceipt, selection: SelectionReceipt, columns: Sampl
         rows=[
             GalleryRow(
                 name=selection.per_class[label].name,
-                shown=[images.get((label, rank)) for rank in ranks],
+                images=[images.get((label, rank)) for rank in ranks],
                 last=images.get((label, selection.per_class[label].found)),
             )
             for label in classes
@@ -120,7 +132,7 @@ def evenly_spaced(count: int, most: int) -> list[int]:
     """
     if count <= most:
         return list(range(count))
-    return [round(place * (count - 1) / (most - 1)) for place in range(most)]
+    return [round(index * (count - 1) / (most - 1)) for index in range(most)]
 
 
 def powers_of_ten(below: int) -> list[int]:
@@ -129,7 +141,14 @@ def powers_of_ten(below: int) -> list[int]:
 
 
 def thumbnail(pixels: ImageArray) -> tuple[str, bool]:
-    """Return a data: URI of at most THUMBNAIL_PX a side, and whether it was smaller."""
+    """Shrink an image to at most THUMBNAIL_PX on each side.
+
+    Args:
+        pixels: Image, height x width x 3.
+
+    Returns:
+        A `data:` URI, and whether both sides were smaller than THUMBNAIL_PX before.
+    """
     image = Image.fromarray(pixels)
     tiny = max(image.size) < THUMBNAIL_PX
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))

@@ -32,10 +32,10 @@ STAGES = {
     "evaluate": "Evaluate",
 }
 SCORING_PARTS = {
-    "read": ("Reading", "A faster store, or more pods, would shorten the scan"),
-    "decode": ("Decoding", "More CPU cores would shorten the scan"),
-    "forward": ("Forward pass", "A faster accelerator, or one more, would shorten the scan"),
-    "write": ("Writing", "A faster store would shorten the scan"),
+    "read": ("Reading", "A faster store, or more pods, would shorten scoring"),
+    "decode": ("Decoding", "More CPU cores would shorten scoring"),
+    "forward": ("Forward pass", "A faster accelerator, or one more, would shorten scoring"),
+    "write": ("Writing", "A faster store would shorten scoring"),
 }
 MAX_SHORT_CLASSES_LISTED = 10
 
@@ -284,9 +284,9 @@ def _sweep(name: str, receipts: list[TrainReceipt], chosen: TrainReceipt) -> Swe
     position = [receipt.digest for receipt in by_rate].index(chosen.digest)
     advice = ""
     if len(by_rate) == 1:
-        advice = "A single learning rate was tried: nothing was chosen."
+        advice = "Only one learning rate was tried."
     elif position in (0, len(by_rate) - 1):
         side = "smallest" if position == 0 else "largest"
         beyond = "smaller" if position == 0 else "larger"
-        advice = f"The chosen learning rate is the {side} that was tried: a {beyond} one may be better still."
+        advice = f"The chosen learning rate is the {side} that was tried: a {beyond} one may be even better."
     return Sweep(name, by_rate, chosen.digest, advice)

@@ -47,16 +47,17 @@ from semiscale.stages.report.stage import ReportConfig, report
 SCRIPT = "<script>alert(1)</script>"
 HANDLER = '"><img src=x onerror=alert(1)>'
 CLASSES = ["apple", SCRIPT, "long" * 20, "empty"]
-FOUND = [12, 12, 5, 0]  # of K = 12: the gallery shows ranks 1, 10 and the last
+# Images selected for each class, with K = 12. The gallery shows ranks 1, 10 and the last.
+SELECTED_COUNTS = [12, 12, 5, 0]
 TEST_IMAGES = 1200
 HEADINGS = [
-    "Result", "Selection", "Ledger", "Gallery", "Learning curves", "Learning-rate sweeps", "Time", "Notes of the plan",
-    "Accuracy by class", "Confusions", "Run file",
+    "Result", "Selection", "Accounting of the pool", "Gallery", "Learning curves", "Learning-rate sweeps", "Time",
+    "Notes of the plan", "Accuracy by class", "Confusions", "Run file",
 ]  # fmt: skip
 
 
 def png(seed: int, width: int = 32, height: int = 32) -> bytes:
-    """Return a real image: coarse random blocks, so that it is recognised when enlarged."""
+    """Return an image of coarse random blocks, which is recognisable when it is enlarged."""
     blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST).save(buffer, "png")
@@ -64,7 +65,7 @@ def png(seed: int, width: int = 32, height: int = 32) -> bytes:
 
 
 def write_pool(folder: Path) -> list[Shard]:
-    """Write 20 loose images, one of a hostile name, and a Parquet file of ten more."""
+    """Write 20 loose images, one with a hostile name, and a Parquet file of ten more."""
     folder.mkdir()
     for number in range(19):
         (folder / f"{number:03}.png").write_bytes(png(number, width=300 if number % 3 == 0 else 32))
@@ -75,33 +76,33 @@ def write_pool(folder: Path) -> list[Shard]:
 
 
 def selection_rows(shards: list[Shard]) -> list[dict[str, object]]:
-    """Return rows as the merge locates them; odd ranks lie in the Parquet file."""
+    """Return rows as the merge writes them. Images at odd ranks lie in the Parquet file."""
     parquet, loose = shards
     rows: list[dict[str, object]] = []
-    for label, found in enumerate(FOUND):
-        for rank in range(found):
+    for label, count in enumerate(SELECTED_COUNTS):
+        for rank in range(count):
             row = {"class": label, "rank": rank, "score": 6.0 - rank, "position": label}
             index = (5 * label + rank) % 10
             if rank % 2:
                 size = len(png(100 + index, 48, 32))
-                place = {"shard": parquet.name, "index": index, "key": SCRIPT, "uri": parquet.uri, "offset": -1}
+                location = {"shard": parquet.name, "index": index, "key": SCRIPT, "uri": parquet.uri, "offset": -1}
             else:
                 file = loose.files[-1 - index]
                 size = file.size_bytes
-                place = {"shard": loose.name, "index": 19 - index, "key": file.name, "uri": file.uri, "offset": 0}
-            rows.append({**row, **place, "size_bytes": size})
+                location = {"shard": loose.name, "index": 19 - index, "key": file.name, "uri": file.uri, "offset": 0}
+            rows.append({**row, **location, "size_bytes": size})
     return rows
 
 
 def write_selection(path: Path, rows: list[dict[str, object]]) -> None:
-    kinds = {
+    types = {
         "class": pa.uint16(), "rank": pa.int32(), "score": pa.float32(), "position": pa.uint8(), "shard": pa.string(),
         "index": pa.int64(), "key": pa.string(), "uri": pa.string(), "offset": pa.int64(), "size_bytes": pa.int64(),
     }  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(types)), path)
 
 
-def trained(recipe: str, rate: float, seconds: float, images: int, validation_top1: float) -> TrainReceipt:
+def train_receipt(recipe: str, rate: float, seconds: float, images: int, validation_top1: float) -> TrainReceipt:
     steps = [images * step // 40 for step in range(1, 41)]
     curve = [
         CurvePoint(
@@ -121,23 +122,26 @@ def trained(recipe: str, rate: float, seconds: float, images: int, validation_to
     )  # fmt: skip
 
 
-def split(samples: int) -> LabeledSplit:
+def labeled_split(samples: int) -> LabeledSplit:
     return LabeledSplit(digest="s", index="index", shards="shards", samples=samples, class_counts=[samples // 4] * 4)
 
 
-def planned(folder: Path) -> PlanReceipt:
+def plan_receipt(folder: Path) -> PlanReceipt:
     return PlanReceipt(
         stage="plan", digest="p", folder="plan", seconds=1.5, name="fruit", pool_digest="u", classes=CLASSES,
-        train=split(900), validation=split(100), test=split(TEST_IMAGES), units=str(folder / "units.json"), shards=2,
-        size_bytes=123_456, pods=2, classes_per_image=3, failed={"no label": 1},
-        failures=[BadSample(shard=SCRIPT, key=HANDLER, reason="no label")],
+        train=labeled_split(900), validation=labeled_split(100), test=labeled_split(TEST_IMAGES),
+        units=str(folder / "units.json"), shards=2, size_bytes=123_456, pods=2, classes_per_image=3,
+        failed={"no label": 1}, failures=[BadSample(shard=SCRIPT, key=HANDLER, reason="no label")],
         notes=["classes_per_image 10 clamped to the 4 classes there are"],
         run={"name": "fruit", "labeled": [f"{SCRIPT}.tar"], "seed": 0},
     )  # fmt: skip
 
 
-def scored(folder: Path, pod: int) -> ScoreReceipt:
-    """Return a pod's receipt; the first, which scanned longest, waited for its device, the second for its CPUs."""
+def score_receipt(folder: Path, pod: int) -> ScoreReceipt:
+    """Return the receipt of a pod.
+
+    Pod 0 scored longest and waited for its device. Pod 1 waited for its CPUs.
+    """
     return ScoreReceipt(
         stage="score", digest=f"pod{pod}", folder=str(folder / "scores"), seconds=(12.25, 8.25)[pod], pod=pod,
         teacher="t", units=1, units_found=pod, listed=16, scored=15, failed={"damaged image": 1},
@@ -145,12 +149,12 @@ def scored(folder: Path, pod: int) -> ScoreReceipt:
     )  # fmt: skip
 
 
-def selected(folder: Path) -> SelectionReceipt:
+def selection_receipt(folder: Path) -> SelectionReceipt:
     per_class = [
         ClassSelectionStats(
-            name=name, wanted=12, found=found, unique=found, full=found == 12, last_score=7.0 - found if found else None
+            name=name, wanted=12, found=count, unique=count, full=count == 12, last_score=7.0 - count if count else None
         )
-        for name, found in zip(CLASSES, FOUND, strict=True)
+        for name, count in zip(CLASSES, SELECTED_COUNTS, strict=True)
     ]
     return SelectionReceipt(
         stage="merge", digest="m", folder="merge", seconds=2, selection=str(folder / "selection.parquet"), teacher="t",
@@ -160,7 +164,7 @@ def selected(folder: Path) -> SelectionReceipt:
     )  # fmt: skip
 
 
-def evaluated(student: float = 0.715, pretrained: float = 0.725) -> EvaluationReceipt:
+def evaluation_receipt(student: float = 0.715, pretrained: float = 0.725) -> EvaluationReceipt:
     top1 = {"teacher": 0.74, "baseline": 0.6825, "pretrained": pretrained, "student": student}
     receipts = {
         "teacher": "teacher-0.1",
@@ -170,77 +174,84 @@ def evaluated(student: float = 0.715, pretrained: float = 0.725) -> EvaluationRe
     }
     models = {
         name: ModelMetrics(
-            top1=one, top5=round(one + 0.2, 4), calibration_error=0.05, top1_interval=(one - 0.02, one + 0.02),
-            top5_interval=(round(one + 0.19, 4), round(one + 0.21, 4)), calibration_error_interval=(0.04, 0.06),
+            top1=value, top5=round(value + 0.2, 4), calibration_error=0.05, top1_interval=(value - 0.02, value + 0.02),
+            top5_interval=(round(value + 0.19, 4), round(value + 0.21, 4)), calibration_error_interval=(0.04, 0.06),
             images=TEST_IMAGES, architecture="resnet18", receipt=receipts[name], training="", predictions="",
             learning_rate=0.1,
         )
-        for name, one in top1.items()
+        for name, value in top1.items()
     }  # fmt: skip
     return EvaluationReceipt(
         stage="evaluate", digest="e", folder="evaluate", seconds=4, models=models,
-        per_class={name: [one, one - 0.1, one + 0.1, one] for name, one in top1.items()},
+        per_class={name: [value, value - 0.1, value + 0.1, value] for name, value in top1.items()},
         per_class_intervals={name: [(0.5, 0.9)] * 4 for name in top1},
         chosen={"baseline": 0.1, "student": 0.00025}, tried={},
-        comparisons=[versus(name, student - one) for name, one in top1.items() if name != "student"],
+        comparisons=[paired_comparison(name, student - value) for name, value in top1.items() if name != "student"],
         confusion=ConfusionMatrix(
             classes=CLASSES, counts=[[290, 10, 0, 0], [1, 299, 0, 0], [50, 50, 200, 0], [0, 0, 0, 300]]
         ),
     )  # fmt: skip
 
 
-def versus(name: str, difference: float) -> PairedComparison:
+def paired_comparison(name: str, difference: float) -> PairedComparison:
     return PairedComparison(
         model="student", against=name, wins=60, losses=21, difference=round(difference, 4),
         interval=(difference - 0.01, difference + 0.01), p_value=0.00002, p_worse=0.99999,
     )  # fmt: skip
 
 
-def decided(promoted: bool = True) -> PromotionReceipt:
+def promotion_receipt(promoted: bool = True) -> PromotionReceipt:
     return PromotionReceipt(
         stage="promote", digest="d", folder="fruit", seconds=0.1, champion="champions/fruit.json", model="f",
-        promoted=promoted, why=f"not worse than the champion: {SCRIPT}", comparison=versus("champion", 0.004),
+        promoted=promoted, why=f"not worse than the champion: {SCRIPT}",
+        comparison=paired_comparison("champion", 0.004),
     )  # fmt: skip
 
 
-def unit_receipt(unit: ShardGroup) -> ShardGroupReceipt:
-    """Return the receipt of a unit with two failures, of hostile names."""
+def group_receipt(group: ShardGroup) -> ShardGroupReceipt:
+    """Return the receipt of a shard group with two failures, which have hostile names."""
     counts = [
         ShardAccounting(shard=shard.name, digest=shard.digest(), listed=16, scored=15, failed={"damaged image": 1})
-        for shard in unit.shards
+        for shard in group.shards
     ]
     return ShardGroupReceipt(
         pod=0,
-        stage="score", digest=unit.digest, folder="scores", seconds=5, teacher="t", scores="", places="", samples="",
+        stage="score", digest=group.digest, folder="scores", seconds=5, teacher="t", scores="", places="", samples="",
         shards=counts, clocks=PartSeconds(),
         failures=[BadSample(shard="pool.parquet", key=key, reason="damaged image") for key in (SCRIPT, HANDLER)],
     )  # fmt: skip
 
 
 def write_run(folder: Path) -> dict[str, list[Receipt]]:
-    """Write a finished run's pool, selection and scores; return its receipts by the config's fields."""
+    """Write the pool, selection and scores of a finished run.
+
+    Returns:
+        The receipts by field of ReportConfig.
+    """
     shards = write_pool(folder / "pool")
     write_selection(folder / "selection.parquet", selection_rows(shards))
-    unit = ShardGroup(digest="unit0", shards=shards)
-    (folder / "units.json").write_text(json.dumps([unit.model_dump()]))
-    (folder / "scores" / unit.digest).mkdir(parents=True)
-    (folder / "scores" / unit.digest / "receipt.json").write_text(unit_receipt(unit).model_dump_json())
+    group = ShardGroup(digest="unit0", shards=shards)
+    (folder / "units.json").write_text(json.dumps([group.model_dump()]))
+    (folder / "scores" / group.digest).mkdir(parents=True)
+    (folder / "scores" / group.digest / "receipt.json").write_text(group_receipt(group).model_dump_json())
     return {
-        "plan": [planned(folder)],
-        "teacher": [trained("teacher", 0.1, 20, 100_000, 0.75)],
-        "baselines": [trained("baseline", rate, 30.5, 250_000, 0.7 - abs(rate - 0.1)) for rate in (0.05, 0.1, 0.2)],
-        "scores": [scored(folder, 0), scored(folder, 1)],
-        "selection": [selected(folder)],
+        "plan": [plan_receipt(folder)],
+        "teacher": [train_receipt("teacher", 0.1, 20, 100_000, 0.75)],
+        "baselines": [
+            train_receipt("baseline", rate, 30.5, 250_000, 0.7 - abs(rate - 0.1)) for rate in (0.05, 0.1, 0.2)
+        ],
+        "scores": [score_receipt(folder, 0), score_receipt(folder, 1)],
+        "selection": [selection_receipt(folder)],
         "packed": [
             PackReceipt(
                 stage="pack", digest="k", folder="pack", seconds=0.75, shards="", tars=1, samples=29,
-                class_counts=FOUND, size_bytes=40_000,
+                class_counts=SELECTED_COUNTS, size_bytes=40_000,
             )
         ],
-        "pretrained": [trained("pretrain", 0.1, 25, 220_000, 0.71)],
-        "students": [trained("finetune", rate, 5.5, 30_000, 0.72 - rate) for rate in (0.0025, 0.00025)],
-        "evaluation": [evaluated()],
-        "promotion": [decided()],
+        "pretrained": [train_receipt("pretrain", 0.1, 25, 220_000, 0.71)],
+        "students": [train_receipt("finetune", rate, 5.5, 30_000, 0.72 - rate) for rate in (0.0025, 0.00025)],
+        "evaluation": [evaluation_receipt()],
+        "promotion": [promotion_receipt()],
     }  # fmt: skip
 
 
@@ -253,11 +264,11 @@ def write_report(folder: Path, receipts: dict[str, list[Receipt]]) -> ReportRece
             path.write_text(receipt.model_dump_json())
         uris[name] = list(map(str, paths))
     many = ("baselines", "scores", "students")
-    given = {name: found if name in many else found[0] for name, found in uris.items()}
-    return report(ReportConfig.model_validate({"workdir": str(folder / "work"), **given}))
+    inputs = {name: group if name in many else group[0] for name, group in uris.items()}
+    return report(ReportConfig.model_validate({"workdir": str(folder / "work"), **inputs}))
 
 
-def page_of(receipt: ReportReceipt) -> str:
+def read_page(receipt: ReportReceipt) -> str:
     return Path(receipt.report).read_text()
 
 
@@ -268,15 +279,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> ReportReceipt:
 
 
 def test_the_results_have_exactly_the_published_shape(written: ReportReceipt) -> None:
-    found = json.loads(Path(written.results).read_text())
-    measured = {name: found.pop(name) for name in ("teacher", "baseline", "pretrained", "student")}
-    assert {name: (one["top1"], one["top5"]) for name, one in measured.items()} == {
+    results = json.loads(Path(written.results).read_text())
+    models = {name: results.pop(name) for name in ("teacher", "baseline", "pretrained", "student")}
+    assert {name: (model["top1"], model["top5"]) for name, model in models.items()} == {
         "teacher": (0.74, 0.94),
         "baseline": (0.6825, 0.8825),
         "pretrained": (0.725, 0.925),
         "student": (0.715, 0.915),
     }
-    assert measured["student"] == {
+    assert models["student"] == {
         "top1": 0.715,
         "top5": 0.915,
         "calibration_error": 0.05,
@@ -284,14 +295,14 @@ def test_the_results_have_exactly_the_published_shape(written: ReportReceipt) ->
         "top5_interval": [0.905, 0.925],
         "calibration_error_interval": [0.04, 0.06],
     }
-    compared = found.pop("comparisons")
-    assert {name: one["difference"] for name, one in compared.items()} == {
+    comparisons = results.pop("comparisons")
+    assert {name: comparison["difference"] for name, comparison in comparisons.items()} == {
         "teacher": -0.025,
         "baseline": 0.0325,
         "pretrained": -0.01,
     }
-    assert compared["baseline"].keys() == {"wins", "losses", "difference", "interval", "p_value", "p_worse"}
-    assert found == {
+    assert comparisons["baseline"].keys() == {"wins", "losses", "difference", "interval", "p_value", "p_worse"}
+    assert results == {
         "promotion": {"promoted": True, "why": f"not worse than the champion: {SCRIPT}"},
         "selection": {
             "images": 29,
@@ -326,22 +337,22 @@ def test_the_receipt_names_both_files_under_the_run(written: ReportReceipt) -> N
 
 
 class Elements(HTMLParser):
-    """Collects the elements of a page, with their attributes."""
+    """Elements of a page, with their attributes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.elements.append((tag, dict(attrs)))
 
 
 def test_hostile_names_stay_text(written: ReportReceipt) -> None:
-    elements = Elements(page_of(written)).found
+    elements = Elements(read_page(written)).elements
     attributes = {name for _, attrs in elements for name in attrs}
     sources = [attrs["src"] or "" for _, attrs in elements if "src" in attrs]
-    assert "default-src 'none'" in page_of(written)
+    assert "default-src 'none'" in read_page(written)
     assert "script" not in {tag for tag, _ in elements}
     assert not [name for name in attributes if name.startswith("on")]
     assert sources
@@ -349,8 +360,8 @@ def test_hostile_names_stay_text(written: ReportReceipt) -> None:
     assert SCRIPT in [str(attrs.get("title", "")).rpartition(" · ")[2] for _, attrs in elements]
 
 
-def test_the_page_says_what_failed_and_what_is_short(written: ReportReceipt) -> None:
-    page = page_of(written)
+def test_page_lists_failures_and_short_classes(written: ReportReceipt) -> None:
+    page = read_page(written)
     assert "damaged image (2)" in page
     assert "no label (1)" in page
     assert "2 of 4 classes are short" in page
@@ -358,8 +369,8 @@ def test_the_page_says_what_failed_and_what_is_short(written: ReportReceipt) -> 
     assert "Slowest part: forward pass. A faster accelerator" in page, "decoding has more threads"
 
 
-def test_the_page_states_a_loss_by_fine_tuning(written: ReportReceipt) -> None:
-    page = page_of(written)
+def test_page_states_a_loss_by_fine_tuning(written: ReportReceipt) -> None:
+    page = read_page(written)
     assert "3.25 points above</strong> the baseline" in page
     assert "Fine-tuning took away 1.00 points" in page
 
@@ -367,36 +378,41 @@ def test_the_page_states_a_loss_by_fine_tuning(written: ReportReceipt) -> None:
 @pytest.mark.parametrize(
     ("student", "sentence"), [(0.735, "Fine-tuning added 1.00 points"), (0.725, "Fine-tuning changed nothing")]
 )
-def test_the_page_states_what_fine_tuning_did(tmp_path: Path, student: float, sentence: str) -> None:
+def test_page_states_the_effect_of_fine_tuning(tmp_path: Path, student: float, sentence: str) -> None:
     receipts = write_run(tmp_path)
-    assert sentence in page_of(write_report(tmp_path, {**receipts, "evaluation": [evaluated(student)]}))
+    assert sentence in read_page(write_report(tmp_path, {**receipts, "evaluation": [evaluation_receipt(student)]}))
 
 
-def text_of(page: str) -> str:
-    """Return a page's text, its space made single."""
+def page_text(page: str) -> str:
+    """Return the text of a page with single spaces."""
     return " ".join(re.sub(r"<[^>]*>", " ", page).split())
 
 
-def test_the_page_says_how_sure_its_numbers_are(written: ReportReceipt) -> None:
-    text = text_of(page_of(written))
+def test_page_shows_intervals_and_comparisons(written: ReportReceipt) -> None:
+    text = page_text(read_page(written))
     assert "71.50% 69.5% to 73.5%" in text
     assert "Baseline +3.25 +2.25 to +4.25 60 21 <0.001" in html.unescape(text)
     assert "Champion +0.40 −0.60 to +1.40 60 21 <0.001" in html.unescape(text)
     assert "The student is the champion now : not worse than the champion" in text
 
 
-def test_the_page_says_what_is_taken_for_what(written: ReportReceipt) -> None:
-    elements = Elements(page_of(written)).found
+def test_page_states_that_the_test_images_decide_on_promotion(written: ReportReceipt) -> None:
+    text = page_text(read_page(written))
+    assert "The test images are used for these figures and for the promotion only." in text
+
+
+def test_page_shows_the_confusions(written: ReportReceipt) -> None:
+    elements = Elements(read_page(written)).elements
     shares = [attrs["style"] for tag, attrs in elements if tag == "td" and attrs.get("class") == "wrong"]
     assert shares == [f"--share:{share}%" for share in (3, 0, 0, 0, 0, 0, 17, 17, 0, 0, 0, 0)]
 
 
-def test_the_page_says_that_nothing_was_trained(tmp_path: Path) -> None:
-    kept = selected(tmp_path).model_copy(
+def test_page_states_that_the_earlier_selection_is_kept(tmp_path: Path) -> None:
+    earlier = selection_receipt(tmp_path).model_copy(
         update={"renewal": RetrainDecision(changed=0.031, retrain_above=0.2, kept=True)}
     )
-    receipts = write_run(tmp_path) | {"selection": [kept], "promotion": [decided(promoted=False)]}
-    text = text_of(page_of(write_report(tmp_path, receipts)))
+    receipts = write_run(tmp_path) | {"selection": [earlier], "promotion": [promotion_receipt(promoted=False)]}
+    text = page_text(read_page(write_report(tmp_path, receipts)))
     assert "3.10% of it changed since students were last trained; retrain_above is 20.00%. Too little" in text
     assert "The champion stays" in text
 
@@ -405,91 +421,99 @@ def test_a_ready_made_teacher_has_no_curve(tmp_path: Path, written: ReportReceip
     ready_made = {"images_processed": 0, "samples": 0, "learning_rate": 0.0, "curve": [], "source": "gs://b/a.pth"}
     receipts = write_run(tmp_path)
     receipts["teacher"] = [receipts["teacher"][0].model_copy(update=ready_made)]
-    page = page_of(write_report(tmp_path, receipts))
-    assert "teacher ends at" in page_of(written).lower()
+    page = read_page(write_report(tmp_path, receipts))
+    assert "teacher ends at" in read_page(written).lower()
     assert "teacher ends at" not in page.lower()
     assert "baseline" in page
 
 
-def test_a_choice_at_the_edge_of_a_sweep_is_said(written: ReportReceipt) -> None:
-    page = page_of(written)
-    assert page.count("that was tried: a") == 1  # the baseline's 0.1 of 0.05, 0.1, 0.2 is not at an edge
+def test_page_warns_of_a_choice_at_the_edge_of_a_sweep(written: ReportReceipt) -> None:
+    page = read_page(written)
+    # The baseline chose 0.1 of 0.05, 0.1 and 0.2, which is not at an edge.
+    assert page.count("that was tried: a") == 1
     assert "the smallest that was tried" in page
 
 
-def test_long_lists_are_cut_and_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_states_that_long_lists_are_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("semiscale.stages.report.gallery.MAX_CLASSES", 2)
     monkeypatch.setattr("semiscale.stages.report.view_models.MAX_SHORT_CLASSES_LISTED", 1)
     monkeypatch.setattr("semiscale.stages.report.failure_examples.MAX_EXAMPLES", 1)
-    page = " ".join(page_of(write_report(tmp_path, write_run(tmp_path))).split())
+    page = " ".join(read_page(write_report(tmp_path, write_run(tmp_path))).split())
     assert "2 of 4 classes are shown" in page
     assert "and 1 more, marked below" in page
     assert "damaged image (2). 1 of them" in page
 
 
-def test_an_image_that_is_gone_or_changed_is_said(tmp_path: Path) -> None:
+def test_page_marks_images_that_are_gone_or_changed(tmp_path: Path) -> None:
     receipts = write_run(tmp_path)
     rows = selection_rows(list_shards([str(tmp_path / "pool")]))
-    Path(str(rows[0]["uri"])).unlink()  # the first of class 0 and of class 2
-    Path(str(rows[12]["uri"])).write_bytes(b"shorter")  # the first of class 1
-    with (tmp_path / "pool" / "pool.parquet").open("ab") as file:  # ranks 10 and 12 of two classes
+    # Rank 1 of classes 0 and 2.
+    Path(str(rows[0]["uri"])).unlink()
+    # Rank 1 of class 1.
+    Path(str(rows[12]["uri"])).write_bytes(b"shorter")
+    # Ranks 10 and 12 of two classes.
+    with (tmp_path / "pool" / "pool.parquet").open("ab") as file:
         file.write(b"more")
-    page = page_of(write_report(tmp_path, receipts))
+    page = read_page(write_report(tmp_path, receipts))
     assert page.count("gone or changed since it was scored") == 7
 
 
-def test_a_report_is_always_made_anew(tmp_path: Path) -> None:
+def test_report_never_reuses_an_earlier_page(tmp_path: Path) -> None:
     receipts = write_run(tmp_path)
-    first = page_of(write_report(tmp_path, receipts))
-    second = page_of(write_report(tmp_path, {**receipts, "evaluation": [evaluated(0.735)]}))
+    first = read_page(write_report(tmp_path, receipts))
+    second = read_page(write_report(tmp_path, {**receipts, "evaluation": [evaluation_receipt(0.735)]}))
     assert first != second
 
 
-def test_receipts_of_an_earlier_round_do_not_stay(tmp_path: Path) -> None:
+def test_receipts_of_an_earlier_round_are_deleted(tmp_path: Path) -> None:
     receipts = write_run(tmp_path)
-    kept = Path(write_report(tmp_path, receipts).folder) / "receipts"
-    before = {path.name for path in kept.iterdir()}
+    stored = Path(write_report(tmp_path, receipts).folder) / "receipts"
+    before = {path.name for path in stored.iterdir()}
     write_report(tmp_path, {**receipts, "scores": receipts["scores"][:1]})
-    assert before - {path.name for path in kept.iterdir()} == {"scores-001.json"}
+    assert before - {path.name for path in stored.iterdir()} == {"scores-001.json"}
     assert {"plan.json", "promotion.json", "students-001.json"} < before
 
 
-def test_nothing_failed_needs_no_unit_receipts(tmp_path: Path) -> None:
+def test_receipts_of_shard_groups_are_not_read_without_failures(tmp_path: Path) -> None:
     receipts = write_run(tmp_path)
     shutil.rmtree(tmp_path / "scores")
-    whole = selected(tmp_path).model_copy(
+    whole = selection_receipt(tmp_path).model_copy(
         update={"ledger": PoolAccounting(listed=30, scored=30, failed=0, removed=0), "failed": {}}
     )
-    assert "none failed" in page_of(write_report(tmp_path, {**receipts, "selection": [whole]}))
+    assert "none failed" in read_page(write_report(tmp_path, {**receipts, "selection": [whole]}))
 
 
-def test_keys_of_the_removal_list_that_match_nothing_are_told(tmp_path: Path) -> None:
+def test_page_names_unmatched_keys_of_the_removal_list(tmp_path: Path) -> None:
     receipts = write_run(tmp_path)
     removal = ExclusionStats(keys=1200, unmatched=2, examples=["other.png", SCRIPT])
-    page = page_of(
-        write_report(tmp_path, {**receipts, "selection": [selected(tmp_path).model_copy(update={"removal": removal})]})
+    page = read_page(
+        write_report(
+            tmp_path, {**receipts, "selection": [selection_receipt(tmp_path).model_copy(update={"removal": removal})]}
+        )
     )
     assert re.search(r"2 of 1,200 keys of the\s+removal list match no scored image", page)
     assert "<code>other.png</code>" in page
     assert SCRIPT not in page
 
 
-def test_refuses_an_evaluation_of_other_models(tmp_path: Path) -> None:
+def test_rejects_an_evaluation_of_other_models(tmp_path: Path) -> None:
     receipts = write_run(tmp_path)
     receipts["students"] = receipts["students"][:1]
     with pytest.raises(InvalidInputError, match=r"student is training finetune-0\.00025.* finetune-0\.0025.*SEMI-E355"):
         write_report(tmp_path, receipts)
 
 
-def test_refuses_a_ledger_with_a_hole(tmp_path: Path) -> None:
+def test_rejects_accounting_that_does_not_add_up(tmp_path: Path) -> None:
     receipts = write_run(tmp_path)
-    hole = selected(tmp_path).model_copy(update={"ledger": PoolAccounting(listed=33, scored=30, failed=2, removed=0)})
+    hole = selection_receipt(tmp_path).model_copy(
+        update={"ledger": PoolAccounting(listed=33, scored=30, failed=2, removed=0)}
+    )
     with pytest.raises(SemiscaleError, match="33 listed, but 30 scored.*SEMI-E356"):
         write_report(tmp_path, {**receipts, "selection": [hole]})
 
 
 def test_runs_without_torch() -> None:
-    """The report runs in the image that has none."""
+    """Check that the stage imports no torch, because its container image has none."""
     code = "import sys, semiscale.stages.report.stage; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
@@ -497,11 +521,11 @@ def test_runs_without_torch() -> None:
 @pytest.mark.parametrize(
     ("count", "expected"), [(3, [0, 1, 2]), (20, list(range(20))), (1000, [round(i * 999 / 19) for i in range(20)])]
 )
-def test_the_gallery_spreads_over_the_classes(count: int, expected: list[int]) -> None:
+def test_gallery_classes_are_evenly_spaced(count: int, expected: list[int]) -> None:
     assert evenly_spaced(count, 20) == expected
 
 
-def test_the_gallery_shows_the_powers_of_ten_below_k() -> None:
+def test_gallery_ranks_are_powers_of_ten_below_k() -> None:
     assert (powers_of_ten(1), powers_of_ten(10), powers_of_ten(16_000)) == ([], [1], [1, 10, 100, 1000, 10_000])
 
 
@@ -516,7 +540,7 @@ def test_thumbnails_only_shrink(width: int, shown: int, tiny: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written_as", "expected"),
+    ("formatted", "expected"),
     [
         (number_format.number(1234567), "1,234,567"),
         (number_format.count_noun(1, "tar"), "1 tar"),
@@ -549,8 +573,8 @@ def test_thumbnails_only_shrink(width: int, shown: int, tiny: bool) -> None:
         (number_format.size(1_200_000_000), "1.2 GB"),
     ],
 )
-def test_numbers_as_people_read_them(written_as: str, expected: str) -> None:
-    assert written_as == expected
+def test_numbers_are_formatted_for_people(formatted: str, expected: str) -> None:
+    assert formatted == expected
 
 
 def test_axes_have_round_ticks() -> None:
@@ -579,7 +603,7 @@ def test_a_scale_of_a_single_value_has_a_width(scale: charts.Scale) -> None:
     assert scale.low < scale.high
 
 
-def test_a_line_runs_between_the_frame_s_edges() -> None:
+def test_a_line_spans_the_plot_area() -> None:
     drawn = charts.chart("Top-1", [charts.Series("one", "student", [(0, 1.0), (1000, 0.0)])], charts.percent_scale)
     frame = charts.FRAME
     assert drawn.lines[0].path == f"{frame.left},{frame.top} {frame.right},{frame.bottom}"
@@ -591,7 +615,7 @@ def test_a_line_runs_between_the_frame_s_edges() -> None:
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("no chromium on this machine: the page is not looked at in a browser")
+        pytest.skip("no chromium on this machine: the page is not tested in a browser")
     options = [
         "--no-sandbox",
         "--disable-gpu",
@@ -602,35 +626,38 @@ def browser() -> Iterator[Browser]:
         "--disable-sync",
     ]
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=options)
-        yield opened
-        opened.close()
+        chromium_browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        yield chromium_browser
+        chromium_browser.close()
 
 
-def watched(page: Page) -> list[str]:
-    """Return a list that collects whatever a still page never does."""
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(f"console: {message.text}"))
-    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-    page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-    page.on("request", lambda request: complaints.append(f"request: {request.url[:80]}"))
-    return complaints
+def record_page_events(page: Page) -> list[str]:
+    """Return a list that records messages, dialogs and requests of the page."""
+    events: list[str] = []
+    page.on("console", lambda message: events.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: events.append(f"error: {error}"))
+    page.on("dialog", lambda dialog: events.append(f"dialog: {dialog.message}"))
+    page.on("request", lambda request: events.append(f"request: {request.url[:80]}"))
+    return events
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
-def test_the_page_in_a_browser(written: ReportReceipt, browser: Browser, width: int, height: int, scheme: str) -> None:
+def test_page_in_a_browser(written: ReportReceipt, browser: Browser, width: int, height: int, scheme: str) -> None:
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
     )
     page = context.new_page()
-    complaints = watched(page)
+    events = record_page_events(page)
     uri = Path(written.report).as_uri()
     page.goto(uri)
-    assert [one for one in complaints if one != f"request: {uri[:80]}" and not one.startswith("request: data:")] == []
+    assert [
+        event for event in events if event != f"request: {uri[:80]}" and not event.startswith("request: data:")
+    ] == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.locator("h1").inner_text() == "fruit"
     assert page.locator("h2").all_inner_texts() == HEADINGS
     loaded = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
-    assert loaded == [True] * 8  # three classes at ranks 1, 10 and the last, of which the short one has no rank 10
+    # Three classes have ranks 1, 10 and the last. The short one has no rank 10.
+    assert loaded == [True] * 8
     context.close()
