@@ -1,4 +1,4 @@
-"""Check that the networks of a run accept the samples that it has."""
+"""Check that the networks of a run accept its samples."""
 
 from semiscale.common.errors import InvalidInputError
 from semiscale.config.run_parameters import RunParameters
@@ -6,9 +6,13 @@ from semiscale.models import registry
 
 
 def validate_architectures(settings: RunParameters) -> None:
-    """Raise InvalidInputError if teacher or student does not see the run's samples.
+    """Check that the teacher and the student accept the samples of the run.
 
-    A run has images, or clips of video where `frames` is set.
+    A run has clips of video if `frames` is set, and images otherwise.
+
+    Raises:
+        InvalidInputError: `teacher_frames` is set in a run with images (SEMI-E105), an architecture is unknown
+            (SEMI-E151), it takes the other kind of samples (SEMI-E152), or timm is missing (SEMI-E153).
     """
     if settings.teacher_frames and not settings.frames:
         raise InvalidInputError(

@@ -1,7 +1,7 @@
 """Define the `hardware` section of the run file.
 
-It is applied when the pipeline is compiled. The defaults fit the paper's models on one GPU a pod, whose CPUs decode
-for that GPU.
+It is applied when the pipeline is compiled. The defaults fit the paper's models on pods with one GPU, whose CPUs decode
+for it.
 """
 
 from typing import Annotated, Literal
@@ -9,14 +9,18 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 HOUR_S = 3600
-S3_CREDENTIAL_ENV = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")  # of the secret, and of boto3
-TRAINJOB_ENV = "SEMISCALE_TRAINJOB"  # the environment variable that brings a Launch to the stage
+# Keys of the Secret. They are also the environment variables that boto3 reads.
+S3_CREDENTIAL_ENV = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
+# Environment variable that passes TrainJobSettings to the train stage.
+TRAINJOB_ENV = "SEMISCALE_TRAINJOB"
 METRICS_PORT = "9090"
+# Most installations of Prometheus discover pods by these annotations.
 PROMETHEUS_ANNOTATIONS = {
     "prometheus.io/scrape": "true",
     "prometheus.io/port": METRICS_PORT,
-}  # what most Prometheus set-ups look for
-GPU_TAINT = "nvidia.com/gpu"  # what GPU node pools are tainted with, on GKE by itself
+}
+# GKE adds this taint to GPU nodes by itself.
+GPU_TAINT = "nvidia.com/gpu"
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]
@@ -27,7 +31,7 @@ class _Section(BaseModel):
 
 
 class Toleration(_Section):
-    """A taint that the pods may run in spite of; the words are those of Kubernetes."""
+    """A toleration of Kubernetes. Pods can run on nodes with a matching taint."""
 
     key: str = ""
     operator: Literal["Equal", "Exists"] = "Exists"
@@ -36,30 +40,30 @@ class Toleration(_Section):
 
 
 class PodResources(_Section):
-    """What one pod of a kind of stages gets. Requests equal limits, so that a pod has what was planned for it."""
+    """Resources of one pod. Requests equal limits, so that other pods cannot take them away."""
 
     cpu: Quantity
-    """CPUs."""
+    """CPUs of a pod."""
     memory: Quantity
-    """Memory, with what is in /dev/shm."""
+    """Memory of a pod. It includes the content of /dev/shm."""
     gpus: int = Field(default=0, ge=0, le=16)
-    """GPUs of a pod; 0 runs the stage on CPUs."""
+    """GPUs of a pod. With 0 the stage runs on CPUs."""
     gpu: str = "nvidia.com/gpu"
-    """The resource that a GPU is asked for by; which card it is, node_selector says."""
+    """Name of the GPU resource in Kubernetes. Use node_selector to choose the model of the GPU."""
     shared_memory: Quantity | Literal[""] = ""
-    """Size of /dev/shm, in memory. Empty: what the container runtime gives, mostly 64 MiB."""
+    """Size of /dev/shm, which counts as memory. Empty: the default of the container runtime, usually 64 MiB."""
     node_selector: dict[str, str] = {}
-    """Labels of the nodes, for example cloud.google.com/gke-accelerator: nvidia-h100-80gb."""
+    """Labels that a node must have, for example cloud.google.com/gke-accelerator: nvidia-h100-80gb."""
     tolerations: list[Toleration] = []
-    """Taints that the pods may run in spite of."""
+    """Tolerations of the pods."""
     timeout_s: int = Field(ge=60)
-    """A pod that runs for longer is taken for hung and ended. What it finished is kept."""
+    """Seconds after which a pod is considered hung and is stopped. Finished work is kept."""
     retries: int = Field(default=3, ge=0, le=20)
-    """Times that a failed pod is started again; it goes on where the last one stopped."""
+    """Number of times that Kubeflow is asked to retry a failed pod. Each attempt resumes where the last one stopped."""
 
 
 class CpuPodResources(PodResources):
-    """For plan, counts, merge, pack and report."""
+    """Resources of the stages that need no GPU."""
 
     cpu: Quantity = "8"
     memory: Quantity = "16Gi"
@@ -72,7 +76,7 @@ class _GpuMachine(PodResources):
 
 
 class InferencePodResources(_GpuMachine):
-    """For the pods that score the pool, evaluate, promote: forward passes only. Decoding is what the CPUs are for."""
+    """Resources of the stages with forward passes only. The CPUs decode the images."""
 
     cpu: Quantity = "16"
     memory: Quantity = "48Gi"
@@ -82,40 +86,47 @@ class InferencePodResources(_GpuMachine):
 
 
 class TrainingPodResources(_GpuMachine):
-    """For the trainings; with more than one node, of each node."""
+    """Resources of trainings. They apply to each node."""
 
     cpu: Quantity = "16"
     memory: Quantity = "96Gi"
     shared_memory: Quantity | Literal[""] = "16Gi"
     timeout_s: int = Field(default=14 * 24 * HOUR_S, ge=60)
     nodes: int = Field(default=1, ge=1, le=256)
-    """Above 1, the stage creates a Kubeflow TrainJob of as many pods and follows it."""
+    """Nodes of a training. Above 1, the stage creates a Kubeflow TrainJob with this number of pods and waits for it."""
     runtime: Name = "torch-distributed"
-    """The TrainingRuntime of such a TrainJob; manifests/components/trainjobs has it."""
+    """Name of the TrainingRuntime of the TrainJob, which manifests/components/trainjobs installs."""
 
 
 class Resources(_Section):
-    """Where the stages run, one entry a kind of stages. On one machine without Kubernetes all of it is ignored."""
+    """Resources of the pods on Kubernetes. Runs without Kubernetes ignore them."""
 
     cpu: CpuPodResources = CpuPodResources()
-    """plan, counts, merge, pack, report"""
+    """Resources of plan, counts, merge, pack and report."""
     scan: InferencePodResources = InferencePodResources()
-    """score, evaluate, promote"""
+    """Resources of score, evaluate and promote."""
     training: TrainingPodResources = TrainingPodResources()
-    """train"""
+    """Resources of train."""
     queue: Name | Literal[""] = ""
-    """Kueue's LocalQueue, where the cluster has Kueue."""
+    """Name of the LocalQueue of Kueue. Empty: Kueue is not used."""
     priority: Name | Literal[""] = ""
-    """Kueue's WorkloadPriorityClass, where the cluster has Kueue."""
+    """Name of the WorkloadPriorityClass of Kueue. Empty: none is set."""
     secret: Name | Literal[""] = ""
-    """A Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, where pods have no identity."""
+    """Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, for pods without an identity."""
 
 
 RESOURCE_KEYS = (*Resources.model_fields, *TrainingPodResources.model_fields)
 
 
 class TrainJobSettings(_Section):
-    """What a training on more than one node needs to know of its hardware: it creates the pods itself."""
+    """Settings of the TrainJob that a training on more than one node creates.
+
+    Attributes:
+        image: Container image of the pods.
+        machine: Resources of each node.
+        queue: LocalQueue of Kueue, or "".
+        priority: WorkloadPriorityClass of Kueue, or "".
+    """
 
     image: str
     machine: TrainingPodResources
@@ -123,16 +134,24 @@ class TrainJobSettings(_Section):
     priority: str = ""
 
     def single_device(self) -> "TrainJobSettings":
-        """Return what asks for one node and one of its GPUs."""
+        """Return a copy with one node and at most one GPU."""
         machine = self.machine.model_copy(update={"nodes": 1, "gpus": min(self.machine.gpus, 1)})
         return self.model_copy(update={"machine": machine})
 
     def kueue_labels(self) -> dict[str, str]:
-        """Return the labels by which Kueue admits a job."""
+        """Return the labels that Kueue needs to admit the job."""
         return kueue_labels(self.queue, self.priority)
 
 
 def kueue_labels(queue: str, priority: str) -> dict[str, str]:
-    """Return the labels by which Kueue admits a pod or a job; none where there is no queue."""
+    """Return the labels that Kueue needs to admit a pod or a job.
+
+    Args:
+        queue: LocalQueue of Kueue, or "".
+        priority: WorkloadPriorityClass of Kueue, or "".
+
+    Returns:
+        Values by label. Labels without a value are left out.
+    """
     labels = {"kueue.x-k8s.io/queue-name": queue, "kueue.x-k8s.io/priority-class": priority}
     return {key: value for key, value in labels.items() if value}

@@ -9,9 +9,17 @@ from semiscale.common.text import truncated_repr
 
 
 def format_validation_error(error: ValidationError, valid_names: Iterable[str]) -> str:
-    """Put pydantic's first complaint in one line: the key's path, what is wrong, what was found."""
-    # A misspelt key may also be a missing one: the key that was written says more.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    """Format the first error of pydantic as one line.
+
+    Args:
+        error: Error with one detail or more.
+        valid_names: Names to propose instead of an unknown key.
+
+    Returns:
+        The path of the key, the problem and the value.
+    """
+    # A misspelt key is reported as unknown and as missing. The unknown key helps more.
+    first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     path = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"{path}: unknown key{did_you_mean(str(first['loc'][-1]), valid_names)}"

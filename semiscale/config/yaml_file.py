@@ -10,7 +10,12 @@ from semiscale.common.text import to_single_line
 
 
 def read_yaml_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file of keys and values. Raises InvalidInputError where it is none, or where a key is there twice."""
+    """Read a YAML file of keys and values.
+
+    Raises:
+        InvalidInputError: The file cannot be read (SEMI-E101), is not UTF-8 (SEMI-E102), is not valid YAML or has a key
+            twice (SEMI-E103), or does not contain keys and values (SEMI-E104).
+    """
     try:
         loader = _UniqueKeyLoader(path.read_text(encoding="utf-8"))
         content = loader.get_single_data()
@@ -27,26 +32,30 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
         raise InvalidInputError(
             "SEMI-E103", f"{path}: not valid YAML: {line}{to_single_line(str(error.problem))}. Correct the file."
         ) from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+    # PyYAML raises ValueError for a date or a number that does not exist, such as 2026-02-31.
+    except (yaml.YAMLError, ValueError) as error:
         raise InvalidInputError(
             "SEMI-E103", f"{path}: not valid YAML: {to_single_line(str(error))}. Correct the file."
         ) from None
     if not isinstance(content, dict):
-        found = "nothing" if content is None else type(content).__name__
+        content_type = "nothing" if content is None else type(content).__name__
         raise InvalidInputError(
-            "SEMI-E104", f"{path}: expected keys and values, found {found}. See manifests/runs/demo.yaml."
+            "SEMI-E104", f"{path}: expected keys and values, found {content_type}. See manifests/runs/demo.yaml."
         )
     return content
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in plain values alone; a key that is given twice is an error instead of the last one's silently."""
+    """YAML loader that rejects duplicate keys and takes plain values only.
+
+    PyYAML would silently use the last value of a duplicate key.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        once: set[str] = set()
+        keys: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in once:
+            if key.value in keys:
                 raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
-            once.add(key.value)
+            keys.add(key.value)
         return node

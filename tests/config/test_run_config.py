@@ -1,4 +1,4 @@
-"""The run file refuses what it does not know, in one line with the nearest name."""
+"""Test that run files are checked, and that errors are one line with the key and the nearest name."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -12,12 +12,14 @@ from semiscale.config import run_config
 from semiscale.config.run_parameters import INPUT_URI_KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST: dict[str, Any] = {"name": "a", "workdir": "w", "labeled": "l", "unlabeled": "u", "test": "t"}
-BOMB = [f"&{name} [{', '.join(9 * ['*' + before])}]" for before, name in pairwise("abcdefghijk")]  # 9^10 values
+# The keys that have no default.
+REQUIRED: dict[str, Any] = {"name": "a", "workdir": "w", "labeled": "l", "unlabeled": "u", "test": "t"}
+# YAML aliases that expand to 9^10 values.
+ALIAS_BOMB = [f"&{name} [{', '.join(9 * ['*' + before])}]" for before, name in pairwise("abcdefghijk")]
 
 
-def test_one_uri_is_a_list_of_one() -> None:
-    settings = run_config.validate_run_config({**LEAST, "labeled": ["a", "gs://b/c"]}, "here")
+def test_a_single_uri_becomes_a_list() -> None:
+    settings = run_config.validate_run_config({**REQUIRED, "labeled": ["a", "gs://b/c"]}, "here")
     assert settings.labeled == ["a", "gs://b/c"]
     assert settings.unlabeled == ["u"]
     assert settings.validation == []
@@ -57,76 +59,79 @@ def test_one_uri_is_a_list_of_one() -> None:
         ({"max_failed_fraction": 2}, r"^here: max_failed_fraction: .*"),
     ],
 )
-def test_bad_values_are_refused_by_key(change: dict[str, Any], line: str) -> None:
-    with pytest.raises(InvalidInputError, match=line) as refusal:
-        run_config.validate_run_config({**LEAST, **change}, "here")
-    assert "\n" not in str(refusal.value)
+def test_errors_of_values_name_the_key(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(InvalidInputError, match=line) as error:
+        run_config.validate_run_config({**REQUIRED, **change}, "here")
+    assert error.value.code == "SEMI-E100"
+    assert "\n" not in str(error.value)
 
 
-def test_a_misspelt_key_is_named_before_the_missing_one() -> None:
-    content = {"labelled" if key == "labeled" else key: value for key, value in LEAST.items()}
+def test_a_misspelt_key_is_reported_before_the_missing_one() -> None:
+    content = {"labelled" if key == "labeled" else key: value for key, value in REQUIRED.items()}
     with pytest.raises(InvalidInputError, match=r"^here: labelled: unknown key; did you mean 'labeled'"):
         run_config.validate_run_config(content, "here")
 
 
-def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes("name: grün".encode("latin-1"))
     with pytest.raises(InvalidInputError, match=r"SEMI-E102"):
         run_config.load_run_config(tmp_path / "run.yaml")
 
 
-def test_a_missing_key_is_named() -> None:
+def test_a_missing_key_is_reported() -> None:
     with pytest.raises(InvalidInputError, match=r"^here: test: missing"):
-        run_config.validate_run_config({key: value for key, value in LEAST.items() if key != "test"}, "here")
+        run_config.validate_run_config({key: value for key, value in REQUIRED.items() if key != "test"}, "here")
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    ("text", "code", "line"),
     [
-        ("- a\n- b\n", "expected keys and values, found list"),
-        ("", "expected keys and values, found nothing"),
-        ("a: [", "not valid YAML: line 1: "),
-        ("labeled: " + "[" * 5000, "nested too deep"),
-        ("name: a\nseed: 1\nname: b\n", "not valid YAML: line 3: 'name' is given twice"),
-        ("hardware: {scan: {gpus: 1, gpus: 2}}", "'gpus' is given twice"),
-        ("name: 2026-02-31", "not valid YAML: day is out of range"),
-        ("name: !!python/object/apply:os.system [exit]", "could not determine a constructor"),
+        ("- a\n- b\n", "SEMI-E104", "expected keys and values, found list"),
+        ("", "SEMI-E104", "expected keys and values, found nothing"),
+        ("a: [", "SEMI-E103", "not valid YAML: line 1: "),
+        ("labeled: " + "[" * 5000, "SEMI-E103", "nested too deep"),
+        ("name: a\nseed: 1\nname: b\n", "SEMI-E103", "not valid YAML: line 3: 'name' is given twice"),
+        ("hardware: {scan: {gpus: 1, gpus: 2}}", "SEMI-E103", "'gpus' is given twice"),
+        ("name: 2026-02-31", "SEMI-E103", "not valid YAML: day is out of range"),
+        ("name: !!python/object/apply:os.system [exit]", "SEMI-E103", "could not determine a constructor"),
         (
-            f"name: [&a [lol], {', '.join(BOMB)}]\nworkdir: w",
+            f"name: [&a [lol], {', '.join(ALIAS_BOMB)}]\nworkdir: w",
+            "SEMI-E100",
             "name: input should be a valid string; found \\[\\['lol'\\]",
         ),
-        (f"name: {'A' * 1_000_000}", "name: string should match pattern"),
+        (f"name: {'A' * 1_000_000}", "SEMI-E100", "name: string should match pattern"),
     ],
 )
-def test_files_that_are_no_run_files(tmp_path: Path, text: str, line: str) -> None:
+def test_files_that_are_not_run_files_are_rejected(tmp_path: Path, text: str, code: str, line: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    with pytest.raises(InvalidInputError, match=line) as refusal:
+    with pytest.raises(InvalidInputError, match=line) as error:
         run_config.load_run_config(path)
-    assert "\n" not in str(refusal.value)
-    assert len(str(refusal.value)) < 1000
+    assert error.value.code == code
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize("key", [*INPUT_URI_KEYS, "workdir"])
-def test_credentials_in_a_uri_are_refused_and_not_repeated(key: str) -> None:
+def test_credentials_in_a_uri_are_rejected_and_not_printed(key: str) -> None:
     uri = "s3://AKIA:SEC/RET@bucket/key"
-    with pytest.raises(InvalidInputError, match=f"^here: {key}.*: credentials do not belong in a URI") as refusal:
-        run_config.validate_run_config({**LEAST, key: uri}, "here")
-    assert "SEC" not in str(refusal.value)
+    with pytest.raises(InvalidInputError, match=f"^here: {key}.*: credentials do not belong in a URI") as error:
+        run_config.validate_run_config({**REQUIRED, key: uri}, "here")
+    assert "SEC" not in str(error.value)
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"SEMI-E101"):
         run_config.load_run_config(tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "manifests" / "runs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_run_files_that_we_ship_are_valid(path: Path) -> None:
+def test_run_files_of_the_repository_are_valid(path: Path) -> None:
     settings = run_config.load_run_config(path)
     assert settings.name == path.stem
 
 
-def test_the_papers_run_file_states_the_papers_numbers() -> None:
+def test_paper_run_file_has_the_numbers_of_the_paper() -> None:
     content = yaml.safe_load((ROOT / "manifests" / "runs" / "paper.yaml").read_text())
     assert content["images_per_class"] == 16_000
     assert content["pretrain_images_processed"] == 1_000_000_000
