@@ -1,1 +1,1 @@
-"""Evaluate: measure the four models on the test set."""
+"""Evaluate the four models on the test set."""

@@ -21,7 +21,7 @@ class EvaluateConfig(StageConfig):
     on_device: ClassVar[bool] = True
 
     plan: ReceiptUri
-    """The plan's receipt: it names the test split."""
+    """The plan's receipt, which names the test split."""
     teacher: ReceiptUri
     """The teacher's receipt."""
     baselines: ReceiptUris

@@ -21,7 +21,12 @@ from semiscale.storage.documents import load_document
 
 
 def evaluate_models(config: EvaluateConfig) -> dict[str, object]:
-    """Evaluate the four models and return the fields of the receipt."""
+    """Evaluate the four models and return the fields of the receipt.
+
+    Cost:
+        One forward pass of each model over the test images, unless its predictions are stored. This does not grow with
+        the pool.
+    """
     plan = load_document(config.plan, PlanReceipt)
     sweeps = {
         "baseline": [load_document(uri, TrainReceipt) for uri in config.baselines],
@@ -64,7 +69,15 @@ def evaluate_models(config: EvaluateConfig) -> dict[str, object]:
 
 
 def evaluate_model(evaluator: SplitEvaluator, receipt: TrainReceipt) -> ModelEvaluation:
-    """Evaluate one model."""
+    """Evaluate one model.
+
+    Args:
+        evaluator: Predicts on the test images, or loads stored predictions.
+        receipt: Receipt of the model's training.
+
+    Returns:
+        Metrics of the model, accuracies of each class and the confusion matrix.
+    """
     predictions = evaluator.predict(receipt)
     per_class, intervals = metrics.per_class_accuracy(predictions.correct(), predictions.labels_B, len(receipt.classes))
     return ModelEvaluation(
@@ -100,6 +113,9 @@ def model_metrics(receipt: TrainReceipt, predictions: Predictions, uri: str) -> 
         receipt: Receipt of the model's training.
         predictions: Its predictions on the test images.
         uri: URI of the stored predictions.
+
+    Returns:
+        The metrics.
     """
     values = np.column_stack(
         [

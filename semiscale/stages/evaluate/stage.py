@@ -1,6 +1,6 @@
 """Evaluate the four models on the test set.
 
-Learning rates are chosen on the validation set.
+Learning rates are chosen on the validation set. The promote stage decides on the same test images.
 """
 
 from semiscale.receipts.evaluate import EvaluationReceipt

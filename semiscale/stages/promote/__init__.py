@@ -1,1 +1,1 @@
-"""Promote: make the student the champion if it is not worse."""
+"""Promote the student to champion if it is not worse."""

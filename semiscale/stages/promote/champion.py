@@ -1,6 +1,6 @@
 """Read and replace the champion.
 
-Its object names the model in use and its predecessors.
+The object of a champion names the model in use and its predecessors.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from semiscale.storage.documents import StrictDocument
 
 # Of processes that promote at the same time, each wins one compare-and-swap.
 MAX_CAS_ATTEMPTS = 8
-# Former champions, about 70 kB.
+# Former champions and withdrawn models that are kept, about 70 kB.
 MAX_HISTORY = 100
 
 
@@ -54,7 +54,12 @@ class Champion(StrictDocument):
 
 
 def champion_uri(workdir: str, name: str) -> str:
-    """Return the URI of the champion of this name."""
+    """Return the URI of a champion.
+
+    Args:
+        workdir: URI of the workdir.
+        name: Name of the champion.
+    """
     return storage.join(workdir, "champions", f"{name}.json")
 
 
@@ -92,6 +97,13 @@ def promote_record(champion: Champion | None, record: ChampionRecord) -> Champio
     """Return the champion after a promotion.
 
     The promoted model is no longer withdrawn.
+
+    Args:
+        champion: Current champion, or None.
+        record: Record of the promoted model.
+
+    Returns:
+        The new champion. The current one becomes its first predecessor.
     """
     if champion is None:
         return Champion(current=record, former=[], withdrawn=[])
@@ -104,7 +116,10 @@ def rollback_record(uri: str, champion: Champion | None) -> Champion:
 
     Args:
         uri: URI of the champion, for errors.
-        champion: Current champion.
+        champion: Current champion, or None.
+
+    Returns:
+        The new champion. The model that was rolled back is withdrawn.
 
     Raises:
         InvalidInputError: There is no champion (SEMI-E341), or it has no predecessor (SEMI-E342).

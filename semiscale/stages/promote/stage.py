@@ -29,19 +29,19 @@ class PromoteConfig(StageConfig):
     on_device: ClassVar[bool] = True
 
     plan: ReceiptUri
-    """The plan's receipt: it names the test split and the run."""
+    """The plan's receipt, which names the test split and the run."""
     evaluation: ReceiptUri
-    """The evaluation's receipt: it names the student."""
+    """The evaluation's receipt, which names the student."""
     promotion: Promotion = "if-not-worse"
-    """if-not-worse, or never: the comparison alone."""
+    """if-not-worse, or never, which compares the models only."""
     champion: str = ""
-    """Name of the champion; empty: the run's."""
+    """Name of the champion. Empty: the name of the run."""
     image_column: str = "image"
     """Parquet column of the images."""
     label_column: str = "label"
     """Parquet column, or key of a .json member, of the labels."""
     force: bool = False
-    """Promote the student whatever the comparison says."""
+    """Promote the student even if it is worse."""
 
 
 def promote(config: PromoteConfig) -> PromotionReceipt:
@@ -51,7 +51,18 @@ def promote(config: PromoteConfig) -> PromotionReceipt:
     test images rejects at SIGNIFICANCE_LEVEL. Of two equally good models the new one is preferred, because it has seen
     newer data. A model that was rolled back is promoted by `force` only. The stage never reuses an earlier result.
 
-    Cost: two small files, and a forward pass over the test images if the champion has no predictions for them.
+    Args:
+        config: Inputs of the stage.
+
+    Returns:
+        The receipt with the decision and its reason.
+
+    Raises:
+        InvalidInputError: A receipt is missing, or the object is not a champion (SEMI-E343).
+        SemiscaleError: Other processes changed the champion too often (SEMI-E340).
+
+    Cost:
+        Two small files, and a forward pass over the test images if the champion has no predictions for them.
     """
     started = time.monotonic()
     plan, evaluation = load_document(config.plan, PlanReceipt), load_document(config.evaluation, EvaluationReceipt)
@@ -111,7 +122,14 @@ def compare_with_champion(
 def champion_record(
     plan: PlanReceipt, evaluation: EvaluationReceipt, student: TrainReceipt, why: str
 ) -> ChampionRecord:
-    """Return the record of the student as the champion."""
+    """Return the record of the student as the champion.
+
+    Args:
+        plan: Receipt of the plan.
+        evaluation: Receipt of the evaluation.
+        student: Receipt of the student's training.
+        why: Reason of the promotion.
+    """
     return ChampionRecord(
         model=student.digest,
         checkpoint=student.checkpoint,
@@ -127,7 +145,17 @@ def champion_record(
 def decide(
     config: PromoteConfig, champion: Champion | None, student: TrainReceipt, comparison: PairedComparison | None
 ) -> tuple[bool, str]:
-    """Return whether the student is promoted, and the reason."""
+    """Decide whether the student is promoted.
+
+    Args:
+        config: Inputs of the stage.
+        champion: Current champion, or None.
+        student: Receipt of the student's training.
+        comparison: Comparison of the student with the champion or the baseline, or None if there is none.
+
+    Returns:
+        Whether the student is promoted, and the reason.
+    """
     if champion and champion.current.model == student.digest:
         return False, "the student is the champion already"
     if config.force:
