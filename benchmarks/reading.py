@@ -66,7 +66,7 @@ def write(root: str) -> None:
 def measure(shard: Shard, prefetch: bool) -> float:
     """Return the images a second of reading a shard."""
     started, images = time.perf_counter(), 0
-    for _ in iter_samples(shard, SampleFields(label=""), ahead=prefetch):
+    for _ in iter_samples(shard, SampleFields(label=""), prefetch=prefetch):
         images += 1
         time.sleep(WORK_S)
     return images / (time.perf_counter() - started)

@@ -43,10 +43,10 @@ class LabeledShard:
         """Count the samples that belong."""
         return int((self.labels >= 0).sum())
 
-    def iter_samples(self, columns: SampleFields, ahead: bool = False) -> Iterator[tuple[Sample, int]]:
-        """Yield the samples that belong, with their labels; `ahead`, what comes next is fetched meanwhile."""
+    def iter_samples(self, columns: SampleFields, prefetch: bool = False) -> Iterator[tuple[Sample, int]]:
+        """Yield the samples that belong, with their labels; `prefetch`, what comes next is fetched meanwhile."""
         labels = self.labels.tolist()
-        for sample in reader.iter_samples(self.shard, columns, ahead):
+        for sample in reader.iter_samples(self.shard, columns, prefetch):
             if sample.index < len(labels) and labels[sample.index] >= 0:
                 yield sample, labels[sample.index]
 

@@ -19,11 +19,13 @@ PREFETCH_FILES = 32
 PREFETCH_BYTES = 64 << 20
 
 
-def iter_loose_file_samples(shard: Shard, ahead: bool) -> Iterator[Sample]:
+def iter_loose_file_samples(shard: Shard, prefetch: bool) -> Iterator[Sample]:
     """Yield the samples of loose files. The label of a file is the name of its folder."""
     each = max(shard.size_bytes // max(len(shard.files), 1), 1)
     at_once = min(max(PREFETCH_BYTES // each, 2), PREFETCH_FILES)
-    contents = map_prefetched(_read_listed_file, shard.files, at_once) if ahead else map(_read_listed_file, shard.files)
+    contents = (
+        map_prefetched(_read_listed_file, shard.files, at_once) if prefetch else map(_read_listed_file, shard.files)
+    )
     for index, (file, (data, problem)) in enumerate(zip(shard.files, contents, strict=True)):
         yield Sample(index, file.name, data, file.uri, 0, PurePosixPath(file.name).parent.name or None, problem)
 

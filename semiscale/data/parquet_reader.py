@@ -87,14 +87,14 @@ def read_samples_at(shard: Shard, indexes: Collection[int], columns: SampleField
                     yield _parquet_sample(index, row, shard, columns)
 
 
-def iter_parquet_samples(shard: Shard, columns: SampleFields, ahead: bool) -> Iterator[Sample]:
+def iter_parquet_samples(shard: Shard, columns: SampleFields, prefetch: bool) -> Iterator[Sample]:
     """Yield the samples of a Parquet file, or of some of its row groups, in their stored order."""
     with open_shard(shard) as file:
         table = open_parquet(file, shard)
         check_columns(table.schema_arrow, columns, shard)
         rows = enumerate(_iter_rows(table, columns, shard, [group for group, _, _ in iter_row_groups(table, shard)]))
         at_once = PREFETCH_VIDEOS if columns.videos else PREFETCH_FILES
-        if ahead and _may_hold_links(table.schema_arrow.field(columns.image).type):
+        if prefetch and _may_hold_links(table.schema_arrow.field(columns.image).type):
             yield from map_prefetched(lambda row: _parquet_sample(*row, shard, columns), rows, at_once)
         else:
             yield from (_parquet_sample(index, row, shard, columns) for index, row in rows)

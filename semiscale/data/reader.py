@@ -16,7 +16,7 @@ from semiscale.data.tar_reader import iter_tar_samples
 _PROBED_SAMPLES = 16
 
 
-def iter_samples(shard: Shard, columns: SampleFields, ahead: bool = False) -> Iterator[Sample]:
+def iter_samples(shard: Shard, columns: SampleFields, prefetch: bool = False) -> Iterator[Sample]:
     """Yield a shard's samples in their stored order, streaming.
 
     An image that a Parquet file names by its URI is read as it is, because the shard's digest identifies the names
@@ -25,8 +25,8 @@ def iter_samples(shard: Shard, columns: SampleFields, ahead: bool = False) -> It
     Args:
         shard: The shard.
         columns: The names of the columns or keys, and whether samples are videos.
-        ahead: Whether threads fetch the next data meanwhile: READ_CHUNK_BYTES of a tar, PREFETCH_FILES files of up to
-            PREFETCH_BYTES together, or PREFETCH_VIDEOS linked videos.
+        prefetch: Whether threads fetch the next data meanwhile. They fetch READ_CHUNK_BYTES of a tar, PREFETCH_FILES
+            files of up to PREFETCH_BYTES together, or PREFETCH_VIDEOS linked videos.
 
     Raises:
         FileNotFoundError: The shard is gone.
@@ -38,10 +38,10 @@ def iter_samples(shard: Shard, columns: SampleFields, ahead: bool = False) -> It
         MAX_GROUP_BYTES. A larger row group is read a few pages at a time, about a thousand images each.
     """
     if shard.kind == "tar":
-        return iter_tar_samples(shard, columns, ahead)
+        return iter_tar_samples(shard, columns, prefetch)
     if shard.kind == "parquet":
-        return iter_parquet_samples(shard, columns, ahead)
-    return iter_loose_file_samples(shard, ahead)
+        return iter_parquet_samples(shard, columns, prefetch)
+    return iter_loose_file_samples(shard, prefetch)
 
 
 def read_sample_bytes(uri: str, offset: int, size_bytes: int) -> bytes:

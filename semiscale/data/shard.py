@@ -102,13 +102,13 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
-def open_shard(shard: Shard, ahead: bool = False) -> BinaryIO:
+def open_shard(shard: Shard, prefetch: bool = False) -> BinaryIO:
     """Open a tar or Parquet file in the version that was listed.
 
     A shard's digest identifies that version, so no other is read. A file that a stage wrote has no version, because
     its name is the digest of its content.
     """
-    return storage.open_object(shard.uri, shard.version, ahead=ahead)
+    return storage.open_object(shard.uri, shard.version, prefetch=prefetch)
 
 
 def is_too_large(name: str, size_bytes: int) -> bool:

@@ -43,12 +43,12 @@ class _Member(NamedTuple):
     problem: str
 
 
-def iter_tar_samples(shard: Shard, columns: SampleFields, ahead: bool = False) -> Iterator[Sample]:
+def iter_tar_samples(shard: Shard, columns: SampleFields, prefetch: bool = False) -> Iterator[Sample]:
     """WebDataset's rule: neighbours that share the path up to the first dot of the file name are one sample.
 
     https://github.com/webdataset/webdataset: names that start with a dot belong to none.
     """
-    with open_shard(shard, ahead) as file, _open_tar(file, shard) as tar:
+    with open_shard(shard, prefetch) as file, _open_tar(file, shard) as tar:
         try:
             members = (member for member in _members(tar) if not member.isdir() and not is_hidden(member.name))
             for index, (key, group) in enumerate(groupby(members, key=lambda member: _split_name(member.name)[0])):

@@ -74,7 +74,7 @@ class EvalLoader:
 
     def _decode_chunks(self) -> Generator[Future[list[Batch]]]:
         """Yield futures of neighbouring samples. Two chunks for each thread are in flight."""
-        samples = (sample for shard in self._shards for sample, _ in shard.iter_samples(self._columns, ahead=True))
+        samples = (sample for shard in self._shards for sample, _ in shard.iter_samples(self._columns, prefetch=True))
         chunk_size = 1 if self.preprocessing.frames else DECODE_CHUNK
         threads = available_cpus()
         in_flight: deque[Future[list[Batch]]] = deque()

@@ -78,7 +78,7 @@ def read_or_none(uri: str) -> bytes | None:
         return None
 
 
-def open_object(uri: str, version: str = "", *, ahead: bool = False) -> BinaryIO:
+def open_object(uri: str, version: str = "", *, prefetch: bool = False) -> BinaryIO:
     """Open an object for reading, as a seekable file.
 
     Over the network one request fetches READ_CHUNK_BYTES. They are buffered until a read outside of them. All requests
@@ -87,14 +87,14 @@ def open_object(uri: str, version: str = "", *, ahead: bool = False) -> BinaryIO
     Args:
         uri: The object.
         version: Version that was listed. Without it, the version at the time of opening is read.
-        ahead: Whether a thread prefetches the next READ_CHUNK_BYTES. It helps if the object is read in order over the
+        prefetch: Whether a thread prefetches the next READ_CHUNK_BYTES. It helps if the object is read in order over the
             network.
 
     Raises:
         FileNotFoundError: There is no object.
         SemiscaleError: The object has another version. Reads of the file raise it too.
     """
-    return _store(uri).open(uri, version, prefetch=ahead)
+    return _store(uri).open(uri, version, prefetch=prefetch)
 
 
 def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:

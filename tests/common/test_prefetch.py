@@ -109,8 +109,8 @@ def test_a_tar_that_is_read_ahead_is_the_same(remote: str, monkeypatch: pytest.M
     storage.upload(path, f"{remote}/a.tar")
     (here,), (there,) = list_shards([str(path)]), list_shards([remote])
     images = [sample.image for sample in iter_samples(here, SampleFields())]
-    assert [sample.image for sample in iter_samples(there, SampleFields(), ahead=True)] == images
-    with storage.open_object(f"{remote}/a.tar", ahead=True) as file:
+    assert [sample.image for sample in iter_samples(there, SampleFields(), prefetch=True)] == images
+    with storage.open_object(f"{remote}/a.tar", prefetch=True) as file:
         parts = list(iter(lambda: file.read(777), b""))
         file.seek(100)
         assert file.read(5000) == path.read_bytes()[100:5100]
@@ -136,5 +136,5 @@ def test_loose_and_linked_files_are_read_many_at_once(
         return read_one(uri, *args, **options)
 
     monkeypatch.setattr(storage, "read_bytes", read_with_others)
-    assert list(iter_samples(shard, SampleFields(label=""), ahead=True)) == plain
+    assert list(iter_samples(shard, SampleFields(label=""), prefetch=True)) == plain
     assert len(plain) == len(names)

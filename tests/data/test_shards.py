@@ -732,5 +732,5 @@ class TestWhatIsMadeToFillAPodsMemory:
         links = ["/dev/zero", "file:///dev/zero", "pipe.jpg", str(tmp_path)]
         pq.write_table(pa.table({"image": links}), tmp_path / "a.parquet")
         (shard,) = listing.list_shards([str(tmp_path / "a.parquet")])
-        samples = list(reader.iter_samples(shard, SampleFields(label=""), ahead=True))
+        samples = list(reader.iter_samples(shard, SampleFields(label=""), prefetch=True))
         assert [(sample.image, sample.problem) for sample in samples] == [(b"", "missing file")] * 4

@@ -241,7 +241,7 @@ def _validate_shard(shard: Shard, columns: SampleFields, cache_folder: str) -> I
 
 
 def _decode_shard(shard: Shard, columns: SampleFields) -> Iterator[tuple[int, str, str, str]]:
-    samples = reader.iter_samples(shard, columns, ahead=True)
+    samples = reader.iter_samples(shard, columns, prefetch=True)
     decode: Callable[[bytes], object] = video_decoding.check_decodable if columns.videos else decode_image
     batch_size = VIDEOS_PER_BATCH if columns.videos else SAMPLES_PER_BATCH
     with ThreadPoolExecutor(available_cpus()) as pool:

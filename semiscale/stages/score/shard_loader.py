@@ -262,7 +262,7 @@ def _timed(shard: Shard, columns: SampleFields) -> Iterator[tuple[Sample, float]
     """Yield a shard's samples, each with the seconds that reading it took."""
     try:
         started = time.monotonic()
-        for sample in reader.iter_samples(shard, columns, ahead=True):
+        for sample in reader.iter_samples(shard, columns, prefetch=True):
             yield sample, time.monotonic() - started
             started = time.monotonic()
     except FileNotFoundError:
