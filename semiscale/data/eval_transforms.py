@@ -1,4 +1,7 @@
-"""What a model sees of a stored sample when it is measured: the centre of an image, or uniform clips of a video."""
+"""Build the view of a stored sample that a model is evaluated on.
+
+The view is the centre of an image, or uniformly spaced clips of a video.
+"""
 
 from semiscale.data import video_decoding
 from semiscale.data.image_decoding import decode_image
@@ -7,7 +10,18 @@ from semiscale.data.transforms import Batch, center_crop
 
 
 def eval_view(data: bytes, preprocessing: Preprocessing) -> Batch:
-    """Return an image_HWC, or the clips_VTHWC of a video: uint8. Raises Undecodable."""
+    """Return the view of one sample that a model is evaluated on.
+
+    Args:
+        data: The encoded image or video.
+        preprocessing: The input of the model.
+
+    Returns:
+        image_HWC of an image, or clips_VTHWC of a video, uint8.
+
+    Raises:
+        DecodeError: The sample cannot be decoded.
+    """
     if preprocessing.frames:
         return video_decoding.decode_eval_clips(data, preprocessing)
     return center_crop(decode_image(data), preprocessing)
@@ -20,6 +34,14 @@ def eval_view_shape(preprocessing: Preprocessing) -> tuple[int, ...]:
 
 
 def eval_batch_size(images: int, preprocessing: Preprocessing) -> int:
-    """Return how many samples are forwarded together where it would be so many images: all clips of one at least."""
+    """Return how many samples are forwarded together.
+
+    Args:
+        images: The batch size for images.
+        preprocessing: The input of the model. A sample of a video counts as all frames of its clips.
+
+    Returns:
+        The number of samples, at least 1. A video is never divided.
+    """
     frames = video_decoding.EVAL_CLIPS * preprocessing.frames if preprocessing.frames else 1
     return max(images // frames, 1)

@@ -1,14 +1,29 @@
-"""The removal list: the keys of images that may never be selected, such as opt-outs and duplicates."""
+"""Read the removal list: keys of images that must never be selected.
+
+Typical entries are opt-outs and duplicates.
+"""
 
 from semiscale import storage
 from semiscale.common.errors import InvalidInputError
 
 
 def read_exclusion_list(uri: str) -> list[str]:
-    """Read a removal list, one key a line, taken as it is: a key may begin with a space or hold any separator but
-    a line feed. A byte order mark in front and the carriage returns of Windows belong to no key.
+    """Read a removal list, which has one key per line.
 
-    Raises InvalidInputError where there is none or it is not UTF-8.
+    A key is taken as it is. It may begin with a space, and it may contain any separator except a line feed. A byte
+    order mark at the beginning and the carriage returns of Windows are not part of a key.
+
+    Args:
+        uri: A UTF-8 text file.
+
+    Returns:
+        The keys, sorted and without duplicates.
+
+    Raises:
+        InvalidInputError: The file does not exist, or it is not UTF-8.
+
+    Cost:
+        Memory for the file and its keys.
     """
     data = storage.read_or_none(uri)
     if data is None:

@@ -1,4 +1,7 @@
-"""The preprocessing of a model's input, as it is stored with the model."""
+"""Describe the input that a model expects.
+
+The description is stored with the model's weights and is part of digests.
+"""
 
 from typing import Any
 
@@ -8,10 +11,14 @@ from semiscale.storage.documents import StrictDocument
 
 
 class Preprocessing(StrictDocument):
-    """The input of a model: a square of `resolution` pixels, cropped by `augmentation`, normalized per channel.
+    """The input of a model: size, cropping and normalization.
 
-    `frames` is the length of a clip, and 0 for images. It is not written if it is 0, so documents and digests from
-    before there were videos stay the same.
+    Attributes:
+        resolution: The side of the square input, in pixels.
+        augmentation: The random cropping of training images, such as `crop-flip`. It also selects the evaluation crop.
+        mean: The mean of each RGB channel, in 0 to 1.
+        std: The standard deviation of each RGB channel.
+        frames: The length of a clip, or 0 for images.
     """
 
     resolution: int
@@ -21,6 +28,10 @@ class Preprocessing(StrictDocument):
     frames: int = 0
 
     @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_zero_frames(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `frames` if it is 0.
+
+        Documents and digests of versions that knew no videos stay the same.
+        """
         fields: dict[str, Any] = write(self)
         return fields if self.frames else {name: value for name, value in fields.items() if name != "frames"}
