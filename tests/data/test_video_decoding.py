@@ -154,7 +154,7 @@ def test_a_long_or_huge_video_is_refused_before_it_is_decoded(monkeypatch: pytes
     with pytest.raises(DecodeError, match=r"^more than 8 frames$"):
         decode_eval_clips(data, SEEN)
     monkeypatch.setattr(video_decoding, "MAX_FRAMES", 9)
-    monkeypatch.setattr(video_decoding, "MAX_PIXELS", 48 * 64 - 1)
+    monkeypatch.setattr(video_decoding, "MAX_FRAME_PIXELS", 48 * 64 - 1)
     with pytest.raises(DecodeError, match=r"^frames of more than 3071 pixels$"):
         decode_eval_clips(data, SEEN)
 
