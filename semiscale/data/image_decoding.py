@@ -1,8 +1,9 @@
-"""Image bytes to pixels: what a viewer shows, as RGB, or a reason why not.
+"""Decode image bytes to the RGB pixels that a viewer displays, or give a reason.
 
-Pillow decides what an image is. Plain JPEG files, most of any pool, are decoded by libjpeg-turbo without it
-(https://gitlab.com/jfolz/simplejpeg): the same pixels in two thirds of the time, of a photograph with EXIF in half of
-it. Whatever is odd about one of them, CMYK, damage, leaves it to Pillow, so that there is one behaviour.
+Pillow decides whether data is an image. Plain JPEG files are most of any pool. libjpeg-turbo decodes them without
+Pillow, through https://gitlab.com/jfolz/simplejpeg. The pixels are the same in two thirds of the time, or in half of it
+for a photograph with EXIF. Pillow decodes every unusual file, such as CMYK or a damaged one, so that there is one
+behaviour.
 """
 
 import io
@@ -19,38 +20,44 @@ from semiscale.common.errors import SemiscaleError
 
 ImageArray = NDArray[np.uint8]  # images_HWC, RGB
 
-# Of the dozens that Pillow reads: its EPS runs Ghostscript, and the bugs of rare decoders are the last to be found.
+# Pillow reads dozens of formats. Its EPS reader runs Ghostscript, and bugs in rare decoders are found last.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_BEGINNING = re.compile(rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|GIF8", re.DOTALL)  # an image's, if its header is cut off
+# The first bytes of an image whose header may be cut off.
+_BEGINNING = re.compile(rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|GIF8", re.DOTALL)
 
-# Pillow's own threshold for a warning: a quarter of a GiB of RGB. It holds any camera's photographs but those of the
-# largest sensors. Measured, decoding takes up to 16 bytes a pixel in each thread, 1.4 GB at this limit; Pillow itself
-# refuses at twice as many.
+# Pillow's own threshold for a warning: a quarter of a GiB of RGB. Only photographs of the largest sensors are above it.
+# Decoding was measured to take up to 16 bytes a pixel in each thread, 1.4 GB at this limit. Pillow itself refuses twice
+# as many pixels.
 MAX_PIXELS = 89_478_485
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels"
 
-# A progressive JPEG goes over its pixels scan by scan, and few bytes can ask for thousands of scans: as many pixels as
-# these are decoded, all scans counted, half a minute of a slow core at worst. Cameras and web sites take about ten.
+# A progressive JPEG decodes all pixels once per scan, and a few bytes can declare thousands of scans. This limits the
+# pixels of all scans together, half a minute of a slow core at worst. Cameras and web sites write about ten scans.
 MAX_SCANNED_PIXELS = 32 * MAX_PIXELS
 _TOO_MANY_SCANS = "a JPEG of too many scans"
 
-# A file may be all headers: a byte or two of each keeps Pillow, which reads them one by one, busy for a microsecond a
-# byte and fills its lists. A photograph is read in hundreds of pieces, the largest PNG in chunks of 4 KB in 700,000; so
-# many take a second and 100 MB. EXIF in pieces is joined piece by piece, in the square of their number.
+# A file may consist of headers of one or two bytes. Pillow reads them one by one, at a microsecond a byte, and keeps
+# them in lists. A photograph takes hundreds of reads, and the largest PNG in chunks of 4 KB takes 700,000. This limit
+# takes a second and 100 MB.
 MAX_READS = 1 << 20
-MAX_EXIF_PIECES = 64  # 4 MB of EXIF
-MAX_SEGMENTS = 4096  # of a JPEG that is not left to Pillow
+# 4 MB of EXIF. Pillow joins the pieces one by one, in quadratic time.
+MAX_EXIF_PIECES = 64
+# A JPEG with more segments is left to Pillow.
+MAX_SEGMENTS = 4096
 _TOO_MANY_PIECES = "too many pieces of metadata"
 
 _JPEG = b"\xff\xd8\xff"
 _EXIF = b"Exif\0\0"
-_SEQUENTIAL = (b"\xc0", b"\xc1", b"\xc3")  # kinds of frames whose scans cost no more than their bytes say
+# Frame types whose scans cost no more than their bytes suggest.
+_SEQUENTIAL = (b"\xc0", b"\xc1", b"\xc3")
 _SCAN = b"\xff\xda"
-_PLAIN = ("YCbCr", "Gray", "RGB")
-_MAY_BE_TURNED = (_EXIF, b"Orientation")  # EXIF, and the same in XMP
+_PLAIN_COLOURS = ("YCbCr", "Gray", "RGB")
+# Marks of EXIF, and of the orientation in XMP.
+_ORIENTATION_MARKS = (_EXIF, b"Orientation")
 
-_ORIENTATION = 0x0112  # the EXIF tag; its values but 1, as stored:
-_TURNS = {
+# The EXIF tag, and the transposition for each of its values. Value 1 needs none.
+_ORIENTATION = 0x0112
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -59,24 +66,35 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+# Transpositions that exchange height and width.
+_SIDEWAYS = (_TRANSPOSES[5], _TRANSPOSES[6], _TRANSPOSES[7], _TRANSPOSES[8])
 
-_MOVES = b"fdAT"  # the chunk of a PNG's further frames
-_LEVELS = {"L;2": 3, "L;4": 15}  # the white of a gray PNG of two and four bits, by Pillow's name for it
+# The chunk of the further frames of an animated PNG.
+_APNG_FRAME_CHUNK = b"fdAT"
+# The value of white in a gray PNG of two and four bits, by Pillow's name of the raw mode.
+_WHITE_LEVELS = {"L;2": 3, "L;4": 15}
 
-# Pillow warns of odd metadata; the pixels are what counts here, and what is too large is refused below. For the whole
-# process, because `warnings.catch_warnings` is not safe among threads, and threads decode.
+# Pillow warns of unusual metadata, but only the pixels matter here. Too large images are refused below. The filter
+# holds for the whole process, because `warnings.catch_warnings` is not thread-safe and threads decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class DecodeError(Exception):
-    """The bytes are not an image that can be shown. The message is the reason, the same for equal causes."""
+    """The bytes cannot be decoded. The message is the reason, and equal causes have equal reasons."""
 
 
 def describe_decode_error(error: Exception, image: str) -> str:
-    """Say why an image has no pixels, also where the error is one that nobody thought of: equal for equal causes.
+    """Return why an image has no pixels, for expected and unexpected errors.
 
-    Raises SemiscaleError, which names the image, where it is not the image that is at fault.
+    Args:
+        error: The error of a decoder.
+        image: The name of the image, for the message of a raised error.
+
+    Returns:
+        The reason. Equal causes have equal reasons.
+
+    Raises:
+        SemiscaleError: The image is not at fault, because memory is missing.
     """
     if isinstance(error, MemoryError):
         raise SemiscaleError(
@@ -86,104 +104,127 @@ def describe_decode_error(error: Exception, image: str) -> str:
 
 
 def decode_image(data: bytes, reduction: Callable[[int, int], int] = lambda height, width: 1) -> ImageArray:
-    """Decode JPEG, PNG, WebP, GIF or BMP to RGB pixels, uint8, height x width x 3.
+    """Decode JPEG, PNG, WebP, GIF or BMP to RGB pixels.
 
-    Grayscale, palette and CMYK are converted, without colour profiles; of 16 bits the upper 8 are taken; transparency
-    is shown on white; the EXIF rotation is applied; of an animation the first frame is taken. Raises Undecodable.
+    Grayscale, palette and CMYK are converted without colour profiles. The upper 8 of 16 bits are taken. Transparent
+    pixels are put on white. The EXIF rotation is applied. The first frame of an animation is taken.
 
-    `reduction` is asked, with height and width, by how much a plain JPEG may be reduced: 1, 2, 4 or 8. Such a one has
-    the height and width divided by it, rounded up, at half of the cost or less; other files keep their size.
+    Args:
+        data: The encoded image.
+        reduction: A function of height and width. It returns the divisor of the size of a plain JPEG: 1, 2, 4 or 8. The
+            reduced height and width are rounded up. Decoding then costs half or less. Other files keep their size.
+
+    Returns:
+        image_HWC, RGB, uint8.
+
+    Raises:
+        DecodeError: The data is damaged, is not an image, or is above a limit of this module.
     """
     pixels = _decode_baseline_jpeg(data, reduction)
     return np.array(_to_rgb(_apply_exif_rotation(_load(data)))) if pixels is None else pixels
 
 
 def _decode_baseline_jpeg(data: bytes, reduction: Callable[[int, int], int]) -> ImageArray | None:
-    """Decode a JPEG that has nothing odd about it but, perhaps, a rotation; None for any other file.
+    """Decode a plain JPEG that may be rotated. Return None for any other file.
 
-    `strict`: what libjpeg would only warn of, a file that is cut off before all, is an error here.
+    With `strict`, a warning of libjpeg is an error here. The most frequent one is a file that is cut off.
     """
-    scans_at, sequential = _find_first_scan(data)
-    header = _header(data, sequential) if scans_at else None
+    scan_offset, is_sequential = _find_first_scan(data)
+    header = _read_plain_header(data, is_sequential) if scan_offset else None
     if header is None:
         return None
     height, width, _ = header
     try:
-        turn = (
+        transpose = (
             _exif_transpose_of(Image.open(_LimitedReader(data), formats=("JPEG",)))
-            if _may_have_exif_rotation(data, scans_at)
+            if _may_have_exif_rotation(data, scan_offset)
             else None
         )
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - what Pillow cannot open it will say again
+    # Pillow decodes the file next and reports the problem.
+    except Exception:  # noqa: BLE001
         return None
-    by = reduction(*((width, height) if turn in _SIDEWAYS else (height, width)))
+    divisor = reduction(*((width, height) if transpose in _SIDEWAYS else (height, width)))
     try:
         pixels: ImageArray = simplejpeg.decode_jpeg(
-            data, "RGB", strict=True, min_height=-(-height // by), min_width=-(-width // by), min_factor=by
+            data,
+            "RGB",
+            strict=True,
+            min_height=-(-height // divisor),
+            min_width=-(-width // divisor),
+            min_factor=divisor,
         )
     except ValueError:
         return None
-    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
+    return pixels if transpose is None else np.array(Image.fromarray(pixels).transpose(transpose))
 
 
 def baseline_jpeg_header(data: bytes) -> tuple[int, int, str] | None:
-    """Return height, width and colours of a JPEG that has nothing odd about it, as far as its header tells; None for
-    any other file, and for one that may be rotated.
+    """Return height, width and colour space of a plain JPEG by its header.
+
+    Any other file, and a JPEG that may be rotated, gives None.
     """
-    scans_at, sequential = _find_first_scan(data)
-    return _header(data, sequential) if scans_at and not _may_have_exif_rotation(data, scans_at) else None
+    scan_offset, is_sequential = _find_first_scan(data)
+    if not scan_offset or _may_have_exif_rotation(data, scan_offset):
+        return None
+    return _read_plain_header(data, is_sequential)
 
 
-def _may_have_exif_rotation(data: bytes, scans_at: int) -> bool:
-    """Say whether a JPEG's header speaks of a rotation. Only the header is searched, where Pillow looks too: searching
-    all of an image's bytes would hold up the other threads, two thousand images a second on any number of cores.
+def _may_have_exif_rotation(data: bytes, scan_offset: int) -> bool:
+    """Return whether the header of a JPEG mentions a rotation.
+
+    Pillow looks only into the header too. A search of all bytes would hold the GIL, which limits all threads to about
+    two thousand images a second on any number of cores.
     """
-    return any(mark in data[:scans_at] for mark in _MAY_BE_TURNED)
+    return any(mark in data[:scan_offset] for mark in _ORIENTATION_MARKS)
 
 
-def _header(data: bytes, sequential: bool) -> tuple[int, int, str] | None:
+def _read_plain_header(data: bytes, is_sequential: bool) -> tuple[int, int, str] | None:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
     except ValueError:
         return None
-    few = height * width <= MAX_PIXELS and (
-        sequential or _pixels_times_scans(data, height * width) <= MAX_SCANNED_PIXELS
+    is_within_limits = height * width <= MAX_PIXELS and (
+        is_sequential or _pixels_times_scans(data, height * width) <= MAX_SCANNED_PIXELS
     )
-    return (height, width, colours) if colours in _PLAIN and few else None
+    return (height, width, colours) if colours in _PLAIN_COLOURS and is_within_limits else None
 
 
 def _find_first_scan(data: bytes) -> tuple[int, bool]:
-    """Return where a JPEG's first scan begins, 0 where that cannot be told, and whether its scans cost no more than
-    their bytes say.
+    """Return the offset of the first scan of a JPEG, and whether it is sequential.
+
+    The offset is 0 if it is unknown. The scans of a sequential JPEG cost no more than their bytes suggest.
     """
-    place, sequential = len(_JPEG) - 1, False
+    offset, is_sequential = len(_JPEG) - 1, False
     for _ in range(MAX_SEGMENTS if data.startswith(_JPEG) else 0):
-        start, marker = data[place : place + 1], data[place + 1 : place + 2]
+        start, marker = data[offset : offset + 1], data[offset + 1 : offset + 2]
         if start != b"\xff":
             break
         if marker in (_SCAN[1:], b"\xff"):
-            return (0 if marker == b"\xff" else place), sequential
-        sequential |= marker in _SEQUENTIAL
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return 0, sequential
+            return (0 if marker == b"\xff" else offset), is_sequential
+        is_sequential |= marker in _SEQUENTIAL
+        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+    return 0, is_sequential
 
 
 def _pixels_times_scans(data: bytes, pixels: int) -> int:
-    """Return the pixels of a JPEG times its scans, as far as these are more than its bytes say."""
+    """Return the pixels that all scans of a JPEG decode together.
+
+    A sequential JPEG counts once, because its scans cost no more than their bytes suggest.
+    """
     return pixels if _find_first_scan(data)[1] else pixels * data.count(_SCAN)
 
 
 class _LimitedReader(io.BytesIO):
-    """An image's bytes, of which no more pieces are read than an image has."""
+    """The bytes of an image, with a limit on the number of reads."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self._reads = self._exif_pieces = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as any file does, so many times. Raises Undecodable above that."""
+        """Read bytes, and raise DecodeError above MAX_READS or MAX_EXIF_PIECES."""
         data = super().read(size)
         self._reads += 1
         self._exif_pieces += data.startswith(_EXIF)
@@ -206,20 +247,22 @@ def _load(data: bytes) -> Image.Image:
         raise DecodeError(_TOO_LARGE) from None
     except UnidentifiedImageError:
         raise DecodeError("damaged image" if _BEGINNING.match(data) else "not an image") from None
-    except Exception:  # noqa: BLE001 - Pillow's decoders report damage in every way there is
+    # Pillow's decoders report damage by many types of exceptions.
+    except Exception:  # noqa: BLE001
         raise DecodeError("damaged image") from None
 
 
 def _load_first_frame(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
-    """Load what is shown first, where Pillow and viewers differ: a PNG may hold a still for those that cannot animate,
-    the gray that it makes clear counts in the file's own levels, and a GIF's first frame may leave canvas uncovered.
-    """
-    if image.info.get("default_image") and _MOVES in data:
+    """Load the first frame as viewers display it. Pillow differs in three cases."""
+    # An animated PNG may contain a still image for viewers that cannot animate.
+    if image.info.get("default_image") and _APNG_FRAME_CHUNK in data:
         image.seek(1)
     _, box, _, levels = image.tile[0] if image.tile else ("", None, 0, "")
     image.load()
-    if levels in _LEVELS and "transparency" in image.info:
-        image.info["transparency"] *= 255 // _LEVELS[levels]
+    # The transparent gray of a PNG is stored in the levels of the file, but Pillow expects it in 8 bits.
+    if levels in _WHITE_LEVELS and "transparency" in image.info:
+        image.info["transparency"] *= 255 // _WHITE_LEVELS[levels]
+    # The first frame of a GIF may cover a part of the canvas.
     if image.format != "GIF" or box == (0, 0, *image.size):
         return image
     canvas = Image.new("RGBA", image.size)
@@ -228,30 +271,31 @@ def _load_first_frame(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
 
 
 def _apply_exif_rotation(image: Image.Image) -> Image.Image:
-    turn = _exif_transpose_of(image)
-    return image if turn is None else image.transpose(turn)
+    transpose = _exif_transpose_of(image)
+    return image if transpose is None else image.transpose(transpose)
 
 
 def _exif_transpose_of(image: Image.Image) -> Image.Transpose | None:
-    """Return how an image is to be turned, by its metadata."""
+    """Return the transposition that the metadata of an image asks for."""
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - damaged metadata: the image is shown as it is stored, as in a viewer
+        return _TRANSPOSES.get(image.getexif().get(_ORIENTATION, 1))
+    # Viewers ignore damaged metadata and display the image as it is stored.
+    except Exception:  # noqa: BLE001
         return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    clear = image.info.get("transparency")
+    """Convert to RGB, with transparent pixels on white."""
+    transparent = image.info.get("transparency")
     if image.mode.startswith("I"):
-        # 16 bits. Pillow clips them when it converts; a viewer shows the high byte.
+        # Pillow clips 16 bits when it converts. Viewers take the high byte.
         deep = np.asarray(image)
-        shown = np.where(deep == clear, 255, deep >> 8) if isinstance(clear, int) else deep >> 8
-        return Image.fromarray(shown.astype(np.uint8)).convert("RGB")
-    if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
-        image.info["transparency"] = tuple(
-            value >> 8 for value in clear
-        )  # as the pixels, which Pillow has cut to 8 bits
+        gray = np.where(deep == transparent, 255, deep >> 8) if isinstance(transparent, int) else deep >> 8
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+    if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
+        # Pillow has reduced the pixels of 16 bits to 8, but not the transparent colour.
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        opaque = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
