@@ -24,11 +24,9 @@ from semiscale.data.shard import (
 # tarfile reads a long name or extended attributes as a whole.
 _MAX_HEADER_BYTES = 1 << 20
 
-
 # The header of a plain file in POSIX ustar: an ASCII name that ends in its field, size and checksum in octal, kind 0,
 # and no prefix of the name. Almost all headers are of this form.
 _PLAIN_HEADER = re.compile(rb"(?=[ -~]{1,99}\0).{124}([0-7]{11})[\0 ].{12}([0-7]{6})[\0 ]{2}0.{188}\0.{166}", re.DOTALL)
-
 
 # Bytes that are checked after the last member. tar pads a file with zeros to 10 KiB.
 _TAR_TAIL_BYTES = 1 << 16
@@ -44,18 +42,33 @@ class _Member(NamedTuple):
 
 
 def iter_tar_samples(shard: Shard, columns: SampleFields, prefetch: bool = False) -> Iterator[Sample]:
-    """WebDataset's rule: neighbours that share the path up to the first dot of the file name are one sample.
+    """Yield the samples of a tar by the rule of WebDataset, in stored order.
 
-    https://github.com/webdataset/webdataset: names that start with a dot belong to none.
+    Neighbours that share the path up to the first dot of the file name are one sample. A name that starts with a dot
+    belongs to no sample. See https://github.com/webdataset/webdataset.
+
+    Args:
+        shard: A tar.
+        columns: The key of the label in .json members, and whether samples are videos.
+        prefetch: Whether a thread fetches the next READ_CHUNK_BYTES meanwhile.
+
+    Raises:
+        FileNotFoundError: The shard is gone.
+        InvalidInputError: The file is not a tar.
+        SemiscaleError: The tar is damaged, or has changed since it was listed.
+
+    Cost:
+        Memory for one sample.
     """
     with open_shard(shard, prefetch) as file, _open_tar(file, shard) as tar:
         try:
             members = (member for member in _members(tar) if not member.isdir() and not is_hidden(member.name))
             for index, (key, group) in enumerate(groupby(members, key=lambda member: _split_name(member.name)[0])):
                 yield _tar_sample(index, key, _extract_sample(tar, group, shard, columns), shard, columns)
-        except (tarfile.TarError, MemoryError, OverflowError) as error:  # what a header says of its size is believed
-            why = str(error) or "a header of a size that cannot be"
-            raise SemiscaleError("SEMI-E054", f"{shard.uri}: The tar is damaged: {why}. Write it again.") from None
+        # tarfile trusts the size in a header, so a damaged one can ask for more memory than there is.
+        except (tarfile.TarError, MemoryError, OverflowError) as error:
+            reason = str(error) or "a header has an impossible size"
+            raise SemiscaleError("SEMI-E054", f"{shard.uri}: The tar is damaged: {reason}. Write it again.") from None
         _check_tar_complete(file, tar.offset, shard)
 
 
@@ -68,7 +81,7 @@ def _open_tar(file: BinaryIO, shard: Shard) -> tarfile.TarFile:
         ) from None
 
 
-# Headers that extend the next one: long names of GNU, extended headers of POSIX and Solaris.
+# Types of headers that extend the next one: long names of GNU, extended headers of POSIX and Solaris.
 _EXTENDING = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -79,8 +92,10 @@ _EXTENDING = (
 
 
 class _Header(tarfile.TarInfo):
-    """A member's name, kind and size. A plain header is read in a quarter of tarfile's time, any other by tarfile, so
-    that there is one behaviour: long names, links, sparse files, large sizes, damage.
+    """The name, kind and size of a member.
+
+    A plain header is parsed in a quarter of the time of tarfile. tarfile parses any other header, so that long names,
+    links, sparse files, large sizes and damage have one behaviour.
     """
 
     @classmethod
@@ -99,14 +114,15 @@ class _Header(tarfile.TarInfo):
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while member := tar.next():
         yield member
-        tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header; Python 3.13 has stream=True for this
+        # tarfile keeps every header. Python 3.13 has stream=True against it.
+        tar.members.clear()  # type: ignore[attr-defined]
 
 
 def _check_tar_complete(file: BinaryIO, offset: int, shard: Shard) -> None:
-    """Raise SemiscaleError where a tar's reading ended elsewhere than at its end.
+    """Raise SemiscaleError if reading stopped before the end of a tar.
 
-    tarfile takes a header that is cut off or makes no sense for the end, which would lose the rest in silence. A tar
-    ends in a block of zeros at least, which is also how one tells that none of it is missing.
+    tarfile takes a truncated or damaged header for the end, which would silently lose the rest. A complete tar ends
+    with at least one block of zeros.
     """
     file.seek(offset)
     rest = file.read(_TAR_TAIL_BYTES)
@@ -115,24 +131,31 @@ def _check_tar_complete(file: BinaryIO, offset: int, shard: Shard) -> None:
             "SEMI-E054", f"{shard.uri}: The tar is damaged: cut off at byte {offset + len(rest)}. Write it again."
         )
     if rest.count(0) < len(rest):
-        what = "a damaged header, or another tar appended" if any(rest[: tarfile.BLOCKSIZE]) else "another tar appended"
-        raise SemiscaleError("SEMI-E054", f"{shard.uri}: The tar is damaged: {what} at byte {offset}. Write it again.")
+        reason = "another tar appended"
+        if any(rest[: tarfile.BLOCKSIZE]):
+            reason = f"a damaged header, or {reason}"
+        raise SemiscaleError(
+            "SEMI-E054", f"{shard.uri}: The tar is damaged: {reason} at byte {offset}. Write it again."
+        )
 
 
 def _extract_sample(
     tar: tarfile.TarFile, group: Iterable[tarfile.TarInfo], shard: Shard, columns: SampleFields
 ) -> list[_Member]:
-    """Read the members of one sample. Of several images none is taken, so the first of each kind is read and no other:
-    where all names of a tar share what stands before their first dot, all of it is one sample.
+    """Read the members of one sample, with the data of the first member of each kind only.
+
+    A sample with several images is not used. If all names of a tar are equal up to their first dot, the whole tar is
+    one sample and must not be held in memory.
     """
-    suffixes, had, members = media_suffixes(columns.videos), set(), []
+    suffixes, kinds_read, members = media_suffixes(columns.videos), set(), []
     for member in group:
         suffix = _split_name(member.name)[1]
+        # 2 is an image such as `.jpg`, 1 a derived image such as `.mask.png`, and 0 any other file.
         kind = (suffix in suffixes) + suffix.endswith(suffixes)
         members.append(
-            _Member(suffix, b"", -1, "") if kind in had else _extract_member(tar, member, suffix, shard, columns)
+            _Member(suffix, b"", -1, "") if kind in kinds_read else _extract_member(tar, member, suffix, shard, columns)
         )
-        had |= {kind} - {0}
+        kinds_read |= {kind} - {0}
     return members
 
 
@@ -155,14 +178,15 @@ def _extract_member(
 
 
 def _tar_sample(index: int, key: str, members: list[_Member], shard: Shard, columns: SampleFields) -> Sample:
-    by_rank = (member for suffix in LABEL_SUFFIXES for member in members if member.suffix.endswith(suffix))
-    label = next(filter(None, (_label(member, columns) for member in by_rank)), None)
+    label_files = (member for suffix in LABEL_SUFFIXES for member in members if member.suffix.endswith(suffix))
+    label = next(filter(None, (_parse_label_file(member, columns) for member in label_files)), None)
     suffixes = media_suffixes(columns.videos)
     images = [member for member in members if member.suffix.endswith(suffixes)]
-    images = [member for member in images if member.suffix in suffixes] or images  # a.jpg before its a.mask.png
+    # An image such as a.jpg goes before the derived a.mask.png.
+    images = [member for member in images if member.suffix in suffixes] or images
     if len(images) != 1:
-        what = "video" if columns.videos else "image"
-        return Sample(index, key, b"", shard.uri, -1, label, f"{'several' if images else 'no'} {what} members")
+        medium = "video" if columns.videos else "image"
+        return Sample(index, key, b"", shard.uri, -1, label, f"{'several' if images else 'no'} {medium} members")
     return Sample(index, key, images[0].data, shard.uri, images[0].offset, label, images[0].problem)
 
 
@@ -172,7 +196,7 @@ def _split_name(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), (dot + suffix).lower()
 
 
-def _label(member: _Member, columns: SampleFields) -> str | None:
+def _parse_label_file(member: _Member, columns: SampleFields) -> str | None:
     text = member.data.decode("utf-8-sig", "replace")
     if not member.suffix.endswith(".json"):
         return parse_label(text)
