@@ -1,6 +1,6 @@
 """List the shards under a URI and give each a unique name.
 
-A shard is the unit of scanning: a WebDataset tar, a Parquet file, or a slice of loose files.
+A shard is a WebDataset tar, a Parquet file, or a slice of loose files.
 """
 
 import fnmatch
@@ -17,8 +17,7 @@ from semiscale.data.shard import COMPRESSED_SUFFIXES, CONTAINER_SUFFIXES, LooseF
 # Mean number of loose files in a shard: a few seconds of scanning.
 FILES_PER_SHARD = 1024
 
-
-# One shard in fifty is so long.
+# About one shard in fifty reaches this length.
 MAX_FILES_PER_SHARD = 4 * FILES_PER_SHARD
 
 
@@ -39,54 +38,54 @@ def list_shards(uris: Iterable[str], videos: bool = False) -> list[Shard]:
     Cost:
         One listing of each URI, and about 1 kB of memory a shard and 700 bytes a loose file.
     """
-    found: dict[str, Shard] = {}
+    by_name: dict[str, Shard] = {}
     containers: dict[str, Shard] = {}
     listed = []
     for number, uri in enumerate(uris, 1):
         for shard in _list_shards_under(uri, media_suffixes(videos)):
-            listed.append(containers.get(shard.uri) or _with_unique_name(shard, uri, number, found))
-            found[listed[-1].name] = listed[-1]
+            listed.append(containers.get(shard.uri) or _with_unique_name(shard, uri, number, by_name))
+            by_name[listed[-1].name] = listed[-1]
             if not shard.files:
                 containers[shard.uri] = listed[-1]
     return listed
 
 
-def _with_unique_name(shard: Shard, uri: str, number: int, found: Mapping[str, Shard]) -> Shard:
+def _with_unique_name(shard: Shard, uri: str, number: int, by_name: Mapping[str, Shard]) -> Shard:
     """Give a shard a name that no other has and that survives a move of the bucket.
 
     The same shard keeps its name if it is listed again.
     """
-    named, prefixes = shard, _prefixes(uri, number)
-    while found.get(named.name, named) != named:
+    renamed, prefixes = shard, _prefixes(uri, number)
+    while by_name.get(renamed.name, renamed) != renamed:
         prefix = next(prefixes)
-        named = shard.model_copy(update={"name": f"{prefix}/{shard.name}", "prefix": prefix})
-    return named
+        renamed = shard.model_copy(update={"name": f"{prefix}/{shard.name}", "prefix": prefix})
+    return renamed
 
 
 def _prefixes(uri: str, number: int) -> Iterator[str]:
-    """Yield prefixes for names: the last folder of a URI, then numbered, as in `b`, `b-2`, `b-3`."""
+    """Yield the last folder of a URI, then the same with numbers: `b`, `b-2`, `b-3`."""
     path = _pattern(storage.absolute_uri(uri))[0].rpartition("://")[2]
     folder = path.rpartition("/")[2] if "/" in path else ""
     if folder:
         yield folder
-    for tried in count(number):
-        yield f"{folder}-{tried}" if folder else str(tried)
+    for suffix in count(number):
+        yield f"{folder}-{suffix}" if folder else str(suffix)
 
 
 def _list_shards_under(uri: str, suffixes: tuple[str, ...]) -> list[Shard]:
     if not uri.strip():
         raise InvalidInputError("SEMI-E050", "URI: It is empty. Give a folder, a .tar or a .parquet file.")
     root, pattern = _pattern(storage.absolute_uri(uri))
-    named = [(_relative_name(entry.uri, root), entry) for entry in storage.list_objects(root)]
-    shown = [(name, entry) for name, entry in named if not is_hidden(name) and fnmatch.fnmatchcase(name, pattern)]
-    _check_not_compressed(root, [name for name, _ in shown])
-    containers = [_container(name, entry) for name, entry in shown if name.lower().endswith(CONTAINER_SUFFIXES)]
-    files = [_loose_file(name, entry) for name, entry in shown if name.lower().endswith(suffixes)]
+    objects = [(_relative_name(entry.uri, root), entry) for entry in storage.list_objects(root)]
+    visible = [(name, entry) for name, entry in objects if not is_hidden(name) and fnmatch.fnmatchcase(name, pattern)]
+    _check_not_compressed(root, [name for name, _ in visible])
+    containers = [_container(name, entry) for name, entry in visible if name.lower().endswith(CONTAINER_SUFFIXES)]
+    files = [_loose_file(name, entry) for name, entry in visible if name.lower().endswith(suffixes)]
     slices = [_shard_of_files(root, part) for part in _split_loose_files(files)]
     if not containers and not slices:
-        what = f"{len(named)} files, none of them usable" if named else "nothing here"
+        problem = f"{len(objects)} files, none of them usable" if objects else "nothing here"
         expected = ", ".join((*CONTAINER_SUFFIXES, *suffixes))
-        raise InvalidInputError("SEMI-E052", f"{uri}: {what}. Check the URI, which must hold {expected} files.")
+        raise InvalidInputError("SEMI-E052", f"{uri}: {problem}. Check the URI, which must hold {expected} files.")
     return [*containers, *slices]
 
 

@@ -14,17 +14,29 @@ from semiscale.data.shard import TOO_LARGE, LooseFile, Sample, Shard, is_too_lar
 # Files that are read at the same time. This hides a latency of 30 ms at a thousand images a second.
 PREFETCH_FILES = 32
 
-
 # Approximate size of the files that are read at the same time. Only a few videos fit.
 PREFETCH_BYTES = 64 << 20
 
 
 def iter_loose_file_samples(shard: Shard, prefetch: bool) -> Iterator[Sample]:
-    """Yield the samples of loose files. The label of a file is the name of its folder."""
-    each = max(shard.size_bytes // max(len(shard.files), 1), 1)
-    at_once = min(max(PREFETCH_BYTES // each, 2), PREFETCH_FILES)
+    """Yield the samples of loose files, in stored order.
+
+    Args:
+        shard: A shard of loose files.
+        prefetch: Whether threads read the next files meanwhile.
+
+    Raises:
+        SemiscaleError: A file is gone or has changed since it was listed.
+
+    Cost:
+        Memory for one file, or for about PREFETCH_BYTES of files, but at least two, with `prefetch`.
+    """
+    mean_size = max(shard.size_bytes // max(len(shard.files), 1), 1)
+    concurrent_reads = min(max(PREFETCH_BYTES // mean_size, 2), PREFETCH_FILES)
     contents = (
-        map_prefetched(_read_listed_file, shard.files, at_once) if prefetch else map(_read_listed_file, shard.files)
+        map_prefetched(_read_listed_file, shard.files, concurrent_reads)
+        if prefetch
+        else map(_read_listed_file, shard.files)
     )
     for index, (file, (data, problem)) in enumerate(zip(shard.files, contents, strict=True)):
         yield Sample(index, file.name, data, file.uri, 0, PurePosixPath(file.name).parent.name or None, problem)

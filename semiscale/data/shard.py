@@ -20,7 +20,7 @@ TOO_LARGE = "more than 1 GiB"
 
 
 class LooseFile(BaseModel):
-    """One file of a shard of loose files. `name` is its path below the prefix that it was listed from."""
+    """One file of a shard of loose files. `name` is its path below the listed folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,7 +31,7 @@ class LooseFile(BaseModel):
 
 
 class Shard(BaseModel):
-    """One unit of scanning.
+    """A tar, a Parquet file or a part of one, or some loose files.
 
     `name` is relative to the URI that it was listed from, so it survives a move of the bucket. `prefix` was put before
     the name if another shard has the same name. `rows` is set if a shard is a part of a Parquet file: the first row,
@@ -68,7 +68,13 @@ class ShardGroup(BaseModel):
 
 @dataclass(frozen=True)
 class SampleFields:
-    """The names of a Parquet file's columns, or of a .json member's keys, and whether samples are videos."""
+    """The columns of a Parquet file, or the keys of .json members.
+
+    Attributes:
+        image: The column with the images. It is not used for a tar.
+        label: The column or key with the label, or empty if no label is read.
+        videos: Whether samples are videos.
+    """
 
     image: str = "image"
     label: str = "label"
@@ -107,12 +113,23 @@ def open_shard(shard: Shard, prefetch: bool = False) -> BinaryIO:
 
     A shard's digest identifies that version, so no other is read. A file that a stage wrote has no version, because
     its name is the digest of its content.
+
+    Args:
+        shard: A tar or a Parquet file.
+        prefetch: Whether a thread fetches the next READ_CHUNK_BYTES during sequential reading.
+
+    Raises:
+        FileNotFoundError: The object is gone.
+        SemiscaleError: The object has changed since it was listed.
     """
     return storage.open_object(shard.uri, shard.version, prefetch=prefetch)
 
 
 def is_too_large(name: str, size_bytes: int) -> bool:
-    """Return whether a file is too large to be an image. Reading it could take all memory of a pod."""
+    """Return whether a file is too large to be an image or a label.
+
+    Reading it could take all memory of a pod.
+    """
     return size_bytes > MAX_IMAGE_BYTES and name.lower().endswith((*IMAGE_SUFFIXES, *LABEL_SUFFIXES))
 
 
