@@ -1,9 +1,9 @@
-"""Where the samples of one unit lie: key, URI, byte range. Those that are likely to win stand in front.
+"""Write and read the locations of samples: key, URI and byte range.
 
-Two files a unit. `places.parquet` has the samples of the first bands of its scores, one row group a band, so that a
-selection that needed so many bands finds its winners by reading as many row groups; `samples.parquet` has all of the
-unit's samples in order, for a larger K and for removal lists. Without the first, naming sixteen million winners would
-mean reading the keys of a billion images.
+Each shard group has two files. `places.parquet` has the samples of the first bands of the score file, with one row
+group per band. A selection that needs three bands finds its winners in three row groups. `samples.parquet` has all
+samples of the shard group in order of their codes. It serves a larger K and removal lists. Without the first file, a
+merge would read the keys of a billion images to find sixteen million winners.
 """
 
 import io
@@ -20,8 +20,10 @@ from semiscale.scores.score_file import U64, BandedRows
 from semiscale.storage.parquet import encode_parquet
 from semiscale.storage.parquet_row_groups import RowGroupReader, corrupt_file_error, reraise_as_corrupt
 
-ROWS_AT_ONCE = 1 << 18  # of a unit's samples
-LOCATED_BANDS = 3  # with the doubling of the bands, 1.75 times the ranks that band 0 was made to hold
+# Rows of a samples file that are in memory at the same time.
+ROWS_AT_ONCE = 1 << 18
+# Bands whose samples are in the places file. They hold 1.75 times the ranks of band 0.
+LOCATED_BANDS = 3
 _UNIT = "semiscale.unit"
 SCHEMA = pa.schema(
     [
@@ -34,23 +36,33 @@ SCHEMA = pa.schema(
 )
 
 
-def write_locations(samples: pa.Table, unit: BandedRows, identity: str) -> tuple[bytes, bytes]:
-    """Return the places file and the samples file of a unit, whose samples come in order of their codes.
+def write_locations(samples: pa.Table, banded: BandedRows, identity: str) -> tuple[bytes, bytes]:
+    """Return the places file and the samples file of a shard group.
 
-    Codes are counted within the unit and would fit any other: so its `identity`, its digest, is in both files.
+    Args:
+        samples: The samples of the shard group in order of their codes, with the columns of SCHEMA.
+        banded: The rows of the score file.
+        identity: The digest of the shard group. It is stored in both files, because codes are counted within the shard
+            group and would fit any other one.
+
+    Cost:
+        Memory for the files, 10 to 20 bytes a sample.
     """
     codes = samples["sample"].to_numpy()
-    ends = np.searchsorted(unit.band, np.arange(LOCATED_BANDS), side="right")
+    ends = np.searchsorted(banded.band, np.arange(LOCATED_BANDS), side="right")
     groups: list[U64] = []
     for start, end in pairwise([0, *ends.tolist()]):
         earlier = np.concatenate([np.empty(0, np.uint64), *groups])
-        groups.append(np.setdiff1d(unit.rows.sample[start:end], earlier))
-    placed = [samples.take(pa.array(np.searchsorted(codes, group))) for group in groups]
-    return _written(placed, identity), _written([samples], identity)
+        groups.append(np.setdiff1d(banded.rows.sample[start:end], earlier))
+    places = [samples.take(pa.array(np.searchsorted(codes, group))) for group in groups]
+    return _encode(places, identity), _encode([samples], identity)
 
 
-def _written(groups: list[pa.Table], identity: str) -> bytes:
-    """Write one row group a table. Codes and offsets ascend, keys resemble their neighbours: 10 to 20 bytes a row."""
+def _encode(groups: list[pa.Table], identity: str) -> bytes:
+    """Return a Parquet file with one row group per table, of 10 to 20 bytes a row.
+
+    The delta encodings fit, because codes and offsets ascend and keys resemble their neighbours.
+    """
     ascending = {"sample": "DELTA_BINARY_PACKED", "offset": "DELTA_BINARY_PACKED", "size_bytes": "DELTA_BINARY_PACKED"}
     return encode_parquet(
         (group.cast(SCHEMA) for group in groups if len(group)),
@@ -64,55 +76,79 @@ def _written(groups: list[pa.Table], identity: str) -> bytes:
     )
 
 
-def locate_samples(unit: ShardGroupReceipt, codes: U64) -> tuple[pa.Table, int]:
-    """Return the rows of these samples, in their order, and how many bytes were read for it.
+def locate_samples(receipt: ShardGroupReceipt, codes: U64) -> tuple[pa.Table, int]:
+    """Return the locations of some samples of a shard group.
 
-    Reads the places band by band until all are found, and the whole of the samples where they are not: so a row that
-    the places lack costs time, and one that the samples lack is refused.
+    Args:
+        receipt: The receipt of the shard group.
+        codes: The codes of the samples.
+
+    Returns:
+        A table with the columns of SCHEMA, in order of `codes`, and the number of bytes read.
+
+    Raises:
+        SemiscaleError: A file is missing, damaged, or of another shard group.
+
+    Cost:
+        Reads the places file band by band until all samples are located. The whole samples file is read only if a
+        sample is not in the places file.
     """
-    groups = RowGroupReader(unit.places)
-    _refuse_other_unit(unit, unit.places, groups.metadata)
-    found = SCHEMA.empty_table()
+    groups = RowGroupReader(receipt.places)
+    _check_identity(receipt, receipt.places, groups.metadata)
+    locations = SCHEMA.empty_table()
     for number in range(groups.metadata.num_row_groups):
-        if np.isin(codes, found["sample"].to_numpy()).all():
+        if np.isin(codes, locations["sample"].to_numpy()).all():
             break
-        found = pa.concat_tables([found, groups.read(number, SCHEMA.names)])
-    if np.isin(codes, found["sample"].to_numpy()).all():
-        return _in_order(found, codes), groups.bytes_read
-    batches, bytes_read = iter_samples(unit, SCHEMA.names)
-    return _in_order(pa.Table.from_batches(batches, SCHEMA), codes), groups.bytes_read + bytes_read
+        locations = pa.concat_tables([locations, groups.read(number, SCHEMA.names)])
+    if np.isin(codes, locations["sample"].to_numpy()).all():
+        return _select_in_order(locations, codes), groups.bytes_read
+    batches, bytes_read = iter_samples(receipt, SCHEMA.names)
+    return _select_in_order(pa.Table.from_batches(batches, SCHEMA), codes), groups.bytes_read + bytes_read
 
 
-def iter_samples(unit: ShardGroupReceipt, columns: list[str]) -> tuple[Iterator[pa.RecordBatch], int]:
-    """Return all of a unit's samples, a little at a time, and the size of their file.
+def iter_samples(receipt: ShardGroupReceipt, columns: list[str]) -> tuple[Iterator[pa.RecordBatch], int]:
+    """Return batches of all samples of a shard group, and the size of their file.
 
-    Raises SemiscaleError where it is gone, damaged or another unit's, or has not one row a scored image.
+    Args:
+        receipt: The receipt of the shard group.
+        columns: The columns of SCHEMA that are read.
+
+    Returns:
+        Batches of up to ROWS_AT_ONCE rows, in order of the codes, and the number of bytes of the file.
+
+    Raises:
+        SemiscaleError: The file is missing, damaged, of another shard group, or does not have one row per scored image.
+
+    Cost:
+        Memory for the encoded file, 10 to 20 bytes a sample, and one batch.
     """
-    data = storage.read_or_none(unit.samples)
+    data = storage.read_or_none(receipt.samples)
     if data is None:
-        raise corrupt_file_error(unit.samples, "no such file")
-    with reraise_as_corrupt(unit.samples):
+        raise corrupt_file_error(receipt.samples, "The file does not exist")
+    with reraise_as_corrupt(receipt.samples):
         file = pq.ParquetFile(io.BytesIO(data))
-    _refuse_other_unit(unit, unit.samples, file.metadata)
-    if file.metadata.num_rows != unit.scored:
+    _check_identity(receipt, receipt.samples, file.metadata)
+    if file.metadata.num_rows != receipt.scored:
         raise corrupt_file_error(
-            unit.samples, f"{file.metadata.num_rows:,} rows; expected one for each of {unit.scored:,} images"
+            receipt.samples,
+            f"It has {file.metadata.num_rows:,} rows instead of one for each of {receipt.scored:,} images",
         )
-    return _batches(unit.samples, file, columns), len(data)
+    return _iter_batches(receipt.samples, file, columns), len(data)
 
 
-def _refuse_other_unit(unit: ShardGroupReceipt, uri: str, metadata: pq.FileMetaData) -> None:
+def _check_identity(receipt: ShardGroupReceipt, uri: str, metadata: pq.FileMetaData) -> None:
     identity = (metadata.metadata or {}).get(_UNIT.encode(), b"").decode()
-    if identity != unit.digest:
-        raise corrupt_file_error(uri, f"of unit {identity or 'unknown'}; expected {unit.digest}")
+    if identity != receipt.digest:
+        raise corrupt_file_error(uri, f"It is of shard group {identity or 'unknown'} instead of {receipt.digest}")
 
 
-def _batches(uri: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _iter_batches(uri: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
     with reraise_as_corrupt(uri):
         yield from file.iter_batches(ROWS_AT_ONCE, columns=columns)
 
 
-def _in_order(table: pa.Table, codes: U64) -> pa.Table:
-    known = table["sample"].to_numpy()
-    order = np.argsort(known)
-    return table.take(pa.array(order[np.searchsorted(known, codes, sorter=order)]))
+def _select_in_order(table: pa.Table, codes: U64) -> pa.Table:
+    """Return the rows with these codes, in the order of the codes."""
+    table_codes = table["sample"].to_numpy()
+    order = np.argsort(table_codes)
+    return table.take(pa.array(order[np.searchsorted(table_codes, codes, sorter=order)]))

@@ -1,12 +1,29 @@
-"""Scores at rest: the rank-banded Parquet file of one unit, written by the scan and read by the merge.
+"""Write and read the rank-banded score file of a shard group.
 
-A row is (band, class, score, sample, position): the log-odds of one of an image's best classes. Rows are sorted by
-(band, class, score descending, tie). Band 0 holds the first `head` ranks of every class in this unit, band 1 the next
-`head` / 4, and every further band twice as many; each band is one row group, so that a reader that needs the best of
-each class reads the front of the file and no more. The footer says, per class and position, how deep its rows reach.
+A row is (band, class, score, sample, position): the log-odds of one of the best classes of an image. Rows are sorted by
+band, class, descending score and tie-breaker. Each band is one row group of a Parquet file. Band 0 has the first
+`head` ranks of every class in the shard group, band 1 the next `head` / 4, and each further band twice as many as the
+one before:
 
-Ties are broken by a hash of the sample's identity (the shard's name and the sample's index in it), so that the order
-depends neither on who scored it nor on when. `band` is also a column: any Parquet tool can prune by its statistics.
+    row group   class 0              class 1              class 2
+    band 0      ranks 0 .. h-1       ranks 0 .. h-1       ranks 0 .. h-1         h = head
+    band 1      h .. 5/4 h - 1       h .. 5/4 h - 1       (no more rows)         h/4 ranks
+    band 2      5/4 h .. 7/4 h - 1   5/4 h .. 7/4 h - 1                          h/2 ranks
+    band 3      7/4 h .. 11/4 h - 1  (no more rows)                              h ranks
+    footer      depths[position, class]: the number of bands that contain all rows of a class up to a position
+
+A reader that needs the best of each class reads the front of the file only. The merge reads band 0 of all shard groups.
+It takes the K-th best score of each class as the threshold. It reads the next band of a shard group only if an unread
+row can still reach a threshold. This is a threshold algorithm: TPUT (Cao & Wang 2004), in the form of
+Hübschle-Schneider & Sanders (arXiv:1502.03942), with bands as prefixes.
+
+A hash of the sample's identity breaks ties. The identity is the name of the shard and the index in it, so the order
+depends neither on the pod that scored it nor on the time. `band` is also a column, so any Parquet tool can prune row
+groups by its statistics.
+
+Cost:
+    A billion images with 10 classes each are 10^10 rows of about 6 bytes, 60 GB in 125 files. For K = 16,000 the merge
+    reads 138 MB of them, 1.56 times the rows of the winners. The measurements are in docs/benchmarks.md.
 """
 
 import base64
@@ -30,9 +47,10 @@ from semiscale.storage.parquet_row_groups import RowGroupReader
 U64 = NDArray[np.uint64]
 NO_SAMPLES: U64 = np.empty(0, np.uint64)
 FORMAT = 2
-MAX_CLASSES, MAX_CLASSES_KEPT = 1 << 16, 1 << 8  # what the columns `class` and `position` can number
-# Images that a pod ranks at once. A unit is planned to have two thirds of that, as far as the beginnings of a few of
-# the pool's shards tell; where images are of many sizes, they tell little.
+# The numbers of values of the columns `class` and `position`.
+MAX_CLASSES, MAX_CLASSES_KEPT = 1 << 16, 1 << 8
+# Images that a pod ranks at the same time. A shard group is planned for two thirds of this. The plan estimates its size
+# from the first samples of a few shards, which is inaccurate if image sizes vary much.
 MAX_IMAGES_PER_RANKING = 12_000_000
 _FOOTER = "semiscale.scores"
 _SCHEMA = pa.schema(
@@ -50,8 +68,12 @@ _SCHEMA = pa.schema(
 class ScoreRows:
     """Scored rows as columns of equal length.
 
-    `sample` is shard << 32 | index, the shard counted within the unit; `position` is the class's place, from 0, in its
-    image's order; `tie` orders rows of equal score.
+    Attributes:
+        label: The class.
+        score: The log-odds of the class.
+        sample: The code `shard << 32 | index`. The shard is its number in the shard group.
+        position: The rank of the class among the classes of its image, from 0.
+        tie: Orders rows of equal score.
     """
 
     label: NDArray[np.uint16]
@@ -64,20 +86,33 @@ class ScoreRows:
         return len(self.score)
 
     def take(self, chosen: NDArray[Any]) -> "ScoreRows":
-        """Return the rows at these places, or where this mask is true."""
+        """Return the rows at these indexes, or those that this mask selects."""
         return ScoreRows(
             self.label[chosen], self.score[chosen], self.sample[chosen], self.position[chosen], self.tie[chosen]
         )
 
 
 def encode_sample_ids(shard: int, indexes: NDArray[np.int64]) -> U64:
-    """Return the codes of samples of one shard of a unit."""
+    """Return the codes of samples of one shard.
+
+    Args:
+        shard: The number of the shard in its shard group.
+        indexes: The indexes of the samples in the shard.
+    """
     return np.uint64(shard) << np.uint64(32) | indexes.astype(np.uint64)
 
 
 def tie_breakers(codes: U64, shard_names: Sequence[str]) -> U64:
-    """Hash every sample's identity, (shard name, index): 64 well-mixed bits, the same wherever the shard lies."""
-    seeds = np.array([_name_hash(name) for name in shard_names], np.uint64)
+    """Return a 64-bit hash of the identity of each sample.
+
+    The identity is (shard name, index), so the hash survives a move of the bucket.
+
+    Args:
+        codes: The codes of samples of a shard group.
+        shard_names: The names of the shards of the shard group, by number.
+    """
+    seeds = np.array([_hash_name(name) for name in shard_names], np.uint64)
+    # Consecutive indexes are spread by the golden ratio, as in splitmix64.
     spread = seeds[(codes >> np.uint64(32)).astype(np.int64)] + (codes & np.uint64(0xFFFFFFFF)) * np.uint64(
         0x9E3779B97F4A7C15
     )
@@ -85,154 +120,235 @@ def tie_breakers(codes: U64, shard_names: Sequence[str]) -> U64:
 
 
 def splitmix64(values: U64) -> U64:
-    """Mix 64 bits well: the finaliser of splitmix64 (Steele, Lea & Flood 2014), one to one."""
+    """Mix 64-bit values with the bijective finaliser of splitmix64.
+
+    The source is Steele, Lea & Flood 2014.
+    """
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(values ^ (values >> np.uint64(31)), np.uint64)
 
 
-def _name_hash(name: str) -> int:
+def _hash_name(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 def argsort_best_per_class(rows: ScoreRows, at_most: int | None = None) -> NDArray[np.int64]:
-    """Return the places of each class's best rows, in order of class, then score descending, then tie.
+    """Return the indexes of the best rows of each class.
 
-    Class by class, which stays in the processor's cache: a tenth of the time of one sort by all three.
+    They are in order of class, descending score and tie-breaker.
+
+    Args:
+        rows: Rows in any order.
+        at_most: The number of rows of each class, or None for all.
+
+    Cost:
+        Each class is sorted for itself, which stays in the cache of the processor. It takes a tenth of the time of one
+        sort by all three keys.
     """
     by_class = np.argsort(rows.label, kind="stable")
     parts = [by_class[start:end] for start, end in pairwise(class_offsets(rows.label))]
-    best = [places[_best_first(rows.score[places], rows.tie[places], at_most)] for places in parts]
+    best = [indexes[_argsort_best(rows.score[indexes], rows.tie[indexes], at_most)] for indexes in parts]
     return np.concatenate([np.empty(0, np.int64), *best])
 
 
-def _best_first(score: NDArray[np.float32], tie: U64, at_most: int | None) -> NDArray[np.int64]:
-    """Return the best places of one class in order. Only those that can be among them are sorted."""
+def _argsort_best(score: NDArray[np.float32], tie: U64, at_most: int | None) -> NDArray[np.int64]:
+    """Return the indexes of the best rows of one class, in order."""
     if at_most is None or at_most >= len(score):
-        return _descending(score, tie)
+        return _argsort_descending(score, tie)
+    # Only rows that reach the last score in question are sorted.
     last = len(score) - at_most
     chosen = np.flatnonzero(score >= np.partition(score, last)[last])
-    return chosen[_descending(score[chosen], tie[chosen])[:at_most]]
+    return chosen[_argsort_descending(score[chosen], tie[chosen])[:at_most]]
 
 
-def _descending(score: NDArray[np.float32], tie: U64) -> NDArray[np.int64]:
-    """Sort by score, then tie. Equal scores are rare, so the ties are compared only where there are some."""
+def _argsort_descending(score: NDArray[np.float32], tie: U64) -> NDArray[np.int64]:
+    """Return the order by descending score, then by tie-breaker."""
     order = np.argsort(-score)
     descending = score[order]
-    as_next = np.zeros(len(order), bool)
-    as_next[:-1] = descending[:-1] == descending[1:]
-    tied = np.flatnonzero(as_next | np.roll(as_next, 1))
-    among = order[tied]
-    order[tied] = among[np.lexsort((tie[among], -score[among]))]
+    # Equal scores are rare, so tie-breakers are compared only among them.
+    equals_next = np.zeros(len(order), bool)
+    equals_next[:-1] = descending[:-1] == descending[1:]
+    tied = np.flatnonzero(equals_next | np.roll(equals_next, 1))
+    tied_rows = order[tied]
+    order[tied] = tied_rows[np.lexsort((tie[tied_rows], -score[tied_rows]))]
     return order
 
 
 def class_offsets(labels: NDArray[np.uint16], classes: int = 0) -> list[int]:
-    """Return where each class's rows begin in rows sorted by class, and where the last one's end."""
+    """Return the first row of each class, and the end of the last class.
+
+    Args:
+        labels: The classes of rows that are sorted by class.
+        classes: The number of classes, if the last ones may have no rows.
+    """
     return [0, *np.cumsum(np.bincount(labels, minlength=classes)).tolist()]
 
 
 def rank_within_class(labels: NDArray[np.uint16], classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return each row's rank in its class, from 0, and the rows per class; the rows are sorted by class."""
-    edges = np.array(class_offsets(labels, classes))
-    counts = np.diff(edges)
-    return np.arange(len(labels)) - np.repeat(edges[:-1], counts), counts
+    """Return the rank of each row in its class.
+
+    Args:
+        labels: The classes of rows that are sorted by class.
+        classes: The number of classes.
+
+    Returns:
+        The ranks, from 0, and the number of rows of each class.
+    """
+    offsets = np.array(class_offsets(labels, classes))
+    counts = np.diff(offsets)
+    return np.arange(len(labels)) - np.repeat(offsets[:-1], counts), counts
 
 
 def first_band_size(images_per_class: int, units: float) -> int:
-    """Return how many ranks of a class band 0 holds.
+    """Return the number of ranks of a class in band 0.
 
-    A class's top K fall on S units chosen by hash: K/S in each, give or take 4 standard deviations, at most all, and
-    one more row to see that the next cannot win. That makes band 0 enough for all but one class of a unit in ten
-    thousand.
+    A hash distributes the top K of a class over S shard groups. Each gets K/S, and rarely more than 4 standard
+    deviations above it. One more row shows that the next row cannot win. Band 0 is then enough for all but one in ten
+    thousand classes of a shard group.
+
+    Args:
+        images_per_class: K.
+        units: S, the number of shard groups. It need not be whole, because a part of a shard group has a smaller share.
+
+    Returns:
+        The size `head` of band 0, at most K + 1.
     """
     expected = images_per_class / units
-    deviation = math.sqrt(expected * (1 - 1 / units))  # binomial: one unit has all for certain
+    # The standard deviation of the binomial distribution. It is 0 for a single shard group.
+    deviation = math.sqrt(expected * (1 - 1 / units))
     return min(math.ceil(expected + 4 * deviation), images_per_class) + 1
 
 
 def band_of_rank(rank: NDArray[np.int64], head: int) -> NDArray[np.uint8]:
-    """Return the band of each rank: 0 below `head`, then 1 for the next `head` / 4, and each one twice as wide.
+    """Return the band of each rank.
 
-    The narrow second band is for the one class in thousands that band 0 is not enough for; the doubling bounds the
-    row groups by the logarithm of the rows.
+    Band 0 has the ranks below `head`, band 1 the next `head` / 4, and each further band twice as many. Band 1 is narrow
+    because one class in thousands needs it. Doubling makes the number of row groups logarithmic in the rows.
+
+    Args:
+        rank: The ranks, from 0.
+        head: The number of ranks in band 0.
     """
     steps = np.maximum((rank - head) // max(head // 4, 1) + 1, 0)
-    return np.frexp(steps)[1].astype(np.uint8)  # the length of an integer in bits
+    # The binary exponent of an integer is its length in bits.
+    return np.frexp(steps)[1].astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class BandedRows:
-    """One unit's rows in the order of its score file, and the band of each."""
+    """The rows of a shard group in the order of its score file, and the band of each."""
 
     rows: ScoreRows
     band: NDArray[np.uint8]
 
 
 def sort_into_bands(rows: ScoreRows, head: int) -> BandedRows:
-    """Put one unit's rows in the order of its score file.
+    """Sort the rows of a shard group into the order of its score file.
 
-    Time: a sort, about two seconds for ten million rows; memory: the rows twice, and 8 bytes a row.
+    Args:
+        rows: Rows in any order.
+        head: The number of ranks in band 0.
+
+    Cost:
+        One sort, about two seconds for ten million rows. Memory for the rows twice, and 8 bytes a row.
     """
     order = argsort_best_per_class(rows)
     labels = rows.label[order]
     band = band_of_rank(rank_within_class(labels, int(labels.max(initial=0)) + 1)[0], head)
     by_band = np.argsort(band, kind="stable")
     band, order = band[by_band], order[by_band]
-    del labels, by_band  # each as large as a column
+    # Each of them is as large as a column, and the next line copies all columns.
+    del labels, by_band
     return BandedRows(rows.take(order), band)
 
 
-def write_score_file(unit: BandedRows, classes: int, metadata: dict[str, Any]) -> bytes:
-    """Lay out one unit as a banded Parquet file; `metadata` goes into its footer, and prevails there."""
-    rows = unit.rows
-    columns = [unit.band, rows.label, rows.score, rows.sample, rows.position]
+def write_score_file(banded: BandedRows, classes: int, metadata: dict[str, Any]) -> bytes:
+    """Return the score file of a shard group.
+
+    Args:
+        banded: The rows of the shard group with their bands.
+        classes: The number of classes.
+        metadata: Further entries of the footer. They replace entries of the same name.
+
+    Cost:
+        Memory for the rows and the file, about 6 bytes a row.
+    """
+    rows = banded.rows
+    columns = [banded.band, rows.label, rows.score, rows.sample, rows.position]
     table = pa.table([pa.array(column) for column in columns], schema=_SCHEMA)
-    footer = {"format": FORMAT, "depths": _depths(unit.band, rows, classes).tolist(), **metadata}
-    return _written(table, np.flatnonzero(np.diff(unit.band)) + 1, footer)
+    footer = {"format": FORMAT, "depths": _count_depths(banded.band, rows, classes).tolist(), **metadata}
+    return _encode(table, np.flatnonzero(np.diff(banded.band)) + 1, footer)
 
 
-def _depths(band: NDArray[np.uint8], rows: ScoreRows, classes: int) -> NDArray[np.uint8]:
-    """Return [position, class]: how many bands hold all of a class's rows at this position and those before it."""
+def _count_depths(band: NDArray[np.uint8], rows: ScoreRows, classes: int) -> NDArray[np.uint8]:
+    """Return depths[position, class], the number of bands that contain all rows.
+
+    These are the rows of the class at this position and at all positions before it.
+    """
     depths = np.zeros((int(rows.position.max(initial=0)) + 1, classes), np.uint8)
-    depths[rows.position, rows.label] = band + 1  # in order of the bands, and the last assignment stays
+    # Rows are in order of their bands, and NumPy keeps the last assignment.
+    depths[rows.position, rows.label] = band + 1
     return np.maximum.accumulate(depths, axis=0)
 
 
-def _written(table: pa.Table, cuts: NDArray[np.int64], footer: dict[str, Any]) -> bytes:
-    """Write a table cut into row groups. Scores and samples are split into their bytes, of which the high ones repeat:
-    6 bytes a row, and every Parquet reader understands it.
+def _encode(table: pa.Table, band_starts: NDArray[np.int64], footer: dict[str, Any]) -> bytes:
+    """Return a Parquet file with one row group per band, of about 6 bytes a row.
+
+    BYTE_STREAM_SPLIT separates the bytes of scores and samples, because the high ones repeat. It is a standard encoding
+    of Parquet.
     """
-    groups = (table.slice(start, end - start) for start, end in pairwise([0, *cuts.tolist(), len(table)]))
+    groups = (table.slice(start, end - start) for start, end in pairwise([0, *band_starts.tolist(), len(table)]))
     return encode_parquet(
         groups,
         _SCHEMA,
-        lambda: {_FOOTER: _packed(footer)},
+        lambda: {_FOOTER: _compress_footer(footer)},
         compression="zstd",
         use_dictionary=["band", "position"],
         column_encoding={"class": "DELTA_BINARY_PACKED", "score": "BYTE_STREAM_SPLIT", "sample": "BYTE_STREAM_SPLIT"},
         write_statistics=["band", "class"],
-        store_schema=False,  # Arrow's copy of the schema is larger than Parquet's own
+        # Arrow's copy of the schema is larger than the schema of Parquet.
+        store_schema=False,
     )
 
 
-def _packed(footer: dict[str, Any]) -> bytes:
-    """A footer is read of every unit, so it counts: the names of a thousand shards are 40 kB as they are, and 5 so."""
+def _compress_footer(footer: dict[str, Any]) -> bytes:
+    """Compress a footer, because the merge reads those of all shard groups.
+
+    The names of a thousand shards take 5 kB instead of 40 kB.
+    """
     return base64.b85encode(zlib.compress(json.dumps(footer, separators=(",", ":")).encode(), 9))
 
 
 class ScoreFileReader:
-    """One unit's score file, read band by band, each in one ranged request. Not to be shared by threads.
+    """The score file of a shard group, read band by band with one ranged request each.
 
-    `removed` are codes of samples that are passed over.
+    It is not thread-safe.
+
+    Attributes:
+        uri: The score file.
+        teacher: The digest of the teacher.
+        unit: The digest of the shard group.
+        shard_names: The names of the shards, by number.
+        last_scores: The lowest score of each class that was read, or infinity before its first row.
     """
 
     def __init__(self, uri: str, removed: U64 = NO_SAMPLES) -> None:
+        """Read the footer.
+
+        Args:
+            uri: The score file.
+            removed: The codes of samples that are skipped.
+
+        Raises:
+            InvalidInputError: The file is not a score file of this version.
+            SemiscaleError: The file is missing or damaged.
+        """
         self.uri = uri
         self._removed = removed
         self._groups = RowGroupReader(uri)
-        packed = (self._groups.metadata.metadata or {}).get(_FOOTER.encode())
-        footer = json.loads(zlib.decompress(base64.b85decode(packed))) if packed else {}
+        compressed = (self._groups.metadata.metadata or {}).get(_FOOTER.encode())
+        footer = json.loads(zlib.decompress(base64.b85decode(compressed))) if compressed else {}
         if footer.get("format") != FORMAT:
             raise InvalidInputError(
                 "SEMI-E160", f"{uri}: This is not a score file of this version. Delete its folder and score again."
@@ -246,30 +362,46 @@ class ScoreFileReader:
 
     @property
     def bytes_read(self) -> int:
-        """What was asked of the store."""
+        """Return the number of bytes requested from the store."""
         return self._groups.bytes_read
 
     @property
     def rows(self) -> int:
-        """How many rows it has."""
+        """Return the number of rows of the file."""
         return int(self._groups.metadata.num_rows)
 
     @property
     def classes_kept(self) -> int:
-        """How many classes of each image were kept when it was scored: the largest P that can be selected."""
+        """Return how many classes of each image were kept, which is the largest possible P."""
         return len(self._depths)
 
     def has_unread_rows(self, classes_per_image: int) -> NDArray[np.bool_]:
-        """Say of each class whether some of its rows have not been read, counting each image's P best classes alone."""
-        place = min(classes_per_image, len(self._depths)) - 1
-        return np.asarray(self._depths[place] > self._bands_read)
+        """Return for each class whether it has unread rows.
+
+        Args:
+            classes_per_image: P. Only the P best classes of an image count.
+
+        Returns:
+            A mask over the classes.
+        """
+        position = min(classes_per_image, len(self._depths)) - 1
+        return np.asarray(self._depths[position] > self._bands_read)
 
     def read_next_band(self) -> ScoreRows:
-        """Read the next band, and note each class's last score in it: what follows is not better."""
+        """Read the next band and update `last_scores`.
+
+        The unread rows of a class have at most its last score.
+
+        Raises:
+            SemiscaleError: The file is missing or damaged.
+
+        Cost:
+            One ranged request, and memory for the rows of the band.
+        """
         table = self._groups.read(self._bands_read, _SCHEMA.names[1:])
         self._bands_read += 1
         label, score, sample, position = (column.to_numpy() for column in table.columns)
-        # Rows are in order, so the last assignment to a class is its lowest score.
+        # Rows are in descending order, so the last assignment to a class is its lowest score.
         self.last_scores[label] = score
         rows = ScoreRows(label, score, sample, position, tie_breakers(sample, self.shard_names))
         return rows.take(np.isin(sample, self._removed, invert=True)) if len(self._removed) else rows

@@ -126,5 +126,5 @@ def test_damage_is_refused_by_name(tmp_path: Path, name: str, how: str) -> None:
 def test_samples_that_lost_rows_are_refused(tmp_path: Path) -> None:
     table, _ = unit(tmp_path)
     damage(tmp_path / "samples.parquet", "rows lost")
-    with pytest.raises(SemiscaleError, match=r"samples\.parquet: 10 rows; expected one for each of 3,000 images"):
+    with pytest.raises(SemiscaleError, match=r"samples\.parquet: .*10 rows.* 3,000 images.*SEMI-E027"):
         found(tmp_path, table["sample"].to_numpy())
