@@ -23,7 +23,7 @@ groups by its statistics.
 
 Cost:
     A billion images with 10 classes each are 10^10 rows of about 6 bytes, 60 GB in 125 files. For K = 16,000 the merge
-    reads 138 MB of them, 1.56 times the rows of the winners. The measurements are in docs/benchmarks.md.
+    reads 138 MB of them, 1.56 times the size of the winners. The measurements are in docs/benchmarks.md.
 """
 
 import base64
