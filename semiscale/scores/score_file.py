@@ -120,10 +120,7 @@ def tie_breakers(codes: U64, shard_names: Sequence[str]) -> U64:
 
 
 def splitmix64(values: U64) -> U64:
-    """Mix 64-bit values with the bijective finaliser of splitmix64.
-
-    The source is Steele, Lea & Flood 2014.
-    """
+    """Mix values, one to one, as splitmix64 ends (Steele, Lea & Flood 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(values ^ (values >> np.uint64(31)), np.uint64)
@@ -378,11 +375,7 @@ class ScoreFileReader:
     def has_unread_rows(self, classes_per_image: int) -> NDArray[np.bool_]:
         """Return for each class whether it has unread rows.
 
-        Args:
-            classes_per_image: P. Only the P best classes of an image count.
-
-        Returns:
-            A mask over the classes.
+        Only the P = `classes_per_image` best classes of an image count.
         """
         position = min(classes_per_image, len(self._depths)) - 1
         return np.asarray(self._depths[position] > self._bands_read)
