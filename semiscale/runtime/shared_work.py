@@ -1,4 +1,4 @@
-"""Sharing a list of work items among pods by leases, without a coordinator.
+"""Share a list of work items among pods by leases, without a coordinator.
 
 Pods may join and die at any time. A lease only saves work. Two pods that process the same item write the same bytes.
 """
@@ -33,7 +33,7 @@ def rotate_to_start(items: Sequence[Item], pod: int, pods: int) -> list[Item]:
 
 
 class SharedWork(Generic[Item]):
-    """Processes work items that no other pod holds, until all items of a list are done.
+    """Processes work items that no other pod holds, until all items are done.
 
     Args:
         leases: Leases of the folder that the items are written to.

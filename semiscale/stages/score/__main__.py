@@ -1,4 +1,4 @@
-"""`python -m semiscale.stages.score`: the stage from a shell."""
+"""Run the score stage from a shell: `python -m semiscale.stages.score`."""
 
 import sys
 

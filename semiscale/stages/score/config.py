@@ -1,4 +1,4 @@
-"""The inputs of one pod's scan, and of the count of what there is to scan."""
+"""Define the inputs of a scoring pod and of the choice of the number of pods."""
 
 from typing import ClassVar
 
@@ -7,37 +7,37 @@ from semiscale.runtime.stage_config import ReceiptUri, StageConfig
 
 
 class ScoreFanoutConfig(StageConfig):
-    """What the scan would find, before there are pods for it."""
+    """Inputs of the step that counts unscored shards and chooses the number of pods."""
 
     stage: ClassVar[str] = "count"
 
     plan: ReceiptUri
-    """The plan's receipt: it names the ledger of the pool."""
+    """The plan's receipt. It names the list of shard groups."""
     teacher: ReceiptUri
     """The teacher's receipt."""
     image_column: str = "image"
-    """Parquet column of the images; the scores of each are kept apart."""
+    """Parquet column of the images. Each column has a score folder of its own."""
     decoder: Decoder = "cpu"
-    """What decodes plain JPEGs; the scores of each are kept apart, because their pixels differ slightly."""
+    """Decoder of plain JPEGs. Each decoder has a score folder of its own, because pixels differ slightly."""
 
     def task_name(self) -> str:
-        """What is counted."""
+        """Return the name of the task's folder."""
         return "count-unscored"
 
 
 class ScoreConfig(ScoreFanoutConfig):
-    """One pod's share of the scan."""
+    """Inputs of one scoring pod."""
 
     stage: ClassVar[str] = "score"
     on_device: ClassVar[bool] = True
 
     count: ReceiptUri = ""
-    """The receipt of the count of what is left: how many pods there are. Without: as many as the plan has at most."""
+    """Receipt that holds the number of pods. If it is empty, the plan's maximum is used."""
     pod: int
-    """Which of the pods this is, from 0."""
+    """Number of this pod, from 0."""
     images_per_class: int
-    """K: how the score files are laid out; any other K can still be selected."""
+    """K, which sets the size of the first band of a score file. Any other K can be selected later."""
 
     def task_name(self) -> str:
-        """The pod's number."""
+        """Return the name of the task's folder, which contains the pod's number."""
         return f"score-{self.pod}"

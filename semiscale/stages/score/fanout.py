@@ -1,4 +1,4 @@
-"""Count what a teacher has not scored yet of the pool: how many pods the scan keeps busy."""
+"""Choose the number of scoring pods from the work that is left."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,33 +11,46 @@ from semiscale.stages.score.config import ScoreFanoutConfig
 from semiscale.stages.score.score_store import (
     MAX_CONCURRENT_READS,
     list_scored_shards,
+    load_group_receipt,
     load_shard_groups,
-    load_unit_receipt,
     score_folder,
 )
 from semiscale.storage.documents import load_document
 
 
 def plan_score_fanout(config: ScoreFanoutConfig) -> FanoutReceipt:
-    """Return how many pods the scan is worth: all for a new teacher, one where nothing is new.
+    """Choose how many pods the remaining work keeps busy.
 
-    A shard is scored by one pod, and a unit sealed by one. It asks what the scan itself asks when it starts, and costs
-    the same: a read for each unit, and a listing of the scored shards where a unit is not sealed.
+    A new teacher gets all pods of the plan. One pod runs if nothing is left to score. Only one pod at a time scores a
+    shard or compacts a shard group, so more pods than these would idle.
+
+    Args:
+        config: The plan, the teacher and the settings that select the score folder.
+
+    Returns:
+        The receipt with the number of pods and the reason for it.
+
+    Cost:
+        The same as the start of the scan. It is one read per shard group, and a listing of the scored shards if a group
+        has no receipt.
     """
     plan = load_document(config.plan, PlanReceipt)
     folder = score_folder(config, plan, load_document(config.teacher, TrainReceipt).digest)
 
-    def left() -> tuple[int, str]:
-        units = load_shard_groups(plan)
+    def count_remaining() -> tuple[int, str]:
+        groups = load_shard_groups(plan)
         with ThreadPoolExecutor(MAX_CONCURRENT_READS) as pool:
-            receipts = list(pool.map(partial(load_unit_receipt, folder), units))
-        unsealed = [unit for unit, receipt in zip(units, receipts, strict=True) if receipt is None]
-        scored = set(list_scored_shards(folder)) if unsealed else set()
-        shards = sum(shard.digest() not in scored for unit in unsealed for shard in unit.shards)
-        what = f"{shards:,} of {plan.shards:,} shards to score, {len(unsealed):,} of {len(units):,} units to seal"
-        return max(shards, len(unsealed)), what
+            receipts = list(pool.map(partial(load_group_receipt, folder), groups))
+        unfinished = [group for group, receipt in zip(groups, receipts, strict=True) if receipt is None]
+        scored = set(list_scored_shards(folder)) if unfinished else set()
+        num_shards = sum(shard.digest() not in scored for group in unfinished for shard in group.shards)
+        # The receipt stores this text.
+        reason = (
+            f"{num_shards:,} of {plan.shards:,} shards to score, {len(unfinished):,} of {len(groups):,} units to seal"
+        )
+        return max(num_shards, len(unfinished)), reason
 
-    return pod_count.choose_pod_count(config, plan.pods, folder, left)
+    return pod_count.choose_pod_count(config, plan.pods, folder, count_remaining)
 
 
 __all__ = ["ScoreFanoutConfig", "plan_score_fanout"]

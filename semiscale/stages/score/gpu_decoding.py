@@ -1,9 +1,11 @@
-"""Plain JPEGs decoded and cut on the GPU by nvJPEG, as the run asks for: `decoder: gpu`.
+"""Decode and crop plain JPEGs on the GPU by nvJPEG, for `decoder: gpu`.
 
-nvJPEG's pixels differ from libjpeg's, and so do those of the resizing, which is not rounded between its two directions
-here: on an H100, of 100 photographs at 224, by two levels or less in 99% of the values and by 48 at most. So this is
-never chosen by itself, and the scores say in their name how they were decoded. It decodes some files that are cut off
-before their end and mended there, which libjpeg refuses.
+The pixels of nvJPEG differ from those of libjpeg. The resized pixels differ too, because they are not rounded between
+the two directions. Measured on an H100 with 100 photographs at 224 pixels, 99% of the values differ by at most two
+levels, and the largest difference is 48. This decoder is therefore never chosen automatically, and the name of the
+score folder contains it.
+
+nvJPEG also completes some truncated files that libjpeg refuses.
 """
 
 import re
@@ -21,14 +23,19 @@ from semiscale.data.image_decoding import ImageArray, baseline_jpeg_header
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.transforms import MAX_ASPECT_RATIO, resize_shape
 
-_END = b"\xff\xd9"
-_COLOURS = ("YCbCr", "Gray")  # a JPEG that holds RGB says so in a marker of Adobe's
-# Of what torchvision says where an image is not decoded, what is not the image's fault; 5: nvJPEG found no memory.
-_OF_THE_DEVICE = re.compile(r"out of memory|CUDA error|: 5\b")
+_END_OF_IMAGE = b"\xff\xd9"
+# RGB is missing. A JPEG that stores RGB is marked by an Adobe segment.
+_COLOR_SPACES = ("YCbCr", "Gray")
+# Errors of torchvision that the image did not cause. Status 5 of nvJPEG is a failed allocation.
+_DEVICE_ERROR = re.compile(r"out of memory|CUDA error|: 5\b")
 
 
 def require_gpu() -> None:
-    """Raise InvalidInputError where there is no GPU to decode on."""
+    """Check that this machine can decode on a GPU.
+
+    Raises:
+        InvalidInputError: No CUDA device is available.
+    """
     if not torch.cuda.is_available():
         raise InvalidInputError(
             "SEMI-E271", "decoder: The value gpu needs a CUDA device, and this machine has none. Set decoder to cpu."
@@ -36,69 +43,96 @@ def require_gpu() -> None:
 
 
 class GpuDecoder:
-    """Decodes and cuts a few images at a time, for any number of threads; on a CPU, for tests, by the same calls.
+    """Decodes and crops a few images at a time. Any thread may call it.
 
-    An image's pixels do not depend on those beside it. Threads take turns, as they do within torchvision, so that the
-    device holds the pixels of one call: at most eight images of decode.MAX_PIXELS, 270 MB each, and one as floats.
+    The pixels of an image do not depend on the other images of a call. Tests run the same calls on a CPU.
+
+    Args:
+        preprocessing: Resolution and resizing.
+        device: Device that decodes.
+
+    Cost:
+        Device memory of one call, because calls take turns, as they do within torchvision. That is at most eight images
+        of `MAX_PIXELS`, 270 MB each, and one of them in floats.
     """
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
-        self._preprocessing, self._device, self._turn = preprocessing, device, Lock()
+        self._preprocessing, self._device, self._lock = preprocessing, device, Lock()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def decode_and_crop(self, images: Sequence[bytes]) -> list[ImageArray | None]:
-        """Return what the model sees of each image, as preprocess.fixed_cut does within two levels; None where the CPU
-        has to decode it: what is odd, in its header or to nvJPEG.
-        """
-        places = [place for place, data in enumerate(images) if _for_the_device(data)]
-        cuts: list[ImageArray | None] = [None] * len(images)
-        with self._turn, torch.inference_mode(), self._on_stream():
-            decoded = self._decoded([images[place] for place in places])
-            there = {place: self._cut(image) for place, image in zip(places, decoded, strict=True) if image is not None}
-            if there:
-                for place, pixels in zip(there, torch.stack(list(there.values())).cpu().numpy(), strict=True):
-                    cuts[place] = pixels
-        return cuts
+        """Return the centre crop of each image.
 
-    def _on_stream(self) -> AbstractContextManager[object]:
+        Args:
+            images: Encoded images.
+
+        Returns:
+            Pixels within two levels of `center_crop`. None for an image that the CPU has to decode, because its header
+            is unusual or nvJPEG refuses it.
+
+        Raises:
+            SemiscaleError: The device cannot decode, for example because it has no memory left.
+        """
+        supported = [index for index, data in enumerate(images) if _is_supported(data)]
+        crops: list[ImageArray | None] = [None] * len(images)
+        with self._lock, torch.inference_mode(), self._use_stream():
+            decoded = self._decode_or_none([images[index] for index in supported])
+            cropped = {
+                index: self._crop(image) for index, image in zip(supported, decoded, strict=True) if image is not None
+            }
+            if cropped:
+                # One copy for all images. It also waits for the stream.
+                for index, pixels in zip(cropped, torch.stack(list(cropped.values())).cpu().numpy(), strict=True):
+                    crops[index] = pixels
+        return crops
+
+    def _use_stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
-    def _decoded(self, images: list[bytes]) -> list[Tensor | None]:
-        """Decode on the device, one by one where that fails for all: torchvision gives all images or none."""
+    def _decode_or_none(self, images: list[bytes]) -> list[Tensor | None]:
+        """Decode images, with None for an image that nvJPEG refuses."""
         if not images:
             return []
         try:
             return list(self._decode(images))
         except RuntimeError as error:
-            if _OF_THE_DEVICE.search(str(error)):
+            if _DEVICE_ERROR.search(str(error)):
                 raise SemiscaleError(
                     "SEMI-E274",
                     f"decoder: The GPU cannot decode images: {error}. Set decoder to cpu, or use another GPU.",
                 ) from None
-        return [None] if len(images) == 1 else [self._decoded([image])[0] for image in images]
+        # torchvision returns all images or none, so they are decoded one by one to find the refused ones.
+        return [None] if len(images) == 1 else [self._decode_or_none([image])[0] for image in images]
 
     def _decode(self, images: list[bytes]) -> list[Tensor]:
-        from torchvision.io import ImageReadMode, decode_jpeg  # takes seconds to import
+        # The import takes seconds.
+        from torchvision.io import ImageReadMode, decode_jpeg
 
-        # torchvision decodes on a stream of its own that does not wait for this one, into memory that this one may
-        # still be reading (pytorch/vision#9606): it has to be idle.
+        # torchvision decodes on a stream of its own and does not wait for this one. It may write into memory that this
+        # stream still reads (pytorch/vision#9606), so this stream has to be idle.
         if self._stream:
             self._stream.synchronize()
         encoded = [torch.from_numpy(np.frombuffer(image, np.uint8).copy()) for image in images]
         decoded: list[Tensor] = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self._device)
         return decoded
 
-    def _cut(self, image_CHW: Tensor) -> Tensor:
-        """Resize and cut the centre: a triangle filter as wide as the reduction, in floats, rounded once."""
+    def _crop(self, image_CHW: Tensor) -> Tensor:
+        """Resize an image and crop its centre.
+
+        The filter is a triangle as wide as the reduction. It computes in floats, and the result is rounded once.
+        """
         size = self._preprocessing.resolution
         height, width = resize_shape(image_CHW.shape[1], image_CHW.shape[2], self._preprocessing)
         resized_BCHW = F.interpolate(image_CHW[None].float(), (height, width), mode="bilinear", antialias=True)
         top, left = (height - size) // 2, (width - size) // 2
-        cut_CHW = resized_BCHW[0, :, top : top + size, left : left + size]
-        return cut_CHW.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+        crop_CHW = resized_BCHW[0, :, top : top + size, left : left + size]
+        return crop_CHW.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
 
 
-def _for_the_device(data: bytes) -> bool:
-    """Say whether an image is whole, has nothing odd about it, and is no strip, whose ends fixed_cut leaves out."""
-    header = baseline_jpeg_header(data) if data.endswith(_END) else None
-    return header is not None and header[2] in _COLOURS and max(header[:2]) <= MAX_ASPECT_RATIO * min(header[:2])
+def _is_supported(data: bytes) -> bool:
+    """Check that an image is a whole JPEG with a usual header.
+
+    Narrow strips are left to the CPU, because `center_crop` leaves out their ends.
+    """
+    header = baseline_jpeg_header(data) if data.endswith(_END_OF_IMAGE) else None
+    return header is not None and header[2] in _COLOR_SPACES and max(header[:2]) <= MAX_ASPECT_RATIO * min(header[:2])

@@ -1,4 +1,7 @@
-"""Seal: put a unit's parts together, its rows ranked, in as many pieces as keep a pod's memory bounded."""
+"""Compact a shard group: rank the stored scores of its shards.
+
+A group with many images is ranked in pieces, so that memory is bounded.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,112 +20,147 @@ from semiscale.stages.score import shard_scores
 from semiscale.stages.score.shard_scores import ShardScores
 from semiscale.stages.score.timings import add_write_seconds, scan_stats
 
-MAX_CONCURRENT_READS = 32  # parts read at once: hides an object store's latency
-MAX_FAILURES_LISTED = 100  # of a unit; all are counted
+# Shard scores that are read at the same time, to hide the latency of an object store.
+MAX_CONCURRENT_READS = 32
+# Failures that a receipt lists for one shard group. All failures are counted.
+MAX_FAILURES_LISTED = 100
 
 
 @dataclass
 class RankedPart:
-    """Shards of a unit that are ranked together, with their parts."""
+    """A piece of a shard group: the shards that are ranked together.
+
+    Attributes:
+        shards: Shards of the piece.
+        parts: Scores of each shard.
+        images: Number of scored images.
+        began: Time of the monotonic clock at which reading began.
+    """
 
     shards: list[Shard] = field(default_factory=list)
     parts: list[ShardScores] = field(default_factory=list)
     images: int = 0
     began: float = field(default_factory=time.monotonic)
 
-    def add(self, shard: Shard, part: ShardScores) -> None:
-        """Take one more shard in."""
+    def add(self, shard: Shard, scores: ShardScores) -> None:
+        """Add a shard and its scores."""
         self.shards.append(shard)
-        self.parts.append(part)
-        self.images += part.count.scored
+        self.parts.append(scores)
+        self.images += scores.count.scored
 
 
 @dataclass(frozen=True)
 class GroupCompactor:
-    """Seals units of one folder of scores, of so many `units`. `advanced` is told that the work goes on.
+    """Compacts shard groups of one score folder.
 
-    Memory: MOST_IMAGES at ten classes each, and READERS encoded parts of 60 bytes an image: 10 GB, measured with a unit
-    of 24 million images in shards of 200,000, which is two pieces. One shard that has more is ranked whole: a tar that
-    the plan warned of; Parquet files are cut.
+    Attributes:
+        folder: URI of the score folder.
+        teacher: Digest of the teacher.
+        pod: Number of this pod.
+        images_per_class: K, which sets the size of the first band.
+        num_groups: Number of shard groups in the pool.
+        classes: Number of the teacher's classes.
+        heartbeat: Keeps the pod's leases alive. It is called at every read and write.
+
+    Cost:
+        Memory of MAX_IMAGES_PER_RANKING images at ten classes each, and of MAX_CONCURRENT_READS encoded shard scores at
+        60 bytes an image. That is 10 GB, measured with a group of 24 million images in shards of 200,000, which is two
+        pieces. A single shard with more images is ranked whole. It can only be a tar, of which the plan warns, because
+        large Parquet files are split.
     """
 
     folder: str
     teacher: str
     pod: int
     images_per_class: int
-    units: int
+    num_groups: int
     classes: int
-    advanced: Callable[[], None]
+    heartbeat: Callable[[], None]
 
-    def compact(self, unit: ShardGroup, folder: str) -> dict[str, object]:
-        """Write a unit's files, or those of its pieces; returns the fields of its receipt."""
-        pieces = list(map(partial(self._ranked, unit, folder), self._pieces(unit)))
-        return dict(pieces[0]) if len(pieces) == 1 else self._together(unit, folder, pieces)
+    def compact(self, group: ShardGroup, folder: str) -> dict[str, object]:
+        """Write the files of a shard group, or those of its pieces.
 
-    def _pieces(self, unit: ShardGroup) -> Iterator[RankedPart]:
-        """Read a unit's parts in order, and yield as many together as have MOST_IMAGES: of most units all.
+        Args:
+            group: Shard group whose shards all have scores.
+            folder: URI of the group's folder.
 
-        They are in the order of a hash, so that no piece collects one kind of image, and images are counted: the pieces
-        are the same whoever seals the unit. A piece is let go before the next one is read.
+        Returns:
+            The fields of the group's receipt.
+
+        Raises:
+            SemiscaleError: Stored scores are damaged, or belong to another teacher or shard.
         """
-        uris = [shard_scores.shard_scores_uri(self.folder, shard) for shard in unit.shards]
+        pieces = list(map(partial(self._rank_piece, group, folder), self._read_pieces(group)))
+        return dict(pieces[0]) if len(pieces) == 1 else self._merge_receipts(group, folder, pieces)
+
+    def _read_pieces(self, group: ShardGroup) -> Iterator[RankedPart]:
+        """Read the scores of a group's shards in order, and yield them in pieces.
+
+        A piece has up to MAX_IMAGES_PER_RANKING images, so most groups are one piece. The order of the shards is that
+        of a hash, so no piece collects one kind of image. Pieces are divided by the number of images, so every pod
+        divides a group in the same way. A piece is freed before the next one is read.
+        """
+        uris = [shard_scores.shard_scores_uri(self.folder, shard) for shard in group.shards]
         piece = RankedPart()
-        with closing(map_prefetched(storage.read_bytes, uris, MAX_CONCURRENT_READS)) as read:
-            for shard, uri, data in zip(unit.shards, uris, read, strict=True):
-                part = shard_scores.shard_scores_from_parquet(data, uri, self.teacher)
-                if part.count.digest != shard.digest():
+        with closing(map_prefetched(storage.read_bytes, uris, MAX_CONCURRENT_READS)) as contents:
+            for shard, uri, data in zip(group.shards, uris, contents, strict=True):
+                scores = shard_scores.shard_scores_from_parquet(data, uri, self.teacher)
+                if scores.count.digest != shard.digest():
                     raise shard_scores.corrupt_scores_error(
-                        uri, f"It holds scores of shard {part.count.shard}, expected those of {shard.name}"
+                        uri, f"It holds scores of shard {scores.count.shard}, expected those of {shard.name}"
                     )
-                self.advanced()
-                if piece.parts and piece.images + part.count.scored > MAX_IMAGES_PER_RANKING:
+                self.heartbeat()
+                if piece.parts and piece.images + scores.count.scored > MAX_IMAGES_PER_RANKING:
                     yield piece
                     piece = RankedPart()
-                piece.add(shard, part)
+                piece.add(shard, scores)
         yield piece
 
-    def _ranked(self, unit: ShardGroup, folder: str, piece: RankedPart) -> ShardGroupReceipt:
-        """Write the files of a piece of a unit. The seconds count to the shards by their images.
+    def _rank_piece(self, group: ShardGroup, folder: str, piece: RankedPart) -> ShardGroupReceipt:
+        """Rank a piece, write its files, and return its receipt.
 
-        A piece that is not all of its unit has a name and a folder of its own, and of a class's best a smaller share.
+        The seconds of compaction are divided among the shards by their images.
         """
-        name, units = unit.digest, float(self.units)
-        if len(piece.shards) < len(unit.shards):
+        name, num_groups = group.digest, float(self.num_groups)
+        if len(piece.shards) < len(group.shards):
+            # A piece of several has a name and a folder of its own. It holds a smaller share of each class's best
+            # images, so its first band is smaller too.
             name = content_digest([shard.digest() for shard in piece.shards])
             folder = storage.join(folder, name)
-            units *= _size_bytes(unit.shards) / max(_size_bytes(piece.shards), 1)
+            num_groups *= _size_bytes(group.shards) / max(_size_bytes(piece.shards), 1)
         metadata = {"teacher": self.teacher, "unit": name, "shards": [shard.name for shard in piece.shards]}
-        head = score_file.first_band_size(self.images_per_class, units)
+        head = score_file.first_band_size(self.images_per_class, num_groups)
         files = shard_scores.build_group_files(piece.parts, head, self.classes, metadata)
-        written = {file: storage.join(folder, f"{file}.parquet") for file in files}
+        uris = {file: storage.join(folder, f"{file}.parquet") for file in files}
         for file, data in files.items():
-            self.advanced()
-            storage.write_bytes(written[file], data)
-        sealing_s = time.monotonic() - piece.began
+            self.heartbeat()
+            storage.write_bytes(uris[file], data)
+        compaction_s = time.monotonic() - piece.began
         counts = [
-            add_write_seconds(one.count, sealing_s * one.count.scored / max(piece.images, 1)) for one in piece.parts
+            add_write_seconds(scores.count, compaction_s * scores.count.scored / max(piece.images, 1))
+            for scores in piece.parts
         ]
         return ShardGroupReceipt(
-            **written,
+            **uris,
             **scan_stats(counts),
             stage="score",
             digest=name,
             folder=folder,
-            seconds=round(sum(part.seconds for part in piece.parts) + sealing_s, 3),
+            seconds=round(sum(scores.seconds for scores in piece.parts) + compaction_s, 3),
             teacher=self.teacher,
             pod=self.pod,
             shards=counts,
-            failures=[failure for part in piece.parts for failure in part.failures][:MAX_FAILURES_LISTED],
+            failures=[failure for scores in piece.parts for failure in scores.failures][:MAX_FAILURES_LISTED],
         )
 
-    def _together(self, unit: ShardGroup, folder: str, pieces: list[ShardGroupReceipt]) -> dict[str, object]:
-        """Return the fields of the receipt of a unit that has pieces."""
+    def _merge_receipts(self, group: ShardGroup, folder: str, pieces: list[ShardGroupReceipt]) -> dict[str, object]:
+        """Return the fields of the receipt of a shard group that has several pieces."""
         counts = [count for piece in pieces for count in piece.shards]
         return {
             **dict(pieces[0]),
             **scan_stats(counts),
             **dict.fromkeys(("scores", "places", "samples"), ""),
-            "digest": unit.digest,
+            "digest": group.digest,
             "folder": folder,
             "seconds": round(sum(piece.seconds for piece in pieces), 3),
             "shards": counts,

@@ -1,7 +1,8 @@
-"""The feed in processes of its own: what a GPU needs.
+"""Load shards in worker processes, which a GPU needs.
 
-Each process reads and decodes whole shards, with a few cores, into memory that this process has too. This one hands out
-the shards and takes the batches, so that little holds up the thread that launches the GPU's work.
+Each worker process reads and decodes whole shards on a few cores, into shared memory. This process dispatches the
+shards and takes the batches. Its own threads then do little work that could delay the thread that launches the GPU's
+kernels.
 """
 
 import threading
@@ -27,156 +28,202 @@ from semiscale.stages.score.shard_loader import (
     buffer_shape,
 )
 
-CPUS_PER_PROCESS = 4  # so few threads hardly wait for each other's turn in the interpreter
-_WANTED = "wanted"  # what a process sends when it is ready for a shard
+# So few threads of one process hardly wait for each other at the interpreter lock.
+CPUS_PER_PROCESS = 4
+# Message of a worker process that is ready for another shard.
+_SHARD_REQUEST = "wanted"
 
 
 @dataclass(frozen=True)
 class _LoaderProcess:
-    """One feed's process, the first of its slots, and the shards that it was given and has not ended."""
+    """A worker process that loads shards.
 
-    beside: WorkerProcess
-    first: int
+    Attributes:
+        worker: The process.
+        first_slot: First of its slots in the shared buffer.
+        shards: Shards that were sent to it and have not ended, in order.
+    """
+
+    worker: WorkerProcess
+    first_slot: int
     shards: deque[Shard] = field(default_factory=deque)
 
 
 class ProcessShardLoader:
-    """Decodes for one scan, as Feed does, in a process for every CORES_EACH cores.
+    """Loads shards as ShardLoader does, in worker processes.
 
-    Memory of each: the slots of a feed, 0.23 GB of images at 224 pixels, and 0.5 GB for libraries and encoded images.
-    They begin before there is a shard, because importing takes seconds.
+    There is one process for every CPUS_PER_PROCESS cores. The processes start at once, because their imports take
+    seconds.
+
+    Args:
+        preprocessing: Resolution and resizing.
+        columns: Parquet columns of the samples.
+        batch_size: Number of images, or videos, in a batch.
+        in_use: Number of batches that the consumer may hold at a time.
+
+    Cost:
+        Memory of each process: its slots, which are 0.23 GB of images at 224 pixels, and 0.5 GB for libraries and
+        encoded images.
     """
 
     def __init__(self, preprocessing: Preprocessing, columns: SampleFields, batch_size: int, in_use: int) -> None:
         self._preprocessing, self._columns, self._in_use = preprocessing, columns, in_use
-        self._each, shape = buffer_shape(preprocessing, batch_size, in_use, CPUS_PER_PROCESS)
-        self._count = max(available_cpus() // CPUS_PER_PROCESS, 1)
-        self._slots = SharedBatchBuffer(self._count * self._each, shape)
-        self._processes = self._begun()
+        self._slots_per_process, shape = buffer_shape(preprocessing, batch_size, in_use, CPUS_PER_PROCESS)
+        self._num_processes = max(available_cpus() // CPUS_PER_PROCESS, 1)
+        self._slots = SharedBatchBuffer(self._num_processes * self._slots_per_process, shape)
+        self._processes = self._start_processes()
 
     def batches(self, shards: Iterable[Shard]) -> Generator[DecodedBatch]:
-        """Yield batches, decoded, as they come; a shard's spans come in their order, and the last says that it is.
+        """Yield decoded batches as they arrive.
 
-        `shards` is iterated over in a thread. Each batch has to be given back. Raises what iterating or reading raises,
-        and SemiscaleError where a shard is gone or a process was lost.
+        The spans of a shard arrive in order, and the last one is marked. Batches of different shards may interleave.
+
+        Args:
+            shards: Shards to load. They are iterated over in a thread.
+
+        Yields:
+            Batches. The consumer has to release the slot of each one.
+
+        Raises:
+            SemiscaleError: A shard disappeared, or a worker process ended. Other errors of iterating or reading are
+                raised too.
         """
-        self._processes = self._processes or self._begun()
+        # An earlier call closed its processes.
+        self._processes = self._processes or self._start_processes()
         supply = iter(shards)
         try:
-            first = list(islice(supply, self._count))
-            yield from self._received(self._processes[: len(first)], _ShardDispatcher(chain(first, supply)))
+            first = list(islice(supply, self._num_processes))
+            yield from self._receive_batches(self._processes[: len(first)], _ShardDispatcher(chain(first, supply)))
         finally:
             for process in self._processes:
-                process.beside.close()
+                process.worker.close()
             self._processes = []
 
-    def _received(self, running: list[_LoaderProcess], handing_out: "_ShardDispatcher") -> Generator[DecodedBatch]:
-        """Yield what the processes send, the cores being theirs, until each has ended."""
+    def _receive_batches(
+        self, running: list[_LoaderProcess], dispatcher: "_ShardDispatcher"
+    ) -> Generator[DecodedBatch]:
+        """Yield the batches of the running processes until each has ended."""
+        # The processes share all cores.
         try:
             for process in running:
-                process.beside.send(-(-available_cpus() // len(running)))
+                process.worker.send(-(-available_cpus() // len(running)))
             while running:
-                ready = wait([process.beside.connection for process in running])
-                for process in [one for one in running if one.beside.connection in ready]:
-                    sent = process.beside.receive()
-                    if sent is None:
+                ready = wait([process.worker.connection for process in running])
+                for process in [process for process in running if process.worker.connection in ready]:
+                    message = process.worker.receive()
+                    if message is None:
                         running.remove(process)
-                    elif sent == _WANTED:
-                        handing_out.wanted(process)
+                    elif message == _SHARD_REQUEST:
+                        dispatcher.request_shard(process)
                     else:
-                        yield self._prepared(process, *sent)
-            handing_out.refuse_failed()
+                        yield self._make_batch(process, *message)
+            dispatcher.raise_error()
         finally:
-            handing_out.stop()
+            dispatcher.stop()
 
     def release(self, slot: int) -> None:
-        """Take the room of a batch for the next one."""
-        if self._processes:  # else there is no next one
-            number, own = divmod(slot, self._each)
-            with suppress(OSError):  # it was lost, which whoever waits for its batches is told
-                self._processes[number].beside.send(own)
+        """Free the slot of a batch for the next one."""
+        # Without processes there is no next batch.
+        if self._processes:
+            number, local_slot = divmod(slot, self._slots_per_process)
+            # A lost process is reported by `batches`, which waits for its messages.
+            with suppress(OSError):
+                self._processes[number].worker.send(local_slot)
 
-    def _begun(self) -> list[_LoaderProcess]:
-        return [_LoaderProcess(self._beside(first), first) for first in range(0, self._count * self._each, self._each)]
+    def _start_processes(self) -> list[_LoaderProcess]:
+        first_slots = range(0, self._num_processes * self._slots_per_process, self._slots_per_process)
+        return [_LoaderProcess(self._start_worker(first), first) for first in first_slots]
 
-    def _beside(self, first: int) -> WorkerProcess:
-        own = slice(first, first + self._each)
-        arguments = self._preprocessing, self._columns, self._in_use, own, self._slots
+    def _start_worker(self, first_slot: int) -> WorkerProcess:
+        own_slots = slice(first_slot, first_slot + self._slots_per_process)
+        arguments = self._preprocessing, self._columns, self._in_use, own_slots, self._slots
         return WorkerProcess("reads and decodes images", _loader_main, *arguments)
 
-    def _prepared(self, process: _LoaderProcess, own: int, spans: list[Any]) -> DecodedBatch:
-        slot = process.first + own
-        return DecodedBatch(slot, self._slots.pixels_SBHWC[slot], [_span(process, *sent) for sent in spans])
+    def _make_batch(self, process: _LoaderProcess, local_slot: int, spans: list[Any]) -> DecodedBatch:
+        slot = process.first_slot + local_slot
+        return DecodedBatch(slot, self._slots.pixels_SBHWC[slot], [_make_span(process, *span) for span in spans])
 
 
-def _span(
-    process: _LoaderProcess, start: int, seen: list[SampleInfo], read_s: float, ends: bool, listed: int
+def _make_span(
+    process: _LoaderProcess, start: int, samples: list[SampleInfo], read_s: float, is_last: bool, listed: int
 ) -> ShardSpan:
-    shard = process.shards.popleft() if ends else process.shards[0]
-    return ShardSpan(shard, start, seen, read_s, ends, listed)
+    """Complete a span with its shard, which worker processes do not send back."""
+    shard = process.shards.popleft() if is_last else process.shards[0]
+    return ShardSpan(shard, start, samples, read_s, is_last, listed)
 
 
 class _ShardDispatcher:
-    """Hands shards to the processes that want one, in a thread of its own: to claim a shard takes a store's time."""
+    """Sends shards to the processes that request them.
+
+    It runs in a thread of its own, because the next shard needs a lease, which takes requests to the store.
+    """
 
     def __init__(self, shards: Iterator[Shard]) -> None:
         self._shards = shards
         self._error: BaseException | None = None
-        self._wanting: SimpleQueue[_LoaderProcess | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="hand out")
+        self._requests: SimpleQueue[_LoaderProcess | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="dispatch")
         self._thread.start()
 
-    def wanted(self, process: _LoaderProcess) -> None:
-        """Give a process the next shard as soon as it is there, or tell it that there is none."""
-        self._wanting.put(process)
+    def request_shard(self, process: _LoaderProcess) -> None:
+        """Send a process the next shard when there is one, or None at the end."""
+        self._requests.put(process)
 
-    def refuse_failed(self) -> None:
-        """Raise what the shards ended in, if it was not their end."""
+    def raise_error(self) -> None:
+        """Raise the error that ended the iteration over the shards, if there was one."""
         if self._error:
             raise self._error
 
     def stop(self) -> None:
-        """Hand out no more."""
-        self._wanting.put(None)
+        """Stop sending shards."""
+        self._requests.put(None)
         self._thread.join(SHUTDOWN_TIMEOUT_S)
 
     def _run(self) -> None:
-        while process := self._wanting.get():
+        while process := self._requests.get():
             shard = self._next()
             if shard:
                 process.shards.append(shard)
-            with suppress(OSError):  # it was lost, or closed
-                process.beside.send(shard)
+            # The process may be lost or closed.
+            with suppress(OSError):
+                process.worker.send(shard)
 
     def _next(self) -> Shard | None:
         try:
             return next(self._shards, None)
-        except BaseException as error:  # noqa: BLE001 - raised by who takes the batches, after those before it
+        # The thread that takes the batches raises the error, after the batches before it.
+        except BaseException as error:  # noqa: BLE001
             self._error = error
             return None
 
 
 def _loader_main(
-    line: Channel,
+    channel: Channel,
     preprocessing: Preprocessing,
     columns: SampleFields,
     in_use: int,
-    own: slice,
+    own_slots: slice,
     all_slots: SharedBatchBuffer,
 ) -> None:
-    """Be a feed's process: told the number of threads, and then shards, where it wants one, and slots given back."""
-    threads = line.connection.recv()
-    feed = ShardLoader(preprocessing, columns, all_slots.pixels_SBHWC[own], in_use, threads)
+    """Run a worker process that loads shards.
+
+    It receives the number of threads first. After that it receives released slots, and a shard for each request.
+    """
+    threads = channel.connection.recv()
+    loader = ShardLoader(preprocessing, columns, all_slots.pixels_SBHWC[own_slots], in_use, threads)
     shards: SimpleQueue[Shard | None] = SimpleQueue()
-    start_receiver(line, lambda sent: feed.release(sent) if isinstance(sent, int) else shards.put(sent))
-    for batch in feed.batches(_requested_shards(line, shards)):
-        line.send((batch.slot, [span[1:] for span in batch.spans]))
-    line.send(None)
+    start_receiver(
+        channel, lambda message: loader.release(message) if isinstance(message, int) else shards.put(message)
+    )
+    for batch in loader.batches(_request_shards(channel, shards)):
+        # The shard of a span is left out, because the other process has it.
+        channel.send((batch.slot, [span[1:] for span in batch.spans]))
+    channel.send(None)
 
 
-def _requested_shards(line: Channel, shards: "SimpleQueue[Shard | None]") -> Iterator[Shard]:
+def _request_shards(channel: Channel, shards: "SimpleQueue[Shard | None]") -> Iterator[Shard]:
     while True:
-        line.send(_WANTED)
+        channel.send(_SHARD_REQUEST)
         if (shard := shards.get()) is None:
             return
         yield shard

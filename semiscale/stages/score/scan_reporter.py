@@ -1,4 +1,4 @@
-"""Progress lines, metrics and heartbeats of one pod's scan."""
+"""Report the progress lines, metrics and heartbeats of one pod's scan."""
 
 from collections.abc import Callable
 
@@ -25,13 +25,19 @@ class ScanReporter:
         self._progress = Progress("score", 0)
 
     def report_images(self, shard: Shard, images: int, size_bytes: int) -> None:
-        """Report images of one shard that were scored, and their encoded bytes."""
+        """Report images of one shard that were scored.
+
+        Args:
+            shard: The shard.
+            images: Number of its images that were scored since the last call.
+            size_bytes: Encoded bytes of these images.
+        """
         self._heartbeat()
         self._pool_progress.add_bytes(shard.digest(), size_bytes)
         self._progress.update(images, self._pool_progress.format())
 
     def report_shard(self, count: ShardAccounting) -> None:
-        """Report a shard whose scores are stored, with the part of the scan that is the bottleneck."""
+        """Report a shard whose scores are stored, and the bottleneck of the scan."""
         self._heartbeat()
         self._clocks = sum_part_seconds([self._clocks, count.clocks])
         advice = bottleneck_advice(self._clocks, available_cpus())

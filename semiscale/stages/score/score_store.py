@@ -1,4 +1,4 @@
-"""What is there of a teacher's scores: the folder that they are kept in, its scored shards and its sealed units."""
+"""Locate and list the stored scores of a teacher."""
 
 import json
 from collections.abc import Iterator
@@ -10,19 +10,27 @@ from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.score import ShardGroupReceipt
 from semiscale.stages.score.config import ScoreFanoutConfig
 
-MAX_CONCURRENT_READS = 32  # receipts looked for at once: hides an object store's latency
-MIN_KEPT_CLASSES = 10  # of each image at least, so that another P can be selected without scoring again
+# Receipts that are read at the same time, to hide the latency of an object store.
+MAX_CONCURRENT_READS = 32
+# Each image keeps at least so many classes. A larger P can then be selected without scoring again.
+MIN_KEPT_CLASSES = 10
 
 
 def num_kept_classes(plan: PlanReceipt) -> int:
-    """Return how many classes of each image are kept."""
+    """Return how many classes of each image are stored."""
     return min(max(plan.classes_per_image, MIN_KEPT_CLASSES), len(plan.classes))
 
 
 def score_set_name(config: ScoreFanoutConfig, teacher: str, kept: int) -> str:
-    """Name scores by all that they depend on beside the shards, so that different ones are never mixed.
+    """Name a set of scores by everything that its values depend on, except the shards.
 
-    What is as ever is not named. A teacher that the run trains depends on the column too; a ready-made one does not.
+    Scores of different settings are therefore never mixed. Settings at their default are not part of the name. The
+    digest of a trained teacher already depends on the image column. The digest of a ready-made teacher does not.
+
+    Args:
+        config: The settings.
+        teacher: Digest of the teacher.
+        kept: Number of classes that each image keeps.
     """
     decoder = "" if config.decoder == "cpu" else f"-{config.decoder}-decoded"
     column = "" if config.image_column == SampleFields.image else f"-column-{content_digest(config.image_column)}"
@@ -30,22 +38,40 @@ def score_set_name(config: ScoreFanoutConfig, teacher: str, kept: int) -> str:
 
 
 def score_folder(config: ScoreFanoutConfig, plan: PlanReceipt, teacher: str) -> str:
-    """Return where the scores are kept of the teacher that has this digest."""
+    """Return the URI of the score folder.
+
+    Args:
+        config: The workdir and the settings that scores depend on.
+        plan: The plan, which sets the number of stored classes.
+        teacher: Digest of the teacher.
+    """
     return storage.join(config.workdir, "stages", "score", score_set_name(config, teacher, num_kept_classes(plan)))
 
 
 def load_shard_groups(plan: PlanReceipt) -> list[ShardGroup]:
-    """Read the ledger of the pool."""
-    return [ShardGroup.model_validate(unit) for unit in json.loads(storage.read_bytes(plan.units))]
+    """Read all shard groups of the pool."""
+    return [ShardGroup.model_validate(group) for group in json.loads(storage.read_bytes(plan.units))]
 
 
 def list_scored_shards(folder: str) -> Iterator[str]:
-    """List the digests of the shards that have scores: a thousand a request."""
+    """Yield the digests of the shards that have scores.
+
+    Cost:
+        One request for every thousand shards.
+    """
     for entry in storage.list_objects(storage.join(folder, "parts")):
         yield entry.uri.rpartition("/")[2].removesuffix(".parquet")
 
 
-def load_unit_receipt(folder: str, unit: ShardGroup) -> ShardGroupReceipt | None:
-    """Return a unit's receipt, which is written last; None where it is not sealed yet."""
-    found = storage.read_or_none(storage.join(folder, unit.digest, "receipt.json"))
-    return None if found is None else ShardGroupReceipt.model_validate_json(found)
+def load_group_receipt(folder: str, group: ShardGroup) -> ShardGroupReceipt | None:
+    """Load the receipt of a shard group.
+
+    Args:
+        folder: Folder of the teacher's scores.
+        group: The shard group.
+
+    Returns:
+        The receipt, or None if the group is not finished. The receipt is written last.
+    """
+    data = storage.read_or_none(storage.join(folder, group.digest, "receipt.json"))
+    return None if data is None else ShardGroupReceipt.model_validate_json(data)

@@ -1,4 +1,4 @@
-"""The shards of a pool that have scores, whichever pod scored them."""
+"""Track the shards of a pool that have scores, by any pod."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,9 @@ REFRESH_INTERVAL_S = 60.0
 
 
 class ScoredShards:
-    """Tracks which shards have scores, by a listing at construction and at every refresh.
+    """Tracks which shards have scores, by any pod.
+
+    The stored scores are listed at construction and at every refresh.
 
     Args:
         folder: Folder of the teacher's scores.

@@ -1,4 +1,4 @@
-"""Scoring a stream of leased shards and committing the scores of each."""
+"""Score a stream of leased shards, and commit the scores of each."""
 
 import time
 from collections import deque
@@ -18,7 +18,9 @@ MAX_PENDING_WRITES = 2
 
 
 class ShardCommitter:
-    """Scans shards, and writes each shard's scores as one object in a thread of its own.
+    """Scans shards, and writes the scores of each shard as one object.
+
+    A thread of its own writes.
 
     Args:
         scanner: Scores shards.
@@ -35,7 +37,14 @@ class ShardCommitter:
         self._reporter, self._on_commit = reporter, on_commit
 
     def score_and_commit(self, shards: Iterable[Shard]) -> None:
-        """Score shards and commit each one while the next ones are scanned."""
+        """Score shards, and commit each one while the next ones are scanned.
+
+        Args:
+            shards: Leased shards. They are iterated over in another thread.
+
+        Raises:
+            SemiscaleError: Scanning failed. An OSError of the store is raised too.
+        """
         writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         with writer, closing(self._scanner.scan(shards, self._reporter.report_images)) as scanned:
             pending: deque[Future[None]] = deque()

@@ -1,8 +1,11 @@
-"""Images ahead of the model: one thread reads shard after shard, many decode into preallocated batches, the model never
-waits for an allocation. Beside a GPU this runs in processes of its own (feed_processes.py).
+"""Load shards before the model needs them.
 
-A batch is filled across the shards' ends, so that small shards cost the model no more than large ones. Every image has
-its place in its batch, decoded or not, so that nothing depends on which thread was first.
+One thread reads, and many threads decode into preallocated batches. The model never waits for an allocation. For a GPU,
+this loader runs in worker processes.
+
+Batches continue across the ends of shards, so small shards cost the model no more than large ones. Each image has a
+fixed position in its batch, whether it can be decoded or not. The result therefore does not depend on the order in
+which threads finish.
 """
 
 import threading
@@ -23,15 +26,26 @@ from semiscale.data.shard import Sample, SampleFields, Shard
 from semiscale.data.transforms import Batch
 from semiscale.stages.score.gpu_decoding import GpuDecoder
 
-DECODE_CHUNK = 8  # images that a thread is handed at a time: handing over costs as much as a twentieth of decoding one
-SHUTDOWN_TIMEOUT_S = 5.0  # that a read under way is waited for, when the scan stops
-PREFETCH_BATCHES = 4  # batches decoded or being decoded while the model works on others
+# Images that a thread gets at a time. Submitting a task costs a twentieth of decoding one image.
+DECODE_CHUNK = 8
+# When the scan stops, a read in progress is waited for so long.
+SHUTDOWN_TIMEOUT_S = 5.0
+# Batches that are decoded, or being decoded, while the model works on others.
+PREFETCH_BATCHES = 4
 
 
 class SampleInfo(NamedTuple):
-    """One sample of a batch: what it is, and why it has no pixels ("" where it has).
+    """A sample of a batch.
 
-    `sample_index` counts in its shard; `there`: whether there was something to decode; `seconds` of decoding.
+    Attributes:
+        sample_index: Index in its shard.
+        key: Key of the sample.
+        uri: URI of the object that holds it.
+        offset: Offset in that object, in bytes.
+        size_bytes: Size of the encoded sample.
+        has_data: Whether there was something to decode.
+        problem: Reason why it has no pixels, or an empty string.
+        seconds: Seconds of decoding.
     """
 
     sample_index: int
@@ -39,34 +53,44 @@ class SampleInfo(NamedTuple):
     uri: str
     offset: int
     size_bytes: int
-    there: bool
+    has_data: bool
     problem: str
     seconds: float
 
 
 class ShardSpan(NamedTuple):
-    """Neighbouring places of a batch, from `start` on, that belong to one shard; `ends` where they are its last, and
-    then `listed` is how many samples were read of the whole shard.
+    """Neighbouring positions of a batch that hold samples of one shard.
+
+    Attributes:
+        shard: The shard.
+        start: First position in the batch.
+        samples: Samples at the positions from `start` on.
+        read_s: Seconds of reading.
+        is_last: Whether this is the last span of the shard.
+        listed: Number of samples that were read of the whole shard. It is set in the last span.
     """
 
     shard: Shard
     start: int
-    seen: list[SampleInfo]
+    samples: list[SampleInfo]
     read_s: float
-    ends: bool
+    is_last: bool
     listed: int
 
     @property
     def slice(self) -> slice:
-        """Where in the batch the samples are."""
-        return slice(self.start, self.start + len(self.seen))
+        """Positions of the samples in the batch."""
+        return slice(self.start, self.start + len(self.samples))
 
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """One batch: the pixels of all places and what they are; places beyond the last span hold what was there before.
+    """A batch of decoded samples.
 
-    `slot` is what has to be given back.
+    Attributes:
+        slot: Slot of the buffer. The consumer has to release it.
+        images_BHWC: Pixels. Positions after the last span hold pixels of an earlier batch.
+        spans: Samples of the batch.
     """
 
     slot: int
@@ -74,7 +98,7 @@ class DecodedBatch:
     spans: list[ShardSpan]
 
     def __len__(self) -> int:
-        return sum(len(span.seen) for span in self.spans)
+        return sum(len(span.samples) for span in self.spans)
 
 
 @dataclass
@@ -85,20 +109,20 @@ class _PendingSpan:
     start: int
     samples: list[Sample] = field(default_factory=list)
     decoding: list[Future[list[SampleInfo]]] = field(default_factory=list)
-    handed_over: int = 0
+    num_submitted: int = 0
     read_s: float = 0.0
-    ends: bool = False
+    is_last: bool = False
     listed: int = 0
 
     def result(self) -> ShardSpan:
         """Return the span when all of its samples are decoded."""
-        seen = [one for future in self.decoding for one in future.result()]
-        return ShardSpan(self.shard, self.start, seen, self.read_s, self.ends, self.listed)
+        samples = [sample for future in self.decoding for sample in future.result()]
+        return ShardSpan(self.shard, self.start, samples, self.read_s, self.is_last, self.listed)
 
 
 @dataclass
-class _Batch:
-    """The spans of a batch, of which the last is being filled."""
+class _PendingBatch:
+    """The spans of a batch. The last one is being filled."""
 
     slot: int
     spans: list[_PendingSpan] = field(default_factory=list)
@@ -110,136 +134,166 @@ class _Batch:
 def buffer_shape(
     preprocessing: Preprocessing, batch_size: int, in_use: int, threads: int
 ) -> tuple[int, tuple[int, ...]]:
-    """Return how many batches a feed needs room for, of which `in_use` are with whoever takes them, and their shape.
+    """Return how many slots a loader needs, and the shape of one slot.
 
-    A batch may be one video: enough of them for every thread to decode one and have the next.
+    A batch may be a single video. The slots are enough for every thread to decode one video and have the next.
+
+    Args:
+        preprocessing: Resolution and number of frames.
+        batch_size: Number of images, or videos, in a batch.
+        in_use: Number of batches that the consumer may hold at a time.
+        threads: Number of threads that decode.
     """
-    return max(PREFETCH_BATCHES, 2 * threads // batch_size) + in_use, (
-        batch_size,
-        *eval_transforms.eval_view_shape(preprocessing),
-    )
+    num_slots = max(PREFETCH_BATCHES, 2 * threads // batch_size) + in_use
+    return num_slots, (batch_size, *eval_transforms.eval_view_shape(preprocessing))
 
 
 class ShardLoader:
-    """Decodes for one scan, in this process.
+    """Reads and decodes shards in threads of this process.
 
-    Memory: the room for batches that it is given, encoded images for `in_use` batches less, and what `shards.read`
-    fetches ahead; whoever takes batches may keep `in_use` of them at a time. Where there is `on_gpu`, it decodes what
-    it can, and the CPU the rest.
+    Args:
+        preprocessing: Resolution and resizing.
+        columns: Parquet columns of the samples.
+        slots: Buffer of batches, pixels_SBHWC, that images are decoded into.
+        in_use: Number of batches that the consumer may hold at a time.
+        threads: Number of threads that decode.
+        gpu_decoder: Decodes the images that it supports. The CPU decodes the rest.
+
+    Cost:
+        Memory of the buffer, of the encoded images of all slots but `in_use`, and of the data that the reader
+        prefetches.
     """
 
     def __init__(
         self,
         preprocessing: Preprocessing,
         columns: SampleFields,
-        room: Batch,
+        slots: Batch,
         in_use: int,
         threads: int,
-        on_gpu: GpuDecoder | None = None,
+        gpu_decoder: GpuDecoder | None = None,
     ) -> None:
-        self._on_gpu = on_gpu
-        self._preprocessing, self._columns, self._slots_SBHWC = preprocessing, columns, room
+        self._gpu_decoder = gpu_decoder
+        self._preprocessing, self._columns, self._slots_SBHWC = preprocessing, columns, slots
         self._pool = ThreadPoolExecutor(threads, "decode", torch.set_num_threads, (1,))
-        self._together = 1 if preprocessing.frames else DECODE_CHUNK
-        self._ahead = len(room) - in_use
-        self._free: Queue[int] = Queue()
-        for slot in range(len(room)):
-            self._free.put(slot)
+        self._chunk_size = 1 if preprocessing.frames else DECODE_CHUNK
+        self._max_queued = len(slots) - in_use
+        self._free_slots: Queue[int] = Queue()
+        for slot in range(len(slots)):
+            self._free_slots.put(slot)
 
     def batches(self, shards: Iterable[Shard]) -> Generator[DecodedBatch]:
-        """Yield batches, decoded, in the order of the shards; every shard ends in a span that says so.
+        """Yield decoded batches in the order of the shards.
 
-        `shards` is iterated over in the reading thread. Each batch has to be given back. Raises what iterating or
-        reading raises, after the batches before it; a shard that is gone is a SemiscaleError.
+        The last span of every shard is marked.
+
+        Args:
+            shards: Shards to load. The reading thread iterates over them.
+
+        Yields:
+            Batches. The consumer has to release the slot of each one.
+
+        Raises:
+            SemiscaleError: A shard disappeared. Other errors of iterating or reading are raised too, after the batches
+                before them.
         """
-        waiting: Queue[_Batch | BaseException | None] = Queue(self._ahead)
+        queue: Queue[_PendingBatch | BaseException | None] = Queue(self._max_queued)
         stop = threading.Event()
-        reader = threading.Thread(target=self._run, args=(shards, waiting, stop), daemon=True)
-        reader.start()
+        thread = threading.Thread(target=self._read, args=(shards, queue, stop), daemon=True)
+        thread.start()
         try:
-            while (item := waiting.get()) is not None:
+            while (item := queue.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
                 spans = [span.result() for span in item.spans]
                 yield DecodedBatch(item.slot, self._slots_SBHWC[item.slot], spans)
         finally:
             stop.set()
-            until = time.monotonic() + SHUTDOWN_TIMEOUT_S
-            # It may be waiting for a place in the queue, for a free slot, or for a store that does not answer.
-            while reader.is_alive() and time.monotonic() < until:
-                self._drain(waiting)
-                reader.join(0.01)
-            self._drain(waiting)
+            deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
+            # The thread may wait for room in the queue, for a free slot, or for a store that does not answer.
+            while thread.is_alive() and time.monotonic() < deadline:
+                self._drain(queue)
+                thread.join(0.01)
+            self._drain(queue)
 
     def release(self, slot: int) -> None:
-        """Take the room of a batch for the next one."""
-        self._free.put(slot)
+        """Free the slot of a batch for the next one."""
+        self._free_slots.put(slot)
 
-    def _drain(self, waiting: "Queue[_Batch | BaseException | None]") -> None:
-        while not waiting.empty():
-            item = waiting.get_nowait()
-            if isinstance(item, _Batch):
+    def _drain(self, queue: "Queue[_PendingBatch | BaseException | None]") -> None:
+        while not queue.empty():
+            item = queue.get_nowait()
+            if isinstance(item, _PendingBatch):
+                # The slot is free when no thread writes to it any more.
                 for span in item.spans:
                     wait(span.decoding)
                 self.release(item.slot)
 
-    def _run(self, shards: Iterable[Shard], waiting: "Queue[object]", stop: threading.Event) -> None:
+    def _read(self, shards: Iterable[Shard], queue: "Queue[object]", stop: threading.Event) -> None:
         try:
-            for batch in self._filled(shards, stop):
-                waiting.put(batch)
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that asked for the batches, which raises it
-            waiting.put(error)
-        waiting.put(None)
+            for batch in self._fill_batches(shards, stop):
+                queue.put(batch)
+        # The thread that takes the batches raises the error.
+        except BaseException as error:  # noqa: BLE001
+            queue.put(error)
+        queue.put(None)
 
-    def _filled(self, shards: Iterable[Shard], stop: threading.Event) -> Iterator[_Batch]:
-        """Yield batches that are full, but for the last one, and are being decoded."""
-        batch = _Batch(self._free.get())
+    def _fill_batches(self, shards: Iterable[Shard], stop: threading.Event) -> Iterator[_PendingBatch]:
+        """Yield batches whose samples are read and submitted for decoding.
+
+        All batches but the last one are full.
+        """
+        batch = _PendingBatch(self._free_slots.get())
         try:
             for shard in shards:
                 batch.spans.append(_PendingSpan(shard, len(batch)))
                 listed = 0
-                for sample, seconds in _timed(shard, self._columns):
+                for sample, seconds in _iter_timed_samples(shard, self._columns):
                     listed += 1
                     if stop.is_set():
                         yield batch
                         return
                     if len(batch) == self._slots_SBHWC.shape[1]:
-                        self._hand_over(batch)
+                        self._submit_chunk(batch)
                         yield batch
-                        batch = _Batch(self._free.get(), [_PendingSpan(shard, 0)])
+                        batch = _PendingBatch(self._free_slots.get(), [_PendingSpan(shard, 0)])
                     span = batch.spans[-1]
                     span.read_s += seconds
                     span.samples.append(sample)
-                    if len(span.samples) - span.handed_over == self._together:
-                        self._hand_over(batch)
-                self._hand_over(batch)
-                batch.spans[-1].ends, batch.spans[-1].listed = True, listed
+                    if len(span.samples) - span.num_submitted == self._chunk_size:
+                        self._submit_chunk(batch)
+                self._submit_chunk(batch)
+                batch.spans[-1].is_last, batch.spans[-1].listed = True, listed
             yield batch
         except Exception:
+            # The shards before the failed one are complete, so their samples are yielded.
             if batch.spans:
-                self._hand_over(batch)
-            yield batch  # the shards before the one that failed are whole
+                self._submit_chunk(batch)
+            yield batch
             raise
 
-    def _hand_over(self, batch: _Batch) -> None:
-        """Let a thread decode what the last span has got since."""
+    def _submit_chunk(self, batch: _PendingBatch) -> None:
+        """Submit the samples of the last span that are not submitted yet for decoding."""
         span = batch.spans[-1]
-        places = slice(span.start + span.handed_over, span.start + len(span.samples))
-        images_BHWC = self._slots_SBHWC[batch.slot][places]
-        span.decoding.append(self._pool.submit(self._decode_all, span.samples[span.handed_over :], images_BHWC))
-        span.handed_over = len(span.samples)
+        positions = slice(span.start + span.num_submitted, span.start + len(span.samples))
+        images_BHWC = self._slots_SBHWC[batch.slot][positions]
+        span.decoding.append(self._pool.submit(self._decode_chunk, span.samples[span.num_submitted :], images_BHWC))
+        span.num_submitted = len(span.samples)
 
-    def _decode_all(self, samples: list[Sample], images_BHWC: Batch) -> list[SampleInfo]:
-        if self._on_gpu is None:
+    def _decode_chunk(self, samples: list[Sample], images_BHWC: Batch) -> list[SampleInfo]:
+        if self._gpu_decoder is None:
             return list(map(self._decode, samples, images_BHWC))
         started = time.monotonic()
-        cuts = self._on_gpu.decode_and_crop([sample.image for sample in samples])
-        each_s = (time.monotonic() - started) / max(sum(cut is not None for cut in cuts), 1)
-        for image_HWC, cut in zip(images_BHWC, cuts, strict=True):
-            if cut is not None:
-                image_HWC[:] = cut
-        places = zip(samples, images_BHWC, cuts, strict=True)
-        return [self._decode(s, image) if cut is None else _sample_info(s, "", each_s) for s, image, cut in places]
+        crops = self._gpu_decoder.decode_and_crop([sample.image for sample in samples])
+        seconds_each = (time.monotonic() - started) / max(sum(crop is not None for crop in crops), 1)
+        infos = []
+        for sample, image_HWC, crop in zip(samples, images_BHWC, crops, strict=True):
+            if crop is None:
+                infos.append(self._decode(sample, image_HWC))
+            else:
+                image_HWC[:] = crop
+                infos.append(_sample_info(sample, "", seconds_each))
+        return infos
 
     def _decode(self, sample: Sample, image_HWC: Batch) -> SampleInfo:
         if sample.problem:
@@ -248,18 +302,19 @@ class ShardLoader:
         problem = ""
         try:
             image_HWC[:] = eval_transforms.eval_view(sample.image, self._preprocessing)
-        except Exception as error:  # noqa: BLE001 - one image in a billion must not end the scan
+        # One image in a billion may raise an error that nobody expects. It must not end the scan.
+        except Exception as error:  # noqa: BLE001
             problem = describe_decode_error(error, f"{sample.uri}: {sample.key}")
         return _sample_info(sample, problem, time.monotonic() - started)
 
 
 def _sample_info(sample: Sample, problem: str, seconds: float) -> SampleInfo:
-    size_bytes, there = len(sample.image), not sample.problem
-    return SampleInfo(sample.index, sample.key, sample.uri, sample.offset, size_bytes, there, problem, seconds)
+    size_bytes, has_data = len(sample.image), not sample.problem
+    return SampleInfo(sample.index, sample.key, sample.uri, sample.offset, size_bytes, has_data, problem, seconds)
 
 
-def _timed(shard: Shard, columns: SampleFields) -> Iterator[tuple[Sample, float]]:
-    """Yield a shard's samples, each with the seconds that reading it took."""
+def _iter_timed_samples(shard: Shard, columns: SampleFields) -> Iterator[tuple[Sample, float]]:
+    """Yield the samples of a shard, each with the seconds that reading it took."""
     try:
         started = time.monotonic()
         for sample in reader.iter_samples(shard, columns, prefetch=True):

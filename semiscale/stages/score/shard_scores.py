@@ -1,6 +1,7 @@
-"""A part: the scores of one shard, committed whole, named by the shard's digest, and kept.
+"""Store the scores of each shard, and build the files of shard groups from them.
 
-A unit's files are put together from its parts, and again when one of its shards has changed.
+An object is named by the shard's digest and written in one request. It is not deleted after the group is compacted. If
+a shard changes, its group is built again from the stored scores of the other shards.
 """
 
 import io
@@ -27,8 +28,15 @@ from semiscale.storage.parquet import encode_parquet
 
 @dataclass(frozen=True)
 class ShardScores:
-    """One shard's scores. `samples` has one row a scored image: index, key, uri, offset, size_bytes; `labels_BP` and
-    `scores_BP` are its best classes, best first. `seconds` is how long its scan took.
+    """The scores of one shard.
+
+    Attributes:
+        count: Accounting of the shard.
+        failures: The first samples that have no scores.
+        seconds: Seconds that the scan took.
+        samples: One row per scored image, with the columns index, key, uri, offset and size_bytes.
+        labels_BP: Best classes of each scored image, best first.
+        scores_BP: Log-odds of these classes.
     """
 
     count: ShardAccounting
@@ -39,12 +47,16 @@ class ShardScores:
     scores_BP: NDArray[np.float32]
 
     def to_parquet(self, teacher: str) -> bytes:
-        """Return the part as a Parquet file that says whose scores it holds."""
+        """Return the scores as a Parquet file.
+
+        Args:
+            teacher: Digest of the teacher, which the metadata names.
+        """
         started = time.monotonic()
-        kept = self.labels_BP.shape[1]
+        num_kept = self.labels_BP.shape[1]
         columns = {
-            "labels": pa.FixedSizeListArray.from_arrays(pa.array(self.labels_BP.ravel()), kept),
-            "scores": pa.FixedSizeListArray.from_arrays(pa.array(self.scores_BP.ravel()), kept),
+            "labels": pa.FixedSizeListArray.from_arrays(pa.array(self.labels_BP.ravel()), num_kept),
+            "scores": pa.FixedSizeListArray.from_arrays(pa.array(self.scores_BP.ravel()), num_kept),
         }
         table = self.samples
         for name, column in columns.items():
@@ -53,90 +65,122 @@ class ShardScores:
         def metadata() -> dict[str, str]:
             # The clocks include the time of encoding, so they are read after it.
             clocks = self.count.clocks.model_copy(update={"write": round(time.monotonic() - started, 3)})
-            described = {
+            header = {
                 "count": self.count.model_copy(update={"clocks": clocks}).model_dump(),
                 "failures": [failure.model_dump() for failure in self.failures],
                 "seconds": self.seconds,
                 "teacher": teacher,
             }
-            return {"semiscale": json.dumps(described), "kept": str(kept)}
+            return {"semiscale": json.dumps(header), "kept": str(num_kept)}
 
         return encode_parquet(table, metadata=metadata, compression="zstd")
 
 
 def shard_scores_uri(folder: str, shard: Shard) -> str:
-    """Return where a shard's scores are kept."""
+    """Return the URI of a shard's scores.
+
+    Args:
+        folder: URI of the score folder.
+        shard: The shard.
+    """
     return storage.join(folder, "parts", f"{shard.digest()}.parquet")
 
 
 def corrupt_scores_error(uri: str, why: str) -> SemiscaleError:
-    """Return the error of a part that cannot be sealed: without it, its shard is scored again."""
+    """Return the error for stored scores that cannot be used.
+
+    Args:
+        uri: URI of the stored scores. After it is deleted, the shard is scored again.
+        why: Sentence without a full stop that says what is wrong.
+    """
     return SemiscaleError("SEMI-E273", f"{uri}: {why}. Delete this object and run the scoring again.")
 
 
 def shard_scores_from_parquet(data: bytes, uri: str, teacher: str) -> ShardScores:
-    """Read a part back. Raises SemiscaleError where it is damaged, of another teacher, or has another number of samples
-    than were scored.
+    """Read the stored scores of a shard.
+
+    Args:
+        data: Content of the object.
+        uri: URI of the object, for errors.
+        teacher: Digest of the teacher that the scores must be by.
+
+    Raises:
+        SemiscaleError: The file is damaged, is by another teacher, or does not have as many rows as were scored.
     """
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         table, metadata = file.read(), file.metadata.metadata or {}
-        described, kept = json.loads(metadata[b"semiscale"]), int(metadata[b"kept"])
-    except (ValueError, OSError, LookupError) as error:  # Arrow's errors are among them
+        header, num_kept = json.loads(metadata[b"semiscale"]), int(metadata[b"kept"])
+    # The errors of Arrow are subclasses of these.
+    except (ValueError, OSError, LookupError) as error:
         raise corrupt_scores_error(uri, f"The file is damaged: {str(error).partition(chr(10))[0]}") from None
-    if described.get("teacher") != teacher:
+    if header.get("teacher") != teacher:
         raise corrupt_scores_error(
-            uri, f"It holds scores by teacher {described.get('teacher', 'unknown')}, expected {teacher}"
+            uri, f"It holds scores by teacher {header.get('teacher', 'unknown')}, expected {teacher}"
         )
     labels, log_odds = (table[name].combine_chunks().flatten().to_numpy() for name in ("labels", "scores"))
-    count = ShardAccounting.model_validate(described["count"])
+    count = ShardAccounting.model_validate(header["count"])
     if table.num_rows != count.scored:
         raise corrupt_scores_error(
             uri, f"It holds {table.num_rows} samples of shard {count.shard}, expected {count.scored}"
         )
     return ShardScores(
         count=count,
-        failures=[BadSample.model_validate(failure) for failure in described["failures"]],
-        seconds=described["seconds"],
+        failures=[BadSample.model_validate(failure) for failure in header["failures"]],
+        seconds=header["seconds"],
         samples=table.drop_columns(["labels", "scores"]).replace_schema_metadata(None),
-        labels_BP=labels.reshape(-1, kept),
-        scores_BP=log_odds.reshape(-1, kept),
+        labels_BP=labels.reshape(-1, num_kept),
+        scores_BP=log_odds.reshape(-1, num_kept),
     )
 
 
 def build_group_files(
     parts: Sequence[ShardScores], head: int, classes: int, metadata: dict[str, Any]
 ) -> dict[str, bytes]:
-    """Return a unit's files by name: its rows in bands of `head` ranks, the places of the best, all its samples.
+    """Build the files of a shard group.
 
-    Memory and time: 6.5 GB and 52 CPU-seconds for eight million images at ten classes each, with the parts.
+    Args:
+        parts: Scores of the group's shards, in order.
+        head: Number of ranks in the first band of each class.
+        classes: Number of the teacher's classes.
+        metadata: Metadata of the score file.
+
+    Returns:
+        Files by name: `scores` has the rows in bands, `places` the locations of the best images, and `samples` those of
+        all images.
+
+    Cost:
+        6.5 GB and 52 CPU-seconds for eight million images at ten classes each, with `parts`.
     """
-    unit = score_file.sort_into_bands(group_rows(parts), head)
-    files = {"scores": score_file.write_score_file(unit, classes, metadata)}
-    files["places"], files["samples"] = sample_locations.write_locations(group_samples(parts), unit, metadata["unit"])
+    rows = score_file.sort_into_bands(group_rows(parts), head)
+    files = {"scores": score_file.write_score_file(rows, classes, metadata)}
+    files["places"], files["samples"] = sample_locations.write_locations(group_samples(parts), rows, metadata["unit"])
     return files
 
 
 def group_rows(parts: Sequence[ShardScores]) -> ScoreRows:
-    """Return all rows of a unit, unsorted; its shards are numbered in the order of the parts."""
-    codes = _codes(parts)
-    kept = parts[0].labels_BP.shape[1]
+    """Return all rows of a shard group, unsorted.
+
+    Shards are numbered in the order of `parts`.
+    """
+    sample_ids = _sample_ids(parts)
+    num_kept = parts[0].labels_BP.shape[1]
     return ScoreRows(
         label=np.concatenate([part.labels_BP for part in parts]).ravel(),
         score=np.concatenate([part.scores_BP for part in parts]).ravel(),
-        sample=np.repeat(codes, kept),
-        position=np.tile(np.arange(kept, dtype=np.uint8), len(codes)),
-        tie=np.repeat(score_file.tie_breakers(codes, [part.count.shard for part in parts]), kept),
+        sample=np.repeat(sample_ids, num_kept),
+        position=np.tile(np.arange(num_kept, dtype=np.uint8), len(sample_ids)),
+        tie=np.repeat(score_file.tie_breakers(sample_ids, [part.count.shard for part in parts]), num_kept),
     )
 
 
 def group_samples(parts: Sequence[ShardScores]) -> pa.Table:
-    """Return the unit's samples in the order of their codes, each with its place."""
+    """Return the samples of a shard group and their locations, in the order of ids."""
     table = pa.concat_tables([part.samples for part in parts]).drop_columns(["index"])
-    return table.add_column(0, "sample", pa.array(_codes(parts)))
+    return table.add_column(0, "sample", pa.array(_sample_ids(parts)))
 
 
-def _codes(parts: Sequence[ShardScores]) -> score_file.U64:
+def _sample_ids(parts: Sequence[ShardScores]) -> score_file.U64:
     return np.concatenate(
         [score_file.encode_sample_ids(number, part.samples["index"].to_numpy()) for number, part in enumerate(parts)]
     )

@@ -1,8 +1,8 @@
-"""Score: run the teacher over the pool and store the best classes of every image, ranked within each shard group.
+"""Score the pool: store the teacher's best classes of every image.
 
 Any number of pods share the shards by leases. The scores of a shard are committed as one object, named by the shard,
 so work that a dead pod has committed is not repeated. When all shards have scores, the pods compact the shard groups.
-Each group gets one file of ranked rows and a receipt, which is written last.
+A group gets one file of ranked rows and a receipt, which is written last.
 """
 
 from collections import Counter
@@ -29,8 +29,8 @@ from semiscale.stages.score.pool_progress import PoolProgress
 from semiscale.stages.score.scan_reporter import ScanReporter
 from semiscale.stages.score.score_store import (
     MAX_CONCURRENT_READS,
+    load_group_receipt,
     load_shard_groups,
-    load_unit_receipt,
     num_kept_classes,
     score_folder,
 )
@@ -77,7 +77,7 @@ def score(config: ScoreConfig) -> ScoreReceipt:
     groups = load_shard_groups(plan)
     with graceful_stop():
         with ThreadPoolExecutor(MAX_CONCURRENT_READS) as pool:
-            loaded = pool.map(partial(load_unit_receipt, folder), groups)
+            loaded = pool.map(partial(load_group_receipt, folder), groups)
             receipts = {group.digest: receipt for group, receipt in zip(groups, loaded, strict=True) if receipt}
         unfinished = [group for group in groups if group.digest not in receipts]
         num_compacted = 0
@@ -92,9 +92,9 @@ def score(config: ScoreConfig) -> ScoreReceipt:
                 teacher=teacher.digest,
                 pod=config.pod,
                 images_per_class=config.images_per_class,
-                units=len(groups),
+                num_groups=len(groups),
                 classes=len(plan.classes),
-                advanced=leases.heartbeat,
+                heartbeat=leases.heartbeat,
             )
             num_compacted = _compact_groups(
                 config, compactor, leases, rotate_to_start(unfinished, config.pod, pods), receipts
@@ -120,9 +120,17 @@ def score(config: ScoreConfig) -> ScoreReceipt:
 
 
 class _ShardScoring:
-    """Scores the shards that have no scores, sharing them with other pods.
+    """Scores the shards that have no scores, and shares them with other pods.
 
     The teacher is loaded when the first unscored shard is leased.
+
+    Args:
+        config: The inputs of this pod.
+        plan: The plan's receipt.
+        teacher: The teacher's receipt.
+        folder: URI of the score folder.
+        leases: Leases of the score folder.
+        progress: Bytes of the pool that have scores.
     """
 
     def __init__(
@@ -181,7 +189,7 @@ def _compact_groups(
     groups: list[ShardGroup],
     receipts: dict[str, ShardGroupReceipt],
 ) -> int:
-    """Compact shard groups until all have receipts, by any pod, and return how many this pod compacted.
+    """Compact shard groups until all have receipts, by any pod.
 
     Args:
         config: The inputs of this pod.
@@ -189,11 +197,14 @@ def _compact_groups(
         leases: Leases of the score folder.
         groups: Groups without a receipt, beginning with this pod's first one.
         receipts: Receipts by the digest of the group. The receipts of `groups` are added.
+
+    Returns:
+        The number of groups that this pod compacted.
     """
     num_compacted = 0
 
     def has_receipt(group: ShardGroup) -> bool:
-        if receipt := load_unit_receipt(compactor.folder, group):
+        if receipt := load_group_receipt(compactor.folder, group):
             receipts[group.digest] = receipt
         return receipt is not None
 

@@ -1,4 +1,4 @@
-"""The clocks of a scan added up: what its parts took and did, and which of them the others waited for."""
+"""Add up the seconds of each part of the scan, and name its bottleneck."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
@@ -15,7 +15,7 @@ ADVICE = {
 
 
 class ScanStats(TypedDict):
-    """What receipts say of a scan's parts."""
+    """The fields of a receipt that describe the parts of the scan."""
 
     clocks: PartSeconds
     images: PartImageCounts
@@ -23,34 +23,52 @@ class ScanStats(TypedDict):
 
 
 def scan_stats(counts: Sequence[ShardAccounting]) -> ScanStats:
-    """Add up what the parts of the scan took and did."""
+    """Add up the seconds and images of some shards, by part of the scan."""
     clocks = sum_part_seconds([count.clocks for count in counts])
     images = {part: sum(getattr(count.images, part) for count in counts) for part in PartImageCounts.model_fields}
     return {"clocks": clocks, "images": PartImageCounts(**images), "slowest": bottleneck(clocks, available_cpus())}
 
 
 def sum_part_seconds(clocks: Iterable[PartSeconds]) -> PartSeconds:
-    """Add up clocks."""
-    spent = dict.fromkeys(PartSeconds.model_fields, 0.0)
-    for one in clocks:
-        for part, seconds in one.model_dump().items():
-            spent[part] = round(spent[part] + seconds, 3)
-    return PartSeconds(**spent)
+    """Add up the seconds of each part of the scan."""
+    totals = dict.fromkeys(PartSeconds.model_fields, 0.0)
+    for part_seconds in clocks:
+        for part, seconds in part_seconds.model_dump().items():
+            totals[part] = round(totals[part] + seconds, 3)
+    return PartSeconds(**totals)
 
 
 def bottleneck(clocks: PartSeconds, threads: int) -> str:
-    """Name the part that a scan waits for: one thread reads, one forwards and one writes, `threads` decode."""
-    wall = {**clocks.model_dump(), "decode": clocks.decode / threads}
-    return max(wall, key=lambda part: wall[part]) if any(wall.values()) else ""
+    """Name the part of the scan that the others wait for.
+
+    Args:
+        clocks: Thread-seconds of each part. One thread reads, one forwards and one writes.
+        threads: Number of threads that decode.
+
+    Returns:
+        The name of the part, or an empty string if nothing was scanned.
+    """
+    wall_s = {**clocks.model_dump(), "decode": clocks.decode / threads}
+    return max(wall_s, key=lambda part: wall_s[part]) if any(wall_s.values()) else ""
 
 
 def bottleneck_advice(clocks: PartSeconds, threads: int) -> str:
-    """Name what a scan waits for, and what to buy more of."""
+    """Name the bottleneck and the resource that relieves it, for the log.
+
+    Args:
+        clocks: Thread-seconds of each part.
+        threads: Number of threads that decode.
+    """
     part = bottleneck(clocks, threads)
     return f"{part}-bound: {ADVICE[part]}" if part else "nothing waited for"
 
 
 def add_write_seconds(count: ShardAccounting, seconds: float) -> ShardAccounting:
-    """Return a shard's line with more seconds of writing."""
+    """Return the accounting of a shard with more seconds of writing.
+
+    Args:
+        count: Accounting that is copied.
+        seconds: Seconds that are added.
+    """
     clocks = count.clocks.model_copy(update={"write": round(count.clocks.write + seconds, 3)})
     return count.model_copy(update={"clocks": clocks})

@@ -1,4 +1,7 @@
-"""Pods that are killed, stopped, hung and raced, as real processes: the scores are those of an undisturbed run."""
+"""Test that disturbed pods write the scores of an undisturbed run.
+
+Pods are killed, stopped, hung and raced. They are real processes.
+"""
 
 import json
 import os
@@ -24,14 +27,14 @@ from tests.support.stages import Stages
 
 
 def stages_of(root: Path, shards: int, per_shard: int) -> Stages:
-    """A run with a larger pool and a trained teacher."""
+    """Return a run with a larger pool and a trained teacher."""
     stages = Stages(root, unlabeled=[str(pictures.write_pool(root / "large", shards, per_shard))])
     assert stages.teacher
     return stages
 
 
 def config_of(stages: Stages, workdir: Path, pod: int = 0) -> ScoreConfig:
-    """The config of a pod that works in a workdir of its own, on the planned pool."""
+    """Return the config of a pod that scores the planned pool into another workdir."""
     return ScoreConfig(
         workdir=str(workdir),
         plan=stages.uri(stages.plan),
@@ -42,7 +45,7 @@ def config_of(stages: Stages, workdir: Path, pod: int = 0) -> ScoreConfig:
 
 
 def start(config: ScoreConfig, program: str = "", **environment: str) -> subprocess.Popen[bytes]:
-    """Start a pod as a process of its own, or a program that is one with other settings."""
+    """Start a pod as a process, or a program that runs a pod with other settings."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
     command = [sys.executable, *(["-c", program] if program else ["-m", "semiscale.stages.score"]), *options]
     environment = {**os.environ, **environment}
@@ -50,20 +53,20 @@ def start(config: ScoreConfig, program: str = "", **environment: str) -> subproc
 
 
 def scores_in(workdir: Path) -> dict[str, bytes]:
-    """The bytes of every score and sample file by its place in the workdir."""
-    units = [path.parent for path in workdir.rglob("receipt.json")]
-    files = sorted(file for unit in units for file in unit.glob("*.parquet"))
+    """Return the files of all finished shard groups by their path in the workdir."""
+    folders = [path.parent for path in workdir.rglob("receipt.json")]
+    files = sorted(file for folder in folders for file in folder.glob("*.parquet"))
     return {str(file.relative_to(workdir)): file.read_bytes() for file in files}
 
 
-def parts_in(workdir: Path) -> int:
-    """How many shards have been scored of units that are not finished, and how many units are finished."""
+def count_results(workdir: Path) -> int:
+    """Return the number of scored shards and finished shard groups."""
     return len(list(workdir.rglob("parts/*.parquet"))) + len(list(workdir.rglob("receipt.json")))
 
 
-def wait_for_a_part(workdir: Path, more_than: int, pods: list[subprocess.Popen[bytes]]) -> None:
-    """Wait until the pods have finished another shard, or are done."""
-    while parts_in(workdir) <= more_than and any(pod.poll() is None for pod in pods):
+def wait_for_a_result(workdir: Path, more_than: int, pods: list[subprocess.Popen[bytes]]) -> None:
+    """Wait until there are more results than a number, or the pods have ended."""
+    while count_results(workdir) <= more_than and any(pod.poll() is None for pod in pods):
         time.sleep(0.02)
 
 
@@ -75,16 +78,17 @@ def test_pods_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
     moments = random.Random(kills)
     for _ in range(kills):
         pods = [start(config_of(stages, disturbed, pod)) for pod in (0, 1)]
-        wait_for_a_part(disturbed, parts_in(disturbed), pods)
+        wait_for_a_result(disturbed, count_results(disturbed), pods)
         time.sleep(moments.random() * 0.2)
         for pod in pods:
             pod.send_signal(signal.SIGKILL)
             pod.communicate()
-        for claim in disturbed.rglob("claims/*/*"):  # the dead pods' leases, two minutes long, are over
-            claim.write_text(json.dumps({"holder": "dead", "until": 0}))
+        # Expire the leases of the dead pods, which last two minutes.
+        for lease in disturbed.rglob("claims/*/*"):
+            lease.write_text(json.dumps({"holder": "dead", "until": 0}))
     stage.score(config_of(stages, disturbed))
     assert scores_in(disturbed) == scores_in(undisturbed)
-    assert len(list(disturbed.rglob("receipt.json"))) > 1, "several units"
+    assert len(list(disturbed.rglob("receipt.json"))) > 1, "there are several shard groups"
 
 
 def test_two_pods_at_once_share_the_work(tmp_path: Path) -> None:
@@ -98,11 +102,11 @@ def test_two_pods_at_once_share_the_work(tmp_path: Path) -> None:
         assert logs.count(f"pool-{number:03}.tar: 256 images scored") == 1
 
 
-def test_a_pod_that_is_told_to_stop_gives_its_claim_back(tmp_path: Path) -> None:
+def test_a_pod_releases_its_leases_at_sigterm(tmp_path: Path) -> None:
     stages = stages_of(tmp_path, shards=8, per_shard=512)
     workdir = tmp_path / "stopped"
     pod = start(config_of(stages, workdir))
-    wait_for_a_part(workdir, 0, [pod])
+    wait_for_a_result(workdir, 0, [pod])
     pod.send_signal(signal.SIGTERM)
     output = pod.communicate(timeout=300)[0].decode()
     assert pod.returncode == 128 + signal.SIGTERM, output
@@ -112,7 +116,7 @@ def test_a_pod_that_is_told_to_stop_gives_its_claim_back(tmp_path: Path) -> None
     assert done.scored == 8 * 512
 
 
-def test_a_claim_has_one_holder_until_it_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_has_one_holder_until_it_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine, yours = LeaseManager(str(tmp_path)), LeaseManager(str(tmp_path))
     with mine.lease("u") as first, yours.lease("u") as second:
         assert (first, second) == (True, False)
@@ -126,7 +130,7 @@ def test_a_claim_has_one_holder_until_it_expires(tmp_path: Path, monkeypatch: py
     assert yours._claim("hung") is not None
 
 
-def test_a_dead_pods_clock_that_was_fast_holds_nothing_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_by_a_fast_clock_expires_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LEASE_DURATION_S", 0.2)
     uri = LeaseManager(str(tmp_path))._claim("u")
     assert uri is not None
@@ -139,8 +143,9 @@ def test_a_dead_pods_clock_that_was_fast_holds_nothing_longer(tmp_path: Path, mo
     assert mine._claim("u") is not None
 
 
-def test_a_claim_is_renewed_while_its_holders_work_advances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "LEASE_DURATION_S", 1.0)  # a busy machine may stop every thread for half of it
+def test_a_lease_is_renewed_while_its_holder_makes_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A busy machine may stop every thread for half of this time.
+    monkeypatch.setattr(leases, "LEASE_DURATION_S", 1.0)
     monkeypatch.setattr(leases, "RENEW_INTERVAL_S", 0.05)
     monkeypatch.setattr(leases, "STALL_TIMEOUT_S", 0.4)
     working = LeaseManager(str(tmp_path))
@@ -149,13 +154,13 @@ def test_a_claim_is_renewed_while_its_holders_work_advances(tmp_path: Path, monk
             time.sleep(0.1)
             working.heartbeat()
         assert LeaseManager(str(tmp_path))._claim("u") is None
-        until = time.monotonic() + 60
+        deadline = time.monotonic() + 60
         while LeaseManager(str(tmp_path))._claim("u") is None:
-            assert time.monotonic() < until, "its holder hangs"
+            assert time.monotonic() < deadline, "a holder without progress loses its lease"
             time.sleep(0.05)
 
 
-HURRIED = """
+SHORT_LEASES = """
 import sys
 from semiscale import storage
 from semiscale.runtime import shared_work
@@ -169,10 +174,10 @@ sys.exit(run_from_cli(stage.ScoreConfig, stage.score))
 
 
 @pytest.mark.slow
-def test_a_pod_that_hangs_loses_its_shards_and_wakes_up_harmless(
+def test_a_hung_pod_loses_its_shards_and_changes_nothing_when_it_resumes(
     tmp_path: Path, gs_server: str, gs_bucket: str
 ) -> None:
-    # One pod's reading hangs, at a store that does not answer, one is frozen as a whole; the third does all of it.
+    # The store of the first pod stops answering, and the second pod is frozen. The third pod does all of their work.
     for path in pictures.write_pool(tmp_path / "large", 24, 64).iterdir():
         storage.upload(path, f"{gs_bucket}/pool/{path.name}")
     stages = Stages(tmp_path, unlabeled=[f"{gs_bucket}/pool"], pods=3)
@@ -180,13 +185,13 @@ def test_a_pod_that_hangs_loses_its_shards_and_wakes_up_harmless(
     workdir = tmp_path / "disturbed"
     with relayed(gs_server, latency_s=0.02) as relay:
         reading, frozen = (
-            start(config_of(stages, workdir, pod), HURRIED, STORAGE_EMULATOR_HOST=relay.address) for pod in (0, 1)
+            start(config_of(stages, workdir, pod), SHORT_LEASES, STORAGE_EMULATOR_HOST=relay.address) for pod in (0, 1)
         )
-        wait_for_a_part(workdir, 0, [reading, frozen])
+        wait_for_a_result(workdir, 0, [reading, frozen])
         relay.stall()
         frozen.send_signal(signal.SIGSTOP)
         assert list(workdir.rglob("claims/*/*"))
-        third = start(config_of(stages, workdir, 2), HURRIED)
+        third = start(config_of(stages, workdir, 2), SHORT_LEASES)
         output = third.communicate(timeout=300)[0].decode()
         assert third.returncode == 0, output
         receipts = {path: path.read_bytes() for path in workdir.rglob("receipt.json")}
@@ -199,39 +204,45 @@ def test_a_pod_that_hangs_loses_its_shards_and_wakes_up_harmless(
     assert {path: path.read_bytes() for path in workdir.rglob("receipt.json")} == receipts
 
 
-def test_what_others_hold_is_one_listing_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_active_leases_cost_one_listing_and_one_read_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LEASE_DURATION_S", 2.0)
     monkeypatch.setattr(leases, "RENEW_INTERVAL_S", 0.1)
-    asked: list[str] = []
+    read_uris: list[str] = []
     read = storage.read_or_none
 
-    def counted(uri: str) -> bytes | None:
-        asked.append(uri)
+    def record_read(uri: str) -> bytes | None:
+        read_uris.append(uri)
         return read(uri)
 
-    monkeypatch.setattr(storage, "read_or_none", counted)
+    monkeypatch.setattr(storage, "read_or_none", record_read)
     mine, yours = LeaseManager(str(tmp_path)), LeaseManager(str(tmp_path))
-    before = set(threading.enumerate())  # threads of tests before this one may end meanwhile
+    # Threads of earlier tests may end meanwhile.
+    before = set(threading.enumerate())
     with mine.lease("a"), mine.lease("b"):
         assert len(set(threading.enumerate()) - before) == 1, "one thread renews both"
         assert yours._claim("dead") is not None
         for _ in range(25):
             assert yours.active() >= {"a", "b"}
             time.sleep(0.1)
-        assert yours.active() == {"a", "b"}, "renewed, and what was not is void"
-        assert len([uri for uri in asked if "/claims/" in uri]) == 3, "each was read once"
+        assert yours.active() == {"a", "b"}, "renewed leases stay, and the other one expires"
+        assert len([uri for uri in read_uris if "/claims/" in uri]) == 3, "each lease is read once"
     assert yours.active() == set()
 
 
-def test_a_claim_whose_answer_was_lost_is_its_pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client writes again when it gets no answer, and is then told that there is an object: its own."""
+def test_a_lease_is_held_if_the_answer_to_its_creation_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check the retry of a client that got no answer.
+
+    The second write finds the object of the first.
+    """
     write = storage.write_bytes
 
-    def written_twice(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
+    def write_twice(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
         write(uri, data, if_absent=if_absent)
         return write(uri, data, if_absent=if_absent)
 
-    monkeypatch.setattr(storage, "write_bytes", written_twice)
+    monkeypatch.setattr(storage, "write_bytes", write_twice)
     with LeaseManager(str(tmp_path)).lease("u") as mine, LeaseManager(str(tmp_path)).lease("u") as yours:
         assert (mine, yours) == (True, False)
 
@@ -239,16 +250,16 @@ def test_a_claim_whose_answer_was_lost_is_its_pods(tmp_path: Path, monkeypatch: 
 RACE = """
 import sys, time
 from semiscale.storage.leases import LeaseManager
-claims = LeaseManager(sys.argv[1])
+leases = LeaseManager(sys.argv[1])
 print("ready", flush=True)
 start = float(input())
 for turn in range(20):
     time.sleep(max(start + turn / 10 - time.time(), 0))
-    print(int(bool(claims._claim(f"shard-{turn}"))), end=" ")
+    print(int(bool(leases._claim(f"shard-{turn}"))), end=" ")
 """
 
 
-def test_of_many_processes_that_want_one_shard_at_once_one_gets_it(tmp_path: Path) -> None:
+def test_one_of_many_processes_gets_a_lease(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RACE, str(tmp_path)]
     racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(12)]
     for racer in racers:
@@ -259,8 +270,8 @@ def test_of_many_processes_that_want_one_shard_at_once_one_gets_it(tmp_path: Pat
         assert racer.stdin is not None
         racer.stdin.write(start)
         racer.stdin.flush()
-    won = [racer.communicate()[0].split() for racer in racers]
-    assert [sum(map(int, turn)) for turn in zip(*won, strict=True)] == [1] * 20
+    results = [racer.communicate()[0].split() for racer in racers]
+    assert [sum(map(int, turn)) for turn in zip(*results, strict=True)] == [1] * 20
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
@@ -275,14 +286,17 @@ def test_a_shard_that_disappeared_or_changed_is_refused_by_name(tmp_path: Path, 
         stage.score(config_of(stages, tmp_path / "work2"))
 
 
-def test_the_batch_that_an_image_comes_in_changes_nothing(tmp_path: Path) -> None:
-    """The same images in shards of other sizes: other batches, other places in the batch, equal scores to the bit."""
-    found = []
+def test_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    """Check that scores are equal to the bit if shards have other sizes.
+
+    The images are then in other batches and at other positions of a batch.
+    """
+    scores = []
     for per_shard in (1, 7, 64, 200):
         root = tmp_path / str(per_shard)
         pool = pictures.write_pool(root / "pool", -(-200 // per_shard), per_shard)
         stages = Stages(root, unlabeled=[str(pool)], images_per_class=1000, classes_per_image=3)
         rows = stages.selection_rows()
-        found.append({(row["key"], row["class"]): row["score"] for row in rows if int(row["key"]) < 200})
-    assert len(found[0]) == 600
-    assert found[0] == found[1] == found[2] == found[3]
+        scores.append({(row["key"], row["class"]): row["score"] for row in rows if int(row["key"]) < 200})
+    assert len(scores[0]) == 600
+    assert scores[0] == scores[1] == scores[2] == scores[3]
