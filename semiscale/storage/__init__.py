@@ -87,8 +87,8 @@ def open_object(uri: str, version: str = "", *, prefetch: bool = False) -> Binar
     Args:
         uri: The object.
         version: Version that was listed. Without it, the version at the time of opening is read.
-        prefetch: Whether a thread prefetches the next READ_CHUNK_BYTES. It helps if the object is read in order over the
-            network.
+        prefetch: Whether a thread prefetches the next READ_CHUNK_BYTES. It helps if the object is read in order over
+            the network.
 
     Raises:
         FileNotFoundError: There is no object.
