@@ -11,7 +11,6 @@ import io
 import tarfile
 import tempfile
 import time
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,15 @@ from semiscale.data.labeled import LabeledShard
 from semiscale.data.listing import list_shards
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields
-from semiscale.stages.train import dataset
 from semiscale.stages.train.distributed import DistributedContext
+from semiscale.stages.train.input_pipeline.sample_source import StreamingSource
+from semiscale.stages.train.input_pipeline.train_transform import TrainTransform
 
 IMAGE_BYTES = 110_000
 BATCH = 256
 TARS = 256
+# Shuffle windows in the set.
+WINDOWS = 16
 
 
 def write(folder: Path) -> list[LabeledShard]:
@@ -50,11 +52,11 @@ def read_bytes() -> int:
 
 def measure(shards: list[LabeledShard], ranks: DistributedContext) -> str:
     """Read an epoch of one rank."""
-    preprocessing = Preprocessing(resolution=224, augmentation="crop-flip")
-    loaded = dataset.TrainDataset(shards, SampleFields(), preprocessing, 0, ranks)
-    steps = loaded.samples // BATCH
+    transform = TrainTransform(Preprocessing(resolution=224, augmentation="crop-flip"))
+    samples = sum(shard.samples for shard in shards)
+    source = StreamingSource(shards, SampleFields(), 0, ranks, transform.make_sample, samples // WINDOWS)
     before, started, used = read_bytes(), time.perf_counter(), time.process_time()
-    seen = sum(len(pictures) for pictures in islice(loaded._from_lanes(BATCH, steps, 0), steps))
+    seen = sum(len(batch) for batch in source.batches(BATCH, samples // BATCH, 0))
     samples_per_s = seen / (time.perf_counter() - started)
     cpu_us = 1e6 * (time.process_time() - used) / seen
     share = (read_bytes() - before) / sum(shard.shard.size_bytes for shard in shards)
@@ -65,7 +67,6 @@ def main() -> None:
     """Measure, and print a line for each rank."""
     with tempfile.TemporaryDirectory() as folder:
         shards = write(Path(folder))
-        vars(dataset)["WINDOW_BYTES"] = sum(shard.shard.size_bytes for shard in shards) // 16
         for count in (1, 2, 4):
             for rank in range(count):
                 print(f"rank {rank} of {count}: {measure(shards, DistributedContext(rank, count))}")

@@ -4,11 +4,13 @@ The threads are daemons, so a store that does not answer does not delay the end 
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import closing
-from queue import Queue, SimpleQueue
+from queue import SimpleQueue
+from threading import Semaphore
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -59,36 +61,67 @@ def map_prefetched(work: Callable[[Item], Result], items: Iterable[Item], at_onc
             tasks.put(None)
 
 
-def prefetch_one(items: Generator[Item]) -> Generator[Item]:
-    """Yield the items of a generator, while a thread produces the next one.
+def prefetch(
+    items: Generator[Item],
+    at_once: int = 1,
+    *,
+    discard: Callable[[Item], None] | None = None,
+    join_timeout_s: float = 0.0,
+) -> Generator[Item]:
+    """Yield the items of a generator, while a thread produces the next ones.
 
     An error of the generator is raised instead of its item. When this iterator is closed, the generator is closed
     after the item that it is producing.
 
+    Args:
+        items: The generator.
+        at_once: Number of items that are ready or being produced, besides the one in use.
+        discard: Function that gets each item that is produced and not used, when this iterator is closed.
+        join_timeout_s: Seconds to wait for the thread when this iterator is closed.
+
+    Yields:
+        The items in order.
+
     Cost:
-        Memory for three items. One is in use, one is ready, and one is being produced.
+        Memory for `at_once` items and the one in use.
     """
-    ready: Queue[Future[Item] | None] = Queue(1)
+    ready: SimpleQueue[Future[Item]] = SimpleQueue()
+    permits = Semaphore(at_once)
     stop = threading.Event()
 
     def produce_items() -> None:
         with closing(items):
-            while not stop.is_set():
+            while permits.acquire() and not stop.is_set():
                 item: Future[Item] = Future()
                 _complete(lambda: next(items), item)
-                ready.put(None if isinstance(item.exception(), StopIteration) else item)
+                ready.put(item)
                 if item.exception():
                     return
 
-    threading.Thread(target=produce_items, daemon=True, name="prefetch").start()
+    def discard_ready() -> None:
+        while discard and not ready.empty():
+            item = ready.get()
+            if not item.exception():
+                discard(item.result())
+
+    thread = threading.Thread(target=produce_items, daemon=True, name="prefetch")
+    thread.start()
     try:
-        while item := ready.get():
+        while True:
+            item = ready.get()
+            if isinstance(item.exception(), StopIteration):
+                return
+            permits.release()
             yield item.result()
     finally:
         stop.set()
-        # The thread may be blocked by a full queue.
-        while not ready.empty():
-            ready.get_nowait()
+        # The thread may wait for its permit, or in the generator for something that `discard` frees.
+        permits.release()
+        deadline = time.monotonic() + join_timeout_s
+        while thread.is_alive() and time.monotonic() < deadline:
+            discard_ready()
+            thread.join(0.01)
+        discard_ready()
 
 
 def _submit(tasks: "SimpleQueue[Task | None]", work: Callable[[Item], Result], item: Item) -> Future[Result]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from semiscale.common.cpu import available_cpus
 from semiscale.common.errors import SemiscaleError
-from semiscale.common.prefetch import prefetch_one
+from semiscale.common.prefetch import prefetch
 from semiscale.data import eval_transforms
 from semiscale.data.image_decoding import describe_decode_error
 from semiscale.data.labeled import LabeledSplit, load_split
@@ -23,6 +23,8 @@ from semiscale.data.transforms import Batch
 from semiscale.models import normalization
 
 BATCH = 256
+# Batches that are ready or being decoded, while the model works on another.
+PREFETCH_BATCHES = 2
 # Images that a thread decodes at a time. Videos are decoded one by one.
 DECODE_CHUNK = 4
 # Decoded images that are cached for the next model: 7,133 at 224 pixels.
@@ -64,7 +66,11 @@ class EvalLoader:
         Raises:
             SemiscaleError: An image cannot be read (SEMI-E154).
         """
-        return (batch for batch in self._cached) if self._cached is not None else prefetch_one(self._decode_batches())
+        return (
+            (batch for batch in self._cached)
+            if self._cached is not None
+            else prefetch(self._decode_batches(), PREFETCH_BATCHES)
+        )
 
     def _decode_batches(self) -> Generator[Batch]:
         with closing(self._decode_chunks()) as chunks:

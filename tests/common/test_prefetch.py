@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from semiscale import storage
-from semiscale.common.prefetch import map_prefetched, prefetch_one
+from semiscale.common.prefetch import map_prefetched, prefetch
 from semiscale.data.listing import list_shards
 from semiscale.data.loose_file_reader import PREFETCH_FILES
 from semiscale.data.reader import iter_samples
@@ -74,7 +74,7 @@ def numbers(count: int, made: list[int]) -> Generator[int]:
 
 def test_the_next_is_made_while_one_is_worked_on() -> None:
     made: list[int] = []
-    items = prefetch_one(numbers(30, made))
+    items = prefetch(numbers(30, made), 2)
     for expected in range(10):
         assert next(items) == expected
         until = time.monotonic() + 60
@@ -91,7 +91,7 @@ def test_the_next_is_made_while_one_is_worked_on() -> None:
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_what_is_made_beside_ends_and_fails_as_it_would(count: int) -> None:
     made: list[int] = []
-    items, results = prefetch_one(numbers(count, made)), list[int]()
+    items, results = prefetch(numbers(count, made)), list[int]()
     with pytest.raises(ValueError, match="5") if count == 5 else nullcontext():
         results.extend(items)
     assert made == [*range(count), -1]

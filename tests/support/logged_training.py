@@ -14,8 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from semiscale.common.signals import GracefulStop
-from semiscale.stages.train import dataset
-from semiscale.stages.train.device_loader import DeviceBatch
+from semiscale.stages.train.input_pipeline import dataset
+from semiscale.stages.train.input_pipeline.device_loader import DeviceBatch
 from semiscale.stages.train.train_step import TrainStep
 from semiscale.stages.train.trainer import Trainer
 

@@ -12,8 +12,8 @@ from semiscale.models import execution_mode
 from semiscale.models.execution_mode import DEFAULT_TRAINING_MODE, ExecutionMode
 from semiscale.models.normalization import Normalize
 from semiscale.stages.train.config import TrainConfig
-from semiscale.stages.train.device_loader import DeviceBatch
 from semiscale.stages.train.distributed import DistributedContext
+from semiscale.stages.train.input_pipeline.device_loader import DeviceBatch
 from semiscale.stages.train.loss import training_loss
 from semiscale.stages.train.train_state import TrainState
 

@@ -22,11 +22,11 @@ from semiscale.receipts.train import CurvePoint
 from semiscale.stages.train.checkpoint_manager import CheckpointManager, TrainerProgress
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.data_stall import data_stall_timer
-from semiscale.stages.train.dataset import TrainDataset
-from semiscale.stages.train.device_loader import device_batches
 from semiscale.stages.train.distributed import DistributedContext
 from semiscale.stages.train.finite_loss_guard import FiniteLossGuard
 from semiscale.stages.train.initial_weights import build_initial_model
+from semiscale.stages.train.input_pipeline.dataset import TrainDataset
+from semiscale.stages.train.input_pipeline.device_loader import device_batches
 from semiscale.stages.train.metrics_logger import MetricsLogger
 from semiscale.stages.train.recipes import Recipe, learning_rate_at
 from semiscale.stages.train.train_state import TrainState
@@ -35,7 +35,7 @@ from semiscale.stages.train.validator import Validator
 from semiscale.storage.documents import load_document
 
 if TYPE_CHECKING:
-    from semiscale.stages.train.augmentation import Augment
+    from semiscale.stages.train.input_pipeline.augmentation import Augment
 
 CURVE_POINTS = 100
 # It divides CURVE_POINTS, so that every validation falls on a point of the curve.
@@ -129,7 +129,7 @@ def _augment(recipe: Recipe, preprocessing: Preprocessing) -> "Augment | None":
     if not recipe.trivial_augment:
         return None
     # This imports torchvision, which takes eight CPU-seconds. Only recipes that need it pay for it.
-    from semiscale.stages.train.augmentation import Augment
+    from semiscale.stages.train.input_pipeline.augmentation import Augment
 
     return Augment(preprocessing, recipe.erasing)
 
@@ -230,7 +230,7 @@ class Trainer:
             if self._validation_pending:
                 self._stopping.raise_now()
             for step in range(self._done + 1, self._steps + 1):
-                is_stop_requested = self._ranks.all_reduce_any_async(self._stopping.asked)
+                is_stop_requested = self._ranks.all_reduce_any_async(self._stopping.is_requested)
 
                 batch = self._stall_timer.next_batch(self._batches)
                 rate = learning_rate_at(

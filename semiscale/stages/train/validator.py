@@ -46,7 +46,7 @@ class Validator:
             Whether the validation is complete, which is the same on all ranks, and the score on rank 0.
         """
         num_batches = self._ranks.broadcast_from_main(self._loader.num_batches if self._loader else 0)
-        stop_requests = (self._ranks.all_reduce_any_async(self._stopping.asked)() for _ in range(num_batches))
+        stop_requests = (self._ranks.all_reduce_any_async(self._stopping.is_requested)() for _ in range(num_batches))
         if not self._loader:
             return ValidationResult(not any(stop_requests))
 

@@ -13,11 +13,11 @@ from semiscale.data import listing
 from semiscale.data.labeled import LabeledShard
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields
-from semiscale.stages.train import dataset as training_data
-from semiscale.stages.train.augmentation import Augment
-from semiscale.stages.train.dataset import TrainDataset, TrainingBatch
-from semiscale.stages.train.device_loader import batches_from_worker
 from semiscale.stages.train.distributed import DistributedContext
+from semiscale.stages.train.input_pipeline import dataset as training_data
+from semiscale.stages.train.input_pipeline.augmentation import Augment
+from semiscale.stages.train.input_pipeline.dataset import TrainDataset, TrainingBatch
+from semiscale.stages.train.input_pipeline.device_loader import batches_from_worker
 from tests.support import pictures, videos
 from tests.support.pictures import jpeg, photographs
 from tests.support.processes import besides

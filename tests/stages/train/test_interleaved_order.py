@@ -12,11 +12,11 @@ import pytest
 from semiscale import storage
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields
-from semiscale.stages.train import dataset as training_data
 from semiscale.stages.train.config import TrainConfig
-from semiscale.stages.train.dataset import TrainDataset
 from semiscale.stages.train.distributed import DistributedContext
-from semiscale.stages.train.interleaved_order import num_streams
+from semiscale.stages.train.input_pipeline import dataset as training_data
+from semiscale.stages.train.input_pipeline.dataset import TrainDataset
+from semiscale.stages.train.input_pipeline.interleaved_order import num_streams
 from semiscale.stages.train.stage import train
 from tests.support import pictures
 from tests.support.stages import Stages

@@ -21,12 +21,13 @@ from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields
 from semiscale.data.transforms import center_crop, jpeg_scale_denominator, random_resized_crop
 from semiscale.models import normalization
-from semiscale.stages.train import dataset as training_data
 from semiscale.stages.train import finite_loss_guard, trainer
 from semiscale.stages.train.config import TrainConfig
-from semiscale.stages.train.dataset import TrainDataset
-from semiscale.stages.train.device_loader import DeviceBatch
 from semiscale.stages.train.distributed import DistributedContext
+from semiscale.stages.train.input_pipeline import dataset as training_data
+from semiscale.stages.train.input_pipeline import sample_source
+from semiscale.stages.train.input_pipeline.dataset import TrainDataset
+from semiscale.stages.train.input_pipeline.device_loader import DeviceBatch
 from semiscale.stages.train.train_state import TrainState
 from semiscale.stages.train.train_step import TrainStep, split_microbatches
 from tests.support import pictures
@@ -105,7 +106,7 @@ def test_the_ranks_share_every_batch(
 
 def test_class_folders_are_dealt_out_before_they_are_windowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_data, "SHUFFLE_BUFFER_BYTES", 4_000)
-    monkeypatch.setattr(training_data, "FILES_PER_RESHARD", 10)
+    monkeypatch.setattr(sample_source, "FILES_PER_RESHARD", 10)
     monkeypatch.setattr(listing, "FILES_PER_SHARD", 10)
     folders = pictures.write_folders(tmp_path / "labeled", 30)
     shards = [
