@@ -119,11 +119,6 @@ class LeaseManager:
         # If the response to a write is lost, the client writes again and then finds its own lease.
         return storage.write_bytes(uri, content, if_absent=True) or self._read(uri)[0] == self._holder
 
-    def _claim(self, work: str) -> str | None:
-        """Return the URI of a new lease, or None if another process holds the work."""
-        uri = self._next(work)
-        return uri if uri and self._create(uri) else None
-
     @staticmethod
     def _read(uri: str) -> tuple[str, float]:
         """Return the holder of a lease and the time at which it expires.

@@ -17,13 +17,9 @@ from semiscale.receipts.score import ShardGroupReceipt
 from semiscale.scores import score_file
 from semiscale.scores.score_file import MAX_IMAGES_PER_RANKING
 from semiscale.stages.score import shard_scores
-from semiscale.stages.score.shard_scores import ShardScores
+from semiscale.stages.score.score_store import MAX_CONCURRENT_READS
+from semiscale.stages.score.shard_scores import MAX_FAILURES_LISTED, ShardScores
 from semiscale.stages.score.timings import add_write_seconds, scan_stats
-
-# Shard scores that are read at the same time, to hide the latency of an object store.
-MAX_CONCURRENT_READS = 32
-# Failures that a receipt lists for one shard group. All failures are counted.
-MAX_FAILURES_LISTED = 100
 
 
 @dataclass

@@ -19,14 +19,8 @@ from semiscale.common.cpu import available_cpus
 from semiscale.common.worker_process import Channel, SharedBatchBuffer, WorkerProcess, start_receiver
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields, Shard
-from semiscale.stages.score.shard_loader import (
-    SHUTDOWN_TIMEOUT_S,
-    DecodedBatch,
-    SampleInfo,
-    ShardLoader,
-    ShardSpan,
-    buffer_shape,
-)
+from semiscale.stages.score.shard_loader import SHUTDOWN_TIMEOUT_S, DecodedBatch, SampleInfo, ShardSpan
+from semiscale.stages.score.thread_shard_loader import ThreadShardLoader, buffer_shape
 
 # So few threads of one process hardly wait for each other at the interpreter lock.
 CPUS_PER_PROCESS = 4
@@ -50,7 +44,7 @@ class _LoaderProcess:
 
 
 class ProcessShardLoader:
-    """Loads shards as ShardLoader does, in worker processes.
+    """Loads shards in worker processes.
 
     There is one process for every CPUS_PER_PROCESS cores. The processes start at once, because their imports take
     seconds.
@@ -210,7 +204,7 @@ def _loader_main(
     It receives the number of threads first. After that it receives released slots, and a shard for each request.
     """
     threads = channel.connection.recv()
-    loader = ShardLoader(preprocessing, columns, all_slots.pixels_SBHWC[own_slots], in_use, threads)
+    loader = ThreadShardLoader(preprocessing, columns, all_slots.pixels_SBHWC[own_slots], in_use, threads)
     shards: SimpleQueue[Shard | None] = SimpleQueue()
     start_receiver(
         channel, lambda message: loader.release(message) if isinstance(message, int) else shards.put(message)

@@ -23,13 +23,12 @@ from semiscale.stages.score.config import ScoreConfig
 from semiscale.stages.score.gpu_decoding import GpuDecoder
 from semiscale.stages.score.process_shard_loader import ProcessShardLoader
 from semiscale.stages.score.scorer import Best
-from semiscale.stages.score.shard_loader import DecodedBatch, ShardLoader, ShardSpan, buffer_shape
-from semiscale.stages.score.shard_scores import ShardScores
+from semiscale.stages.score.shard_loader import DecodedBatch, ShardLoader, ShardSpan
+from semiscale.stages.score.shard_scores import MAX_FAILURES_LISTED, ShardScores
+from semiscale.stages.score.thread_shard_loader import ThreadShardLoader, buffer_shape
 
 # Scores that are not finite would rank before or after all others. Receipts store this reason.
 NOT_FINITE = "the teacher's scores are not finite"
-# Failures that are listed for one shard. All failures are counted.
-MAX_FAILURES_LISTED = 100
 _COLUMNS = pa.schema(
     [
         ("index", pa.int64()),
@@ -123,7 +122,7 @@ class Scanner:
 
 def _make_loader(
     device: torch.device, preprocessing: Preprocessing, columns: SampleFields, *, decodes_on_gpu: bool
-) -> ShardLoader | ProcessShardLoader:
+) -> ShardLoader:
     """Make the loader that suits a device.
 
     Only a GPU needs worker processes, because decoding threads delay the thread that launches its kernels. A GPU that
@@ -135,7 +134,7 @@ def _make_loader(
     num_slots, shape = buffer_shape(preprocessing, batch_size, in_use, available_cpus())
     slots = np.zeros((num_slots, *shape), np.uint8)
     gpu_decoder = GpuDecoder(preprocessing, device) if decodes_on_gpu else None
-    return ShardLoader(preprocessing, columns, slots, in_use, available_cpus(), gpu_decoder)
+    return ThreadShardLoader(preprocessing, columns, slots, in_use, available_cpus(), gpu_decoder)
 
 
 def _wait_for(batch: DecodedBatch, result: Callable[[], Best], seconds: float) -> tuple[DecodedBatch, Best, float]:

@@ -10,7 +10,7 @@ from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.score import ShardGroupReceipt
 from semiscale.stages.score.config import ScoreFanoutConfig
 
-# Receipts that are read at the same time, to hide the latency of an object store.
+# Receipts, or scores of shards, that are read at the same time, to hide the latency of an object store.
 MAX_CONCURRENT_READS = 32
 # Each image keeps at least so many classes. A larger P can then be selected without scoring again.
 MIN_KEPT_CLASSES = 10

@@ -25,6 +25,9 @@ from semiscale.scores import sample_locations, score_file
 from semiscale.scores.score_file import ScoreRows
 from semiscale.storage.parquet import encode_parquet
 
+# Failures that are listed for a shard, and for a shard group. All failures are counted.
+MAX_FAILURES_LISTED = 100
+
 
 @dataclass(frozen=True)
 class ShardScores:

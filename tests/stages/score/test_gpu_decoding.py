@@ -20,8 +20,8 @@ from semiscale.data.shard import SampleFields
 from semiscale.data.transforms import center_crop
 from semiscale.stages.score.config import ScoreConfig
 from semiscale.stages.score.gpu_decoding import GpuDecoder
-from semiscale.stages.score.shard_loader import ShardLoader
 from semiscale.stages.score.stage import score
+from semiscale.stages.score.thread_shard_loader import ThreadShardLoader
 from tests.support import pictures
 
 LARGE = Preprocessing(resolution=64, augmentation="crop-flip")
@@ -108,7 +108,7 @@ def test_both_decoders_fill_one_batch_in_order(tmp_path: Path) -> None:
     pictures.write_tar(tmp_path / "a.tar", {f"{number:03}.jpg": data for number, data in enumerate(images)})
     columns = SampleFields("image", "")
     slots = np.zeros((5, len(images), 64, 64, 3), np.uint8)
-    loader = ShardLoader(LARGE, columns, slots, 1, 2, GpuDecoder(LARGE, CPU))
+    loader = ThreadShardLoader(LARGE, columns, slots, 1, 2, GpuDecoder(LARGE, CPU))
     (batch,) = loader.batches(listing.list_shards([str(tmp_path / "a.tar")]))
     samples = batch.spans[0].samples
     assert [sample.problem for sample in samples[11::2]] == ["damaged image", "not an image", "empty file"]

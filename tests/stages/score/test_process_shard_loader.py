@@ -22,6 +22,7 @@ from semiscale.data.shard import SampleFields, Shard
 from semiscale.stages.score import process_shard_loader, stage
 from semiscale.stages.score.process_shard_loader import ProcessShardLoader
 from semiscale.stages.score.shard_loader import DecodedBatch, SampleInfo, ShardLoader
+from semiscale.stages.score.thread_shard_loader import ThreadShardLoader
 from tests.stages.score.test_score_faults import config_of, scores_in, start, wait_for_a_result
 from tests.support import pictures
 from tests.support.processes import besides as worker_processes
@@ -58,7 +59,7 @@ def write_odd_pool(root: Path) -> list[Shard]:
 
 
 def collect_samples(
-    batches: Iterator[DecodedBatch], loader: "ShardLoader | ProcessShardLoader"
+    batches: Iterator[DecodedBatch], loader: ShardLoader
 ) -> dict[tuple[str, str], tuple[SampleInfo, bytes]]:
     """Return every sample by shard and key, without its seconds, and its pixels.
 
@@ -80,8 +81,8 @@ def collect_samples(
     return samples
 
 
-def make_local_loader() -> ShardLoader:
-    return ShardLoader(TINY, SampleFields(), np.zeros((6, BATCH_SIZE, 16, 16, 3), np.uint8), 2, 2)
+def make_local_loader() -> ThreadShardLoader:
+    return ThreadShardLoader(TINY, SampleFields(), np.zeros((6, BATCH_SIZE, 16, 16, 3), np.uint8), 2, 2)
 
 
 def test_worker_processes_decode_the_same_as_this_process_in_every_scan(tmp_path: Path, two_processes: None) -> None:

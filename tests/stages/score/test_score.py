@@ -24,7 +24,8 @@ from semiscale.stages.score.config import ScoreConfig
 from semiscale.stages.score.scanner import _ShardAccumulator
 from semiscale.stages.score.score_store import score_set_name
 from semiscale.stages.score.scorer import top_class_log_odds
-from semiscale.stages.score.shard_loader import SampleInfo, ShardLoader, ShardSpan
+from semiscale.stages.score.shard_loader import SampleInfo, ShardSpan
+from semiscale.stages.score.thread_shard_loader import ThreadShardLoader
 from semiscale.stages.score.timings import bottleneck_advice
 from tests.support import pictures
 from tests.support.stages import Stages
@@ -208,7 +209,7 @@ def test_scores_that_are_not_finite_are_counted() -> None:
 
 def test_samples_are_counted_when_they_are_read(tmp_path: Path) -> None:
     pool = pictures.write_pool(tmp_path, 2, 10)
-    loader = ShardLoader(
+    loader = ThreadShardLoader(
         Preprocessing(resolution=8, augmentation="shift"), SampleFields(), np.zeros((6, 4, 8, 8, 3), np.uint8), 2, 2
     )
     listed = []
