@@ -9,7 +9,7 @@ import numpy as np
 
 from semiscale import storage
 from semiscale.cli.command import Command, Options
-from semiscale.cli.model_source import MODELS, SOURCE_HELP, is_run_file, model_of_run
+from semiscale.cli.model_source import MODEL_NAMES, SOURCE_HELP, is_run_file, model_of_run
 from semiscale.cli.run import display_path
 from semiscale.common.errors import InvalidInputError
 from semiscale.config import run_config
@@ -115,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `export`."""
     parser.add_argument("source", help=SOURCE_HELP)
     parser.add_argument("--format", choices=["onnx", "torch"], default="onnx")
-    parser.add_argument("--model", choices=MODELS, default="student", help="which one of the run file's run")
+    parser.add_argument("--model", choices=MODEL_NAMES, default="student", help="which one of the run file's run")
     parser.add_argument("--to", default="", metavar="FOLDER", help="URI; default: in the run, or by the checkpoint")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from semiscale import storage
 from semiscale.cli.command import Command, Options
-from semiscale.cli.model_source import MODELS, SOURCE_HELP, resolve_model
+from semiscale.cli.model_source import MODEL_NAMES, SOURCE_HELP, resolve_model
 from semiscale.cli.run import display_path
 from semiscale.common.text import to_single_line
 from semiscale.config import run_config
@@ -64,10 +64,10 @@ def evaluate_and_store(settings: RunConfig, plan: PlanReceipt, receipt: TrainRec
     )
     uri = storage.join(settings.workdir, settings.name, "measured", f"{receipt.digest}.json")
     storage.write_bytes(uri, measured.model_dump_json(indent=1).encode())
-    print("\n".join([*format_table(measured, receipt), f"measured: {display_path(uri)}"]))
+    print("\n".join([*format_measurement_table(measured, receipt), f"measured: {display_path(uri)}"]))
 
 
-def format_table(measured: ModelEvaluation, receipt: TrainReceipt) -> list[str]:
+def format_measurement_table(measured: ModelEvaluation, receipt: TrainReceipt) -> list[str]:
     """Return the lines that describe the accuracy of a model."""
     scores = measured.model
     by_class = sorted(
@@ -77,15 +77,15 @@ def format_table(measured: ModelEvaluation, receipt: TrainReceipt) -> list[str]:
     return [
         f"\n{receipt.model_label}, {receipt.recipe}, on {scores.images:,} test images of "
         f"{len(measured.classes):,} classes",
-        format_row("top-1", scores.top1, scores.top1_interval),
-        format_row("top-5", scores.top5, scores.top5_interval),
-        format_row("calibration error", scores.calibration_error, scores.calibration_error_interval),
+        format_measurement_row("top-1", scores.top1, scores.top1_interval),
+        format_measurement_row("top-5", scores.top5, scores.top5_interval),
+        format_measurement_row("calibration error", scores.calibration_error, scores.calibration_error_interval),
         f"top-1 by class, the lowest {len(lowest)} of {len(by_class):,}:",
-        *(format_row(f"  {name}", share, interval) for share, interval, name in lowest),
+        *(format_measurement_row(f"  {name}", share, interval) for share, interval, name in lowest),
     ]
 
 
-def format_row(name: str, value: float, interval: Interval) -> str:
+def format_measurement_row(name: str, value: float, interval: Interval) -> str:
     """Format a share with its 95% interval."""
     return f"{to_single_line(name):30}{value:8.2%}  ({interval[0]:.2%} to {interval[1]:.2%})"
 
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `measure`."""
     parser.add_argument("run_file", type=Path, help="whose test set and classes")
     parser.add_argument("source", help=SOURCE_HELP)
-    parser.add_argument("--model", choices=MODELS, default="student", help="which one of the finished run's")
+    parser.add_argument("--model", choices=MODEL_NAMES, default="student", help="which one of the finished run's")
 
 
 def execute(options: Options) -> None:

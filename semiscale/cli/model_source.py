@@ -10,7 +10,7 @@ from semiscale.receipts.evaluate import EvaluationReceipt
 from semiscale.receipts.train import TrainReceipt
 from semiscale.storage.documents import load_document
 
-MODELS = ("teacher", "baseline", "pretrained", "student")
+MODEL_NAMES = ("teacher", "baseline", "pretrained", "student")
 SOURCE_HELP = "a finished run's file, a training's receipt (.json) or a .safetensors"
 
 
@@ -24,7 +24,7 @@ def resolve_model(source: str, model: str) -> TrainReceipt:
 
     Args:
         source: A run file, a receipt of a training (.json) or a checkpoint (.safetensors).
-        model: One of MODELS, for a run file.
+        model: One of MODEL_NAMES, for a run file.
 
     Raises:
         InvalidInputError: There is no such model.
@@ -48,7 +48,7 @@ def model_of_run(settings: RunConfig, model: str) -> TrainReceipt:
 
     Args:
         settings: The run file.
-        model: One of MODELS.
+        model: One of MODEL_NAMES.
 
     Raises:
         InvalidInputError: The run has not finished.

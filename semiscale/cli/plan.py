@@ -6,7 +6,7 @@ from pathlib import Path
 from semiscale.cli import rates
 from semiscale.cli.command import Command, Options, non_negative_float, non_negative_int
 from semiscale.cli.cost_model import GB, InputSizes, RunCost, StageCost, estimate_run
-from semiscale.cli.rates import MEASURABLE_RATES, MODELS, Rate, RateOverrides
+from semiscale.cli.rates import MEASURABLE_RATES, RATED_MODELS, Rate, RateOverrides
 from semiscale.cli.throughput_probe import measure_device_rates, measure_inputs, measure_throughput
 from semiscale.common.errors import InvalidInputError
 from semiscale.config import architectures, run_config, yaml_file
@@ -48,7 +48,7 @@ def estimate_cost(path: Path, given: dict[str, object], rates_file: Path | None,
             [
                 *describe_inputs(settings, inputs),
                 "",
-                *format_table(result, stated),
+                *format_cost_table(result, stated),
                 "",
                 *describe_estimate(result, stated, resolved),
             ]
@@ -73,7 +73,7 @@ def resolve_rates(settings: RunConfig, inputs: InputSizes, stated: RateOverrides
     if not {"decode_images_per_s", "read_bytes_per_s"} <= resolved.keys():
         probe = measure_throughput(settings)
         resolved = {"decode_images_per_s": probe.decode, "read_bytes_per_s": probe.read, **resolved}
-    for model in MODELS:
+    for model in RATED_MODELS:
         names = {mode: f"{model}_{mode}_images_per_s" for mode in ("forward", "train")}
         if not set(names.values()) <= resolved.keys():
             architecture = getattr(settings, f"{model}_architecture")
@@ -121,12 +121,12 @@ def describe_inputs(settings: RunConfig, inputs: InputSizes) -> list[str]:
     ]
 
 
-def format_table(result: RunCost, stated: RateOverrides) -> list[str]:
+def format_cost_table(result: RunCost, stated: RateOverrides) -> list[str]:
     """Return the lines of the table of stages, with their sum."""
     cost_title = "cost" if stated.gpu_price_per_h else "cost*"
     titles = ("hours", "device-h", "read", "kept", "GET", "PUT", cost_title)
     lines = [f"{'stage':10}" + "".join(f"{title:>10}" for title in titles) + "  bound by"]
-    lines += [format_row(stage, stated) for stage in result.stages]
+    lines += [format_cost_row(stage, stated) for stage in result.stages]
     stages = result.stages
     total = StageCost(
         "total",
@@ -138,10 +138,10 @@ def format_table(result: RunCost, stated: RateOverrides) -> list[str]:
         sum(stage.read_bytes for stage in stages),
         sum(stage.kept_bytes for stage in stages),
     )
-    return [*lines, format_row(total, stated)]
+    return [*lines, format_cost_row(total, stated)]
 
 
-def format_row(stage: StageCost, stated: RateOverrides) -> str:
+def format_cost_row(stage: StageCost, stated: RateOverrides) -> str:
     """Return one line of the table."""
     cells = (
         f"{stage.hours:,.2f}",

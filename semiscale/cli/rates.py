@@ -71,8 +71,8 @@ class Rate:
     source: str
 
 
-MODELS = ("teacher", "student")
-_MODEL_RATES = [f"{model}_{mode}_images_per_s" for model in MODELS for mode in ("forward", "train")]
+RATED_MODELS = ("teacher", "student")
+_MODEL_RATES = [f"{model}_{mode}_images_per_s" for model in RATED_MODELS for mode in ("forward", "train")]
 MEASURABLE_RATES = ("decode_images_per_s", "read_bytes_per_s", *_MODEL_RATES)
 
 

@@ -17,16 +17,16 @@ class TerminatedError(SemiscaleError):
 class GracefulStop:
     """Turns SIGTERM into TerminatedError.
 
-    The error is raised in the main thread at once. Inside `deferred`, the work checks `asked` and calls `raise_now` as
-    soon as it can stop.
+    The error is raised in the main thread at once. Inside `deferred`, the work checks `is_requested` and calls
+    `raise_now` as soon as it can stop.
     """
 
     def __init__(self) -> None:
-        self.asked = self._is_deferred = False
+        self.is_requested = self._is_deferred = False
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Set `asked` instead of raising an error inside the block."""
+        """Set `is_requested` instead of raising an error inside the block."""
         self._is_deferred = True
         try:
             yield
@@ -53,7 +53,7 @@ class GracefulStop:
         Raises:
             TerminatedError: The process is outside of `deferred`.
         """
-        self.asked = True
+        self.is_requested = True
         if not self._is_deferred:
             self.raise_now()
 

@@ -9,7 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
-from semiscale.cli.measure import format_row
+from semiscale.cli.measure import format_measurement_row
 from semiscale.cli.watch import render
 from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.common.text import MAX_LINE_CHARS, has_credentials, redact_credentials, to_single_line, truncated_repr
@@ -45,7 +45,7 @@ def test_what_a_task_tells_is_shown_without_what_it_holds_of_its_data() -> None:
 
 
 def test_a_class_of_a_table_moves_no_cursor() -> None:
-    assert format_row(f"  {HOSTILE}", 0.5, (0.4, 0.6)).isprintable()
+    assert format_measurement_row(f"  {HOSTILE}", 0.5, (0.4, 0.6)).isprintable()
 
 
 @pytest.mark.parametrize(
