@@ -9,15 +9,15 @@ from semiscale.receipts.fanout import FanoutReceipt
 from semiscale.receipts.markdown import escape_markdown, evaluation_scalars, summarize
 from semiscale.receipts.merge import RetrainDecision
 from semiscale.receipts.pack import PackReceipt
-from tests.stages.report.test_report import (
+from tests.support.reports import (
     HANDLER,
     SCRIPT,
-    evaluation_receipt,
-    plan_receipt,
-    promotion_receipt,
-    score_receipt,
-    selection_receipt,
-    train_receipt,
+    make_evaluation_receipt,
+    make_plan_receipt,
+    make_promotion_receipt,
+    make_score_receipt,
+    make_selection_receipt,
+    make_train_receipt,
 )
 
 KEPT = {"renewal": RetrainDecision(changed=0.031, retrain_above=0.2, kept=True)}
@@ -34,13 +34,16 @@ PACKED = PackReceipt(
 )
 COUNTED = FanoutReceipt(stage="count", digest="c", folder="f", seconds=1, pods=1, why="1 of 8 pods: 0 of 9 shards")
 CASES: list[tuple[Receipt, list[str]]] = [
-    (plan_receipt(Path("here")), ["4 classes", "| labeled | 900 |", "| test | 1,200 |", "- not used: 1 × no label"]),
     (
-        train_receipt("finetune", 0.0025, 5, 30_000, 0.72),
+        make_plan_receipt(Path("here")),
+        ["4 classes", "| labeled | 900 |", "| test | 1,200 |", "- not used: 1 × no label"],
+    ),
+    (
+        make_train_receipt("finetune", 0.0025, 5, 30_000, 0.72),
         ["| validation top-1 | **72.00%** |", "| 30,000 | 2.5e-06 | 0.3249"],
     ),
     (
-        score_receipt(Path("here"), 1),
+        make_score_receipt(Path("here"), 1),
         [
             "**15** of 16",
             "| shard groups | 1, of which 1 were already scored |",
@@ -49,21 +52,21 @@ CASES: list[tuple[Receipt, list[str]]] = [
         ],
     ),
     (
-        score_receipt(Path("here"), 0),
+        make_score_receipt(Path("here"), 0),
         ["| decode | 30.0 |\n| **forward**, the slowest: the others waited for it | 8.0 |\n| write | 0.5 |"],
     ),
     (
-        selection_receipt(Path("here")),
+        make_selection_receipt(Path("here")),
         ["**29** images selected", "32 listed = 30 scored + 2 failed", "2 classes are short"],
     ),
-    (selection_receipt(Path("here")).model_copy(update=KEPT), ["3.10% changed", "is 20.00%: **too little"]),
+    (make_selection_receipt(Path("here")).model_copy(update=KEPT), ["3.10% changed", "is 20.00%: **too little"]),
     (COUNTED, ["1 of 8 pods: 0 of 9 shards"]),
     (PACKED, ["1,500 images in 2 shuffled tars"]),
     (
-        evaluation_receipt(),
+        make_evaluation_receipt(),
         ["| student | **71.50%** | 69.50% to 73.50% | 91.50% | 0.0500 |", "| student − baseline | +3.25 |"],
     ),
-    (promotion_receipt(promoted=False), ["**The champion stays**: not worse than the champion"]),
+    (make_promotion_receipt(promoted=False), ["**The champion stays**: not worse than the champion"]),
 ]
 
 
@@ -81,13 +84,13 @@ def test_names_from_the_input_are_escaped() -> None:
 
 
 def test_summary_of_an_evaluation_says_what_the_test_images_decide() -> None:
-    text = summarize(evaluation_receipt())
+    text = summarize(make_evaluation_receipt())
     assert "Measured on the same 1,200 test images." in text
     assert "The test images decide on promotion." in text
 
 
 def test_evaluation_scalars_are_percent_and_points() -> None:
-    scalars = evaluation_scalars(evaluation_receipt())
+    scalars = evaluation_scalars(make_evaluation_receipt())
     assert scalars["student top-1 (%)"] == 71.5
     assert scalars["gain over the baseline (points)"] == 3.25
     assert set(map(type, scalars.values())) == {float}
