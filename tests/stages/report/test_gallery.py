@@ -13,11 +13,11 @@ from tests.support.reports import make_png, make_selection_rows, read_page, writ
 def test_the_page_marks_images_that_are_gone_or_changed(tmp_path: Path) -> None:
     receipts = write_run(tmp_path)
     rows = make_selection_rows(list_shards([str(tmp_path / "pool")]))
-    # Rank 1 of classes 0 and 2.
+    # This image has rank 1 in classes 0 and 2.
     Path(str(rows[0]["uri"])).unlink()
-    # Rank 1 of class 1.
+    # This image has rank 1 in class 1.
     Path(str(rows[12]["uri"])).write_bytes(b"shorter")
-    # Ranks 10 and 12 of two classes.
+    # The Parquet file holds ranks 10 and 12 of two classes.
     with (tmp_path / "pool" / "pool.parquet").open("ab") as file:
         file.write(b"more")
     page = read_page(write_report(tmp_path, receipts))
