@@ -1,4 +1,4 @@
-"""Parquet files of more rows than a pod should hold: cut between their row groups, scored and packed as if whole."""
+"""Test that large Parquet files are split between row groups and give the same results as whole files."""
 
 import tarfile
 from pathlib import Path
@@ -14,11 +14,11 @@ from semiscale.stages.plan import shard_groups
 from tests.support import pictures
 from tests.support.stages import Stages
 
-PLAIN = SampleFields(label="")
+NO_LABELS = SampleFields(label="")
 
 
 def write_file(path: Path, rows: int, group: int, keys: bool = False) -> Path:
-    """Write images in row groups of so many."""
+    """Write images in row groups of a given number of rows."""
     columns: dict[str, list[object]] = {"image": [pictures.picture(row % 4 - 1, 1000 + row) for row in range(rows)]}
     path.parent.mkdir(exist_ok=True)
     pq.write_table(
@@ -29,14 +29,15 @@ def write_file(path: Path, rows: int, group: int, keys: bool = False) -> Path:
     return path
 
 
-def cut(path: Path) -> tuple[Shard, list[Shard]]:
-    """Return a file as one shard and in slices."""
+def split_file(path: Path) -> tuple[Shard, list[Shard]]:
+    """Return the shard of a whole file and the shards of its slices."""
     (whole,) = listing.list_shards([str(path)])
     return whole, parquet_reader.split_by_row_groups(whole)
 
 
 @pytest.fixture(autouse=True)
-def _few_rows_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def _lower_row_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split files of more than 20 rows."""
     monkeypatch.setattr(parquet_reader, "MAX_ROWS_PER_SHARD", 20)
     monkeypatch.setattr(parquet_reader, "MIN_SPLIT_FILE_BYTES", 0)
 
@@ -46,89 +47,90 @@ def _few_rows_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     [(50, 7, [(0, 14), (14, 28), (28, 42), (42, 50)]), (50, 20, [(0, 20), (20, 40), (40, 50)]),
      (50, 30, [(0, 30), (30, 50)]), (20, 7, [None]), (50, 50, [None]), (0, 5, [None])],
 )  # fmt: skip
-def test_slices_are_row_groups_that_are_no_more_than_allowed_together(
+def test_slices_join_row_groups_up_to_the_limit(
     tmp_path: Path, rows: int, group: int, expected: list[tuple[int, int] | None]
 ) -> None:
-    assert [one.rows for one in cut(write_file(tmp_path / "a.parquet", rows, group))[1]] == expected
+    assert [part.rows for part in split_file(write_file(tmp_path / "a.parquet", rows, group))[1]] == expected
 
 
 @pytest.mark.parametrize("keys", [False, True])
-def test_the_slices_of_a_file_are_the_file(tmp_path: Path, keys: bool) -> None:
-    whole, parts = cut(write_file(tmp_path / "a.parquet", 50, 7, keys))
+def test_slices_have_all_samples_of_the_file(tmp_path: Path, keys: bool) -> None:
+    whole, parts = split_file(write_file(tmp_path / "a.parquet", 50, 7, keys))
     assert len({part.digest() for part in [whole, *parts]}) == len({part.name for part in [whole, *parts]}) == 5
     assert sum(part.size_bytes for part in parts) == whole.size_bytes
-    assert [reader.estimate_sample_count(part, PLAIN) for part in parts] == [14, 14, 14, 8]
-    samples = [list(reader.iter_samples(part, PLAIN)) for part in parts]
-    assert [(one.key, one.image) for part in samples for one in part] == [
-        (one.key, one.image) for one in reader.iter_samples(whole, PLAIN)
+    assert [reader.estimate_sample_count(part, NO_LABELS) for part in parts] == [14, 14, 14, 8]
+    samples = [list(reader.iter_samples(part, NO_LABELS)) for part in parts]
+    assert [(sample.key, sample.image) for part in samples for sample in part] == [
+        (sample.key, sample.image) for sample in reader.iter_samples(whole, NO_LABELS)
     ]
-    assert [[one.index for one in part] for part in samples] == [list(range(len(part))) for part in samples]
-    for part, found in zip(parts, samples, strict=True):
-        assert list(parquet_reader.read_samples_at(part, [7, 0], PLAIN)) == [found[0], found[7]]
+    assert [[sample.index for sample in part] for part in samples] == [list(range(len(part))) for part in samples]
+    for part, expected in zip(parts, samples, strict=True):
+        assert list(parquet_reader.read_samples_at(part, [7, 0], NO_LABELS)) == [expected[0], expected[7]]
 
 
-def test_what_cannot_have_many_rows_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_reader, "MIN_SPLIT_FILE_BYTES", 10**6)
-    (tmp_path / "a.parquet").write_bytes(b"no Parquet at all")
+    (tmp_path / "a.parquet").write_bytes(b"not Parquet")
     (whole,) = listing.list_shards([str(tmp_path)])
     assert parquet_reader.split_by_row_groups(whole) == [whole]
 
 
-def test_a_file_that_an_earlier_plan_knows_whole_stays_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_was_whole_in_an_earlier_plan_stays_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, workdir = str(write_file(tmp_path / "pool" / "a.parquet", 50, 7).parent), str(tmp_path / "work")
 
-    def names(at: str) -> list[str]:
+    def plan_names(workdir: str) -> list[str]:
         return sorted(
-            shard.name for unit in shard_groups.build_shard_groups([pool], at, PLAIN) for shard in unit.shards
+            shard.name
+            for group in shard_groups.build_shard_groups([pool], workdir, NO_LABELS)
+            for shard in group.shards
         )
 
     monkeypatch.setattr(parquet_reader, "MAX_ROWS_PER_SHARD", 1000)
-    assert names(workdir) == ["a.parquet"]
+    assert plan_names(workdir) == ["a.parquet"]
     monkeypatch.setattr(parquet_reader, "MAX_ROWS_PER_SHARD", 20)
     write_file(tmp_path / "pool" / "b.parquet", 30, 15)
     expected = ["a.parquet", "b.parquet from row 0", "b.parquet from row 15"]
-    assert names(workdir) == expected
-    assert names(workdir) == expected, "the same again"
+    assert plan_names(workdir) == expected
+    assert plan_names(workdir) == expected, "a second plan must list the same shards"
 
 
-def test_a_shard_that_cannot_be_cut_is_warned_of(
+def test_a_large_shard_that_cannot_be_split_causes_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shard_groups, "MAX_IMAGES_PER_RANKING", 60)
     for folder, count in (("small", 20), ("large", 70)):
         pool = tmp_path / folder
         pictures.write_tar(pool / "a.tar", {f"{number}.png": pictures.picture(0, number) for number in range(count)})
-        shard_groups.build_shard_groups([str(pool)], str(tmp_path / "work"), PLAIN)
-        said = capsys.readouterr().out
-        assert (f"{pool}/a.tar: the shard has about " in said) == (count > 60)
+        shard_groups.build_shard_groups([str(pool)], str(tmp_path / "work"), NO_LABELS)
+        output = capsys.readouterr().out
+        assert (f"{pool}/a.tar: the shard has about " in output) == (count > 60)
 
 
-def test_a_cut_file_is_scored_merged_and_packed_as_if_it_were_whole(
+def test_a_split_file_is_scored_merged_and_packed_as_the_whole_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = str(write_file(tmp_path / "pool" / "a.parquet", 120, 7).parent)
-    pieces = Stages(tmp_path / "pieces", unlabeled=[pool], images_per_class=20)
-    assert (pieces.plan.shards, pieces.unscored.pods) == (9, 2)
+    split = Stages(tmp_path / "pieces", unlabeled=[pool], images_per_class=20)
+    assert (split.plan.shards, split.unscored.pods) == (9, 2)
     monkeypatch.setattr(parquet_reader, "MAX_ROWS_PER_SHARD", 1000)
     whole = Stages(tmp_path / "whole", unlabeled=[pool], images_per_class=20)
-    whole.__dict__["teacher"] = pieces.teacher
+    whole.__dict__["teacher"] = split.teacher
     assert (whole.plan.shards, whole.unscored.pods) == (1, 1)
-    assert pieces.selection.ledger == whole.selection.ledger
-    one, other = (
-        sorted((row["class"], row["score"], row["key"]) for row in stages.selection_rows())
-        for stages in (pieces, whole)
+    assert split.selection.ledger == whole.selection.ledger
+    split_rows, whole_rows = (
+        sorted((row["class"], row["score"], row["key"]) for row in stages.selection_rows()) for stages in (split, whole)
     )
-    assert len(one) == 60
-    assert one == other
-    assert packed(pieces) == packed(whole)
+    assert len(split_rows) == 60
+    assert split_rows == whole_rows
+    assert read_packed(split) == read_packed(whole)
 
 
-def packed(stages: Stages) -> list[bytes]:
-    """All images and labels that were packed."""
-    found = []
+def read_packed(stages: Stages) -> list[bytes]:
+    """Return the packed labels and images in sorted order."""
+    samples = []
     for entry in storage.list_objects(stages.packed.folder):
         if entry.uri.endswith(".tar"):
             with tarfile.open(entry.uri) as tar:
                 data = [tar.extractfile(member).read() for member in tar]  # type: ignore[union-attr]
-            found += [label + b" " + image for label, image in zip(data[::2], data[1::2], strict=True)]
-    return sorted(found)
+            samples += [label + b" " + image for label, image in zip(data[::2], data[1::2], strict=True)]
+    return sorted(samples)

@@ -1,4 +1,4 @@
-"""Clips: the frames of a known video, in every container, whichever way they are reached; and damage, by its reason."""
+"""Test the decoding of clips in every container, and the reasons for videos that cannot be decoded."""
 
 import io
 import os
@@ -22,68 +22,74 @@ from semiscale.data.video_decoding import (
 )
 from tests.support import videos
 
-SEEN = Preprocessing(resolution=14, augmentation="crop-flip", frames=4)
-REAL = Path(os.environ.get("SEMISCALE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "clips"
+CLIPS = Preprocessing(resolution=14, augmentation="crop-flip", frames=4)
+REAL_CLIPS = Path(os.environ.get("SEMISCALE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "clips"
 
 
-def levels(clip: np.ndarray) -> np.ndarray:
-    """Say which frame of `videos.numbered` each frame of a clip is."""
+def frame_numbers(clip: np.ndarray) -> np.ndarray:
+    """Return the number of each frame of a clip of `videos.numbered`."""
     return np.asarray(np.round((clip.astype(float).mean((-3, -2, -1)) - 20) / 6).astype(int))
 
 
-def slowly(data: bytes, start: int, length: int) -> np.ndarray:
-    """Decode every frame in full, and only then take those of a clip."""
+def decode_all_frames(data: bytes, start: int, length: int) -> np.ndarray:
+    """Decode every frame of a video and return those of a clip."""
     with av.open(io.BytesIO(data), "r") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return np.stack([frames[min(start + time, len(frames) - 1)] for time in range(length)])
 
 
 @pytest.mark.parametrize("kind", videos.FORMATS)
-def test_ten_uniform_clips_are_the_frames_that_they_say(kind: str) -> None:
-    """Section 5.1: 10 clips, uniformly spaced."""
-    found = decode_eval_clips(videos.encoded(videos.numbered(31), kind), SEEN)
-    assert found.shape == (10, 4, 14, 14, 3)
-    assert levels(found).tolist() == [[start + time for time in range(4)] for start in range(0, 28, 3)]
+def test_ten_uniform_clips_have_the_expected_frames(kind: str) -> None:
+    # Section 5.1 of the paper takes ten clips with uniform spacing.
+    clips = decode_eval_clips(videos.encoded(videos.numbered(31), kind), CLIPS)
+    assert clips.shape == (10, 4, 14, 14, 3)
+    assert frame_numbers(clips).tolist() == [[start + time for time in range(4)] for start in range(0, 28, 3)]
 
 
 @pytest.mark.parametrize("kind", videos.FORMATS)
 @pytest.mark.parametrize("start", [0, 1, 5, 6, 7, 13, 26])
-def test_a_clip_by_its_keyframe_is_that_of_decoding_everything(kind: str, start: int) -> None:
+def test_a_seek_to_the_keyframe_equals_decoding_all_frames(kind: str, start: int) -> None:
     data = videos.encoded(videos.numbered(30), kind)
-    clip = decode_train_clip(data, SEEN, np.array([(start + 0.5) / 27, 0.5, 0.5]))
-    assert levels(clip).tolist() == levels(slowly(data, start, 4)).tolist() == list(range(start, start + 4))
+    clip = decode_train_clip(data, CLIPS, np.array([(start + 0.5) / 27, 0.5, 0.5]))
+    assert (
+        frame_numbers(clip).tolist()
+        == frame_numbers(decode_all_frames(data, start, 4)).tolist()
+        == list(range(start, start + 4))
+    )
 
 
 @pytest.mark.parametrize("kind", videos.FORMATS)
 def test_a_short_video_repeats_its_last_frame(kind: str) -> None:
     data = videos.encoded(videos.numbered(3), kind)
-    assert levels(decode_eval_clips(data, SEEN)).tolist() == [[0, 1, 2, 2]] * 10
-    assert levels(decode_train_clip(data, SEEN, np.full(3, 0.99))).tolist() == [0, 1, 2, 2]
+    assert frame_numbers(decode_eval_clips(data, CLIPS)).tolist() == [[0, 1, 2, 2]] * 10
+    assert frame_numbers(decode_train_clip(data, CLIPS, np.full(3, 0.99))).tolist() == [0, 1, 2, 2]
 
 
-def test_starts_are_uniform_and_jittered_ones_leave_the_clip_whole() -> None:
+def test_clip_starts_are_uniform_and_random_ones_leave_the_clip_whole() -> None:
     assert uniform_clip_starts(100, 10).tolist() == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90]
     assert uniform_clip_starts(7, 8).tolist() == [0] * 10
     assert {random_clip_start(12, 8, random) for random in np.linspace(0, 0.9999, 100)} == {0, 1, 2, 3, 4}
     assert random_clip_start(3, 8, 0.9999) == 0
 
 
-def test_frames_are_reduced_to_128_on_the_short_side_and_cut_to_112() -> None:
-    """Supplement 4.2: 128 x 171, of which training sees a random 112 x 112 and measuring the centre."""
+def test_frames_are_resized_to_128_and_cropped_to_112() -> None:
+    # Supplement 4.2 resizes frames to 128 x 171. Training takes a random crop of 112 x 112, evaluation the center.
     ramp = np.broadcast_to(np.linspace(0, 255, 320)[None, None, :, None], (8, 240, 320, 3)).astype(np.uint8)
     paper = Preprocessing(resolution=112, augmentation="crop-flip", frames=8)
     data = videos.encoded(ramp, "mkv")
-    expected = 255 * (29 + 0.5 + np.arange(112)) / 171  # of 171 columns the middle 112
+    # The center crop has the middle 112 of 171 columns.
+    expected = 255 * (29 + 0.5 + np.arange(112)) / 171
     assert np.abs(decode_eval_clips(data, paper)[0, 0, 50, :, 0] - expected).max() < 3
-    left, right = (decode_train_clip(data, paper, np.array([0.5, 0.5, place])) for place in (0.0, 0.999))
+    left, right = (decode_train_clip(data, paper, np.array([0.5, 0.5, offset])) for offset in (0.0, 0.999))
     assert np.abs(left[0, 50, :, 0] - 255 * (0.5 + np.arange(112)) / 171).max() < 3
     assert np.abs(right[0, 50, :, 0] - 255 * (59.5 + np.arange(112)) / 171).max() < 3
     assert np.array_equal(left, decode_train_clip(data, paper, np.array([0.5, 0.5, 0.0])))
 
 
-def test_a_video_of_a_telephone_is_shown_upright() -> None:
+def test_the_rotation_of_a_phone_video_is_applied() -> None:
     frames = np.zeros((8, 48, 64, 3), np.uint8)
-    frames[:, :, :32] = 255  # left half white: turned clockwise, the upper half
+    # The left half is white. After a clockwise rotation, it is the upper half.
+    frames[:, :, :32] = 255
     data = bytearray(videos.encoded(frames, "mp4"))
     matrix = data.index(b"tkhd") + 44
     data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
@@ -91,32 +97,36 @@ def test_a_video_of_a_telephone_is_shown_upright() -> None:
     assert shown.shape == (64, 48, 3)
     assert shown[:28].min() > 200
     assert shown[36:].max() < 50
-    clip = decode_eval_clips(bytes(data), SEEN)[0, 0]
+    clip = decode_eval_clips(bytes(data), CLIPS)[0, 0]
     assert clip[:5].min() > 200
     assert clip[9:].max() < 50
 
 
-def test_the_middle_frame_stands_for_a_video() -> None:
+def test_the_middle_frame_represents_a_video() -> None:
     for kind in videos.FORMATS:
         shown = decode_middle_frame(videos.encoded(videos.numbered(20), kind))
         assert shown.shape == (48, 64, 3)
-        assert levels(shown) == 10
+        assert frame_numbers(shown) == 10
 
 
 @pytest.mark.parametrize("kind", videos.FORMATS)
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95, 0.999])
-def test_a_truncated_video_is_no_video(kind: str, share: float) -> None:
+def test_a_truncated_video_is_refused(kind: str, share: float) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), np.uint8)
     data = videos.encoded(noise, kind)
-    cut = data[: int(len(data) * share)]
-    for read in (video_decoding.check_decodable, lambda one: decode_eval_clips(one, SEEN), decode_middle_frame):
+    truncated = data[: int(len(data) * share)]
+    for decode in (
+        video_decoding.check_decodable,
+        lambda video: decode_eval_clips(video, CLIPS),
+        decode_middle_frame,
+    ):
         with pytest.raises(DecodeError, match=r"^(video cut off|damaged video)$"):
-            read(cut)
+            decode(truncated)
 
 
 @pytest.mark.parametrize("kind", videos.FORMATS)
-def test_a_damaged_video_ends_in_a_reason_or_in_pixels(kind: str) -> None:
-    """Nothing but Undecodable may come out of bytes of any kind."""
+def test_a_damaged_video_gives_a_reason_or_pixels(kind: str) -> None:
+    # No bytes may raise an error other than DecodeError.
     noise = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3), np.uint8)
     data = np.frombuffer(videos.encoded(noise, kind), np.uint8)
     failed = 0
@@ -126,7 +136,7 @@ def test_a_damaged_video_ends_in_a_reason_or_in_pixels(kind: str) -> None:
         start = int(rng.integers(0, len(data) - 200)) if seed % 2 else int(rng.integers(8, 400))
         damaged[start : start + 200] = rng.integers(0, 255, 200)
         try:
-            assert decode_eval_clips(damaged.tobytes(), SEEN).shape == (10, 4, 14, 14, 3)
+            assert decode_eval_clips(damaged.tobytes(), CLIPS).shape == (10, 4, 14, 14, 3)
         except DecodeError:
             failed += 1
     assert failed > 5
@@ -143,37 +153,36 @@ def test_a_damaged_video_ends_in_a_reason_or_in_pixels(kind: str) -> None:
         (b"\0\0\0\x08ftyp", "damaged video"),
     ],
 )
-def test_what_is_no_video_says_so(data: bytes, reason: str) -> None:
+def test_data_that_are_not_a_video_have_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(DecodeError, match=f"^{reason}$"):
-        eval_view(data, SEEN)
+        eval_view(data, CLIPS)
 
 
 def test_a_long_or_huge_video_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = videos.encoded(videos.numbered(9), "mp4")
     monkeypatch.setattr(video_decoding, "MAX_FRAMES", 8)
     with pytest.raises(DecodeError, match=r"^more than 8 frames$"):
-        decode_eval_clips(data, SEEN)
+        decode_eval_clips(data, CLIPS)
     monkeypatch.setattr(video_decoding, "MAX_FRAMES", 9)
     monkeypatch.setattr(video_decoding, "MAX_FRAME_PIXELS", 48 * 64 - 1)
     with pytest.raises(DecodeError, match=r"^frames of more than 3071 pixels$"):
-        decode_eval_clips(data, SEEN)
+        decode_eval_clips(data, CLIPS)
 
 
-def test_documents_of_images_are_what_they_were_before_there_were_videos() -> None:
+def test_the_preprocessing_of_images_is_stored_without_frames() -> None:
     images = Preprocessing(resolution=224, augmentation="crop-flip")
     assert list(images.model_dump()) == ["resolution", "augmentation", "mean", "std"]
     assert "frames" not in images.model_dump_json()
-    assert Preprocessing.model_validate_json(SEEN.model_dump_json()) == SEEN
+    assert Preprocessing.model_validate_json(CLIPS.model_dump_json()) == CLIPS
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real clips are not here")
-def test_real_videos_are_whole_and_their_clips_are_neighbouring_frames() -> None:
+@pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="the real clips are not on this machine")
+def test_clips_of_real_videos_have_adjacent_frames() -> None:
     paper = Preprocessing(resolution=112, augmentation="crop-flip", frames=8)
-    for path in sorted(REAL.glob("labeled/*/*_g1*_c0*.avi"))[:4]:
-        found = decode_eval_clips(path.read_bytes(), paper)
-        assert found.shape == (10, 8, 112, 112, 3)
-        assert (
-            0
-            < np.abs(np.diff(found[0].astype(int), axis=0)).mean()
-            < np.abs(np.diff(found[:, 0].astype(int), axis=0)).mean()
-        )
+    for path in sorted(REAL_CLIPS.glob("labeled/*/*_g1*_c0*.avi"))[:4]:
+        clips = decode_eval_clips(path.read_bytes(), paper)
+        assert clips.shape == (10, 8, 112, 112, 3)
+        # Frames within a clip differ less than the first frames of the clips.
+        within_clip = np.abs(np.diff(clips[0].astype(int), axis=0)).mean()
+        between_clips = np.abs(np.diff(clips[:, 0].astype(int), axis=0)).mean()
+        assert 0 < within_clip < between_clips

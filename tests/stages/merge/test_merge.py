@@ -12,8 +12,8 @@ from semiscale import storage
 from semiscale.common.errors import SemiscaleError, TooManyBadSamplesError
 from semiscale.data import reader
 from semiscale.stages.plan import shard_groups
-from tests.scores.test_sample_locations import damage, rewritten
 from tests.support import pictures
+from tests.support.parquet_damage import damage, truncate_rows
 from tests.support.stages import Stages
 
 
@@ -145,7 +145,7 @@ def test_a_score_file_that_lost_rows_is_refused(tmp_path: Path, rows: int) -> No
     stages = Stages(tmp_path)
     victim = next(Path(stages.scores[0].folder).glob("*/scores.parquet"))
     whole = pq.read_metadata(victim).num_rows
-    rewritten(victim, rows)
+    truncate_rows(victim, rows)
     with pytest.raises(
         SemiscaleError, match=f"{victim}: {rows} rows; expected 3 for each of {whole // 3} images.*SEMI-E027"
     ):
