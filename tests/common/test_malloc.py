@@ -23,8 +23,8 @@ def block():
 
 if sys.argv[1] == "keep":
     malloc.retain_freed_memory()
-with ThreadPoolExecutor(1) as elsewhere:
-    run = block if sys.argv[2] == "here" else lambda: elsewhere.submit(block).result()
+with ThreadPoolExecutor(1) as pool:
+    run = block if sys.argv[2] == "here" else lambda: pool.submit(block).result()
     run()
     before = faults()
     for _ in range(5):
@@ -33,10 +33,10 @@ with ThreadPoolExecutor(1) as elsewhere:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="of the GNU C library")
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator of the GNU C library is needed")
 @pytest.mark.skipif(HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(), reason="all pages are huge here")
 @pytest.mark.parametrize("where", ["here", "in another thread"])
-def test_what_is_freed_is_not_fetched_from_the_system_again(where: str) -> None:
+def test_freed_memory_is_not_requested_from_the_system_again(where: str) -> None:
     def faults(mode: str) -> int:
         process = subprocess.run(
             [sys.executable, "-c", FAULTS, mode, where], capture_output=True, text=True, check=True

@@ -20,33 +20,26 @@ from semiscale.data.reader import iter_samples
 from semiscale.data.shard import SampleFields
 from semiscale.storage import base
 from tests.support import pictures
+from tests.support.threads import wait_for_prefetch_threads
 
 
-def waits_for_no_more_threads() -> None:
-    """Wait until the prefetching threads have ended."""
-    until = time.monotonic() + 60
-    while any(thread.name == "prefetch" for thread in threading.enumerate()):
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
-def test_results_come_in_order_and_so_many_are_under_way() -> None:
-    begun: list[int] = []
+def test_results_are_in_order_and_the_calls_in_flight_are_bounded() -> None:
+    started: list[int] = []
 
     def work(number: int) -> int:
-        begun.append(number)
+        started.append(number)
         time.sleep(0.002 * (number % 3))
         return number
 
     results = map_prefetched(work, count(), 4)
     for expected in range(30):
         assert next(results) == expected
-        assert len(begun) <= expected + 4
+        assert len(started) <= expected + 4
     results.close()
-    waits_for_no_more_threads()
+    wait_for_prefetch_threads()
 
 
-def test_an_error_is_raised_in_its_place() -> None:
+def test_an_error_is_raised_at_its_position() -> None:
     def work(number: int) -> int:
         if number == 5:
             raise ValueError(number)
@@ -56,12 +49,19 @@ def test_an_error_is_raised_in_its_place() -> None:
     assert list(islice(results, 5)) == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="5"):
         next(results)
-    waits_for_no_more_threads()
+    wait_for_prefetch_threads()
     assert list(map_prefetched(work, range(0), 3)) == []
 
 
 def numbers(count: int, made: list[int]) -> Generator[int]:
-    """Yield numbers, and record each in `made`. Record -1 at the generator's end."""
+    """Yield numbers and record each of them.
+
+    Five numbers end in a ValueError.
+
+    Args:
+        count: The numbers to yield.
+        made: Receives each number, and -1 when the generator is closed.
+    """
     try:
         for number in range(count):
             made.append(number)
@@ -72,34 +72,34 @@ def numbers(count: int, made: list[int]) -> Generator[int]:
         made.append(-1)
 
 
-def test_the_next_is_made_while_one_is_worked_on() -> None:
+def test_the_next_item_is_made_while_another_is_used() -> None:
     made: list[int] = []
     items = prefetch(numbers(30, made), 2)
     for expected in range(10):
         assert next(items) == expected
-        until = time.monotonic() + 60
+        deadline = time.monotonic() + 60
         while len(made) < expected + 3:
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
             time.sleep(0.001)
-        assert len(made) == expected + 3, "one is ready, one more is made"
+        assert len(made) == expected + 3, "one item is ready and one is being made"
     items.close()
-    waits_for_no_more_threads()
-    assert made[-1] == -1, "closed too"
+    wait_for_prefetch_threads()
+    assert made[-1] == -1, "the generator must be closed"
     assert len(made) < 15
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_what_is_made_beside_ends_and_fails_as_it_would(count: int) -> None:
+def test_a_prefetched_generator_ends_and_fails_as_without_prefetching(count: int) -> None:
     made: list[int] = []
     items, results = prefetch(numbers(count, made)), list[int]()
     with pytest.raises(ValueError, match="5") if count == 5 else nullcontext():
         results.extend(items)
     assert made == [*range(count), -1]
     assert results == list(range(count))
-    waits_for_no_more_threads()
+    wait_for_prefetch_threads()
 
 
-def test_a_tar_that_is_read_ahead_is_the_same(remote: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_prefetched_tar_has_the_same_samples(remote: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # A small tar takes several requests.
     monkeypatch.setattr(base, "READ_CHUNK_BYTES", 3000)
     members = {f"{number:02}.png": pictures.picture(0, number, size=8 + number) for number in range(30)}
@@ -107,9 +107,9 @@ def test_a_tar_that_is_read_ahead_is_the_same(remote: str, monkeypatch: pytest.M
     members["17.txt"] = b"x" * 20_000
     path = pictures.write_tar(tmp_path / "a.tar", members)
     storage.upload(path, f"{remote}/a.tar")
-    (here,), (there,) = list_shards([str(path)]), list_shards([remote])
-    images = [sample.image for sample in iter_samples(here, SampleFields())]
-    assert [sample.image for sample in iter_samples(there, SampleFields(), prefetch=True)] == images
+    (local,), (remote_shard,) = list_shards([str(path)]), list_shards([remote])
+    images = [sample.image for sample in iter_samples(local, SampleFields())]
+    assert [sample.image for sample in iter_samples(remote_shard, SampleFields(), prefetch=True)] == images
     with storage.open_object(f"{remote}/a.tar", prefetch=True) as file:
         parts = list(iter(lambda: file.read(777), b""))
         file.seek(100)
@@ -118,7 +118,7 @@ def test_a_tar_that_is_read_ahead_is_the_same(remote: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", ["loose", "linked"])
-def test_loose_and_linked_files_are_read_many_at_once(
+def test_loose_and_linked_files_are_read_concurrently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     names = [f"{number:02}.png" for number in range(2 * PREFETCH_FILES)]
@@ -127,14 +127,14 @@ def test_loose_and_linked_files_are_read_many_at_once(
         (tmp_path / "files" / name).write_bytes(pictures.picture(0, number))
     pq.write_table(pa.table({"image": [f"files/{name}" for name in names]}), tmp_path / "links.parquet")
     (shard,) = list_shards([str(tmp_path / ("files" if kind == "loose" else "links.parquet"))])
-    plain = list(iter_samples(shard, SampleFields(label="")))
-    together, read_one = threading.Barrier(PREFETCH_FILES, timeout=30), storage.read_bytes
+    expected = list(iter_samples(shard, SampleFields(label="")))
+    barrier, read_bytes = threading.Barrier(PREFETCH_FILES, timeout=30), storage.read_bytes
 
     def read_with_others(uri: str, *args: Any, **options: Any) -> bytes:
         # The barrier times out and raises an error if fewer files are read at the same time.
-        together.wait()
-        return read_one(uri, *args, **options)
+        barrier.wait()
+        return read_bytes(uri, *args, **options)
 
     monkeypatch.setattr(storage, "read_bytes", read_with_others)
-    assert list(iter_samples(shard, SampleFields(label=""), prefetch=True)) == plain
-    assert len(plain) == len(names)
+    assert list(iter_samples(shard, SampleFields(label=""), prefetch=True)) == expected
+    assert len(expected) == len(names)

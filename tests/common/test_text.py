@@ -1,4 +1,4 @@
-"""Test that texts of data and libraries become one line without credentials.
+"""Test that texts from data and libraries become one line without credentials.
 
 The line goes to terminals, logs and receipts.
 """
@@ -32,10 +32,10 @@ def test_a_key_begins_no_line_and_moves_no_cursor(log: str, monkeypatch: pytest.
         text = json.loads(line)["message"] if log == "json" else line
         assert text.isprintable()
         assert "refused: all is lost" in text
-        assert progress.parse_failure(line) is None, "a key is not taken for the reason of an end"
+        assert progress.parse_failure(line) is None, "a key must not be parsed as a failure"
 
 
-def test_what_a_task_tells_is_shown_without_what_it_holds_of_its_data() -> None:
+def test_hostile_texts_of_a_task_are_displayed_on_one_line() -> None:
     screen = render(
         "birds", [task("merge", state="failed", reason=HOSTILE), task("score-0", done=1, detail=HOSTILE)], 0, 400
     )
@@ -44,7 +44,7 @@ def test_what_a_task_tells_is_shown_without_what_it_holds_of_its_data() -> None:
     assert str(_final_fields(SemiscaleError("SEMI-E000", HOSTILE), "")["reason"]).isprintable()
 
 
-def test_a_class_of_a_table_moves_no_cursor() -> None:
+def test_a_class_name_in_a_table_moves_no_cursor() -> None:
     assert format_measurement_row(f"  {HOSTILE}", 0.5, (0.4, 0.6)).isprintable()
 
 
@@ -61,7 +61,7 @@ def test_a_class_of_a_table_moves_no_cursor() -> None:
         "https://b.example/k?sv=1&sig=SECRET",
     ],
 )
-def test_credentials_in_a_uri_are_said_nowhere(text: str) -> None:
+def test_credentials_in_a_uri_are_never_printed(text: str) -> None:
     def work() -> None:
         raise InvalidInputError("SEMI-E000", text)
 
@@ -79,12 +79,12 @@ def test_credentials_in_a_uri_are_said_nowhere(text: str) -> None:
 @pytest.mark.parametrize(
     "uri", ["s3://bucket/a@b.jpg", "gs://bucket/user:name@x/k", "http://minio:9000/bucket/a@b", "/data/a@b:c", "a@b"]
 )
-def test_names_with_signs_are_no_credentials(uri: str) -> None:
+def test_names_with_at_signs_and_colons_are_not_credentials(uri: str) -> None:
     assert not has_credentials(uri)
     assert redact_credentials(uri) == to_single_line(uri) == uri
 
 
-def test_what_is_long_or_multiplies_is_cut() -> None:
+def test_long_and_nested_values_are_truncated() -> None:
     assert len(to_single_line("x" * 10_000_000)) == MAX_LINE_CHARS + 1
     bomb: list[object] = ["lol"]
     for _ in range(60):

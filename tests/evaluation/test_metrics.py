@@ -11,7 +11,7 @@ from semiscale.evaluation.metrics import Labels
 IMAGES, CLASSES = 400, 7
 
 
-def drawn(seed: int) -> tuple[Labels, "np.ndarray[tuple[int, int], np.dtype[np.float32]]"]:
+def draw_predictions(seed: int) -> tuple[Labels, "np.ndarray[tuple[int, int], np.dtype[np.float32]]"]:
     """Return labels_B and softmax probabilities_BC that favour the label."""
     random = np.random.default_rng(seed)
     labels_B = random.integers(0, CLASSES, IMAGES).astype(np.int32)
@@ -20,19 +20,20 @@ def drawn(seed: int) -> tuple[Labels, "np.ndarray[tuple[int, int], np.dtype[np.f
     return labels_B, probability_BC.astype(np.float32)
 
 
-def top(probability_BC: "np.ndarray[tuple[int, int], np.dtype[np.float32]]") -> Labels:
+def top_classes(probability_BC: "np.ndarray[tuple[int, int], np.dtype[np.float32]]") -> Labels:
+    """Return the five most probable classes of each image, top_BR."""
     return np.argsort(-probability_BC, axis=1)[:, :5].astype(np.int32)
 
 
 @pytest.mark.parametrize("ranks", [1, 5])
-def test_accuracy(ranks: int) -> None:
-    labels_B, probability_BC = drawn(0)
-    share = metrics.topk_correct(top(probability_BC), labels_B, ranks).mean()
+def test_accuracy_equals_scikit_learns(ranks: int) -> None:
+    labels_B, probability_BC = draw_predictions(0)
+    share = metrics.topk_correct(top_classes(probability_BC), labels_B, ranks).mean()
     assert share == pytest.approx(top_k_accuracy_score(labels_B, probability_BC, k=ranks))
 
 
-def test_calibration_error() -> None:
-    labels_B, probability_BC = drawn(1)
+def test_the_calibration_error_equals_its_definition() -> None:
+    labels_B, probability_BC = draw_predictions(1)
     best_B, probability_B = probability_BC.argmax(1), probability_BC.max(1)
     right_B = best_B == labels_B
     expected = 0.0
@@ -48,7 +49,7 @@ def test_calibration_error() -> None:
 
 
 @pytest.mark.parametrize(("probability", "column"), [(0.0, 0), (0.0666, 0), (0.0667, 1), (0.5, 7), (1.0, 14)])
-def test_the_edges_of_the_bins(probability: float, column: int) -> None:
+def test_a_probability_falls_into_the_right_bin(probability: float, column: int) -> None:
     terms = metrics.calibration_bin_terms(np.array([True]), np.array([probability], np.float32))
     assert np.flatnonzero(terms[0]).tolist() == ([column] if probability < 1 else [])
 
@@ -58,17 +59,18 @@ def test_resampling_equals_drawing_image_by_image(monkeypatch: pytest.MonkeyPatc
     random = np.random.default_rng(5)
     expected = [values[random.integers(0, 50, 50)].mean(0) for _ in range(metrics.BOOTSTRAP_SAMPLES)]
     assert metrics.bootstrap_means(values, seed=5) == pytest.approx(np.array(expected))
-    monkeypatch.setattr(metrics, "MAX_DRAWS_IN_MEMORY", 1000)  # twenty draws at a time
+    # The limit allows twenty draws at a time.
+    monkeypatch.setattr(metrics, "MAX_DRAWS_IN_MEMORY", 1000)
     assert metrics.bootstrap_means(values, seed=5) == pytest.approx(np.array(expected))
 
 
-def test_the_interval_of_a_share_is_the_binomial_one() -> None:
+def test_the_interval_of_a_share_is_the_binomial_interval() -> None:
     right_B = np.arange(2000) < 1500
     low, high = metrics.percentile_interval(metrics.bootstrap_means(right_B[:, None].astype(float))[:, 0])
     assert (low, high) == pytest.approx(binom(2000, 0.75).ppf([0.025, 0.975]) / 2000, abs=0.002)
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_truth_at_its_level() -> None:
     random = np.random.default_rng(3)
     covered = 0
     for _ in range(200):
@@ -79,29 +81,29 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 @pytest.mark.parametrize("images", [1, 8, 300])
-def test_images_that_are_all_alike_do_not_make_sure(images: int) -> None:
+def test_equal_outcomes_do_not_give_an_interval_of_zero_width(images: int) -> None:
     alike = np.ones(metrics.BOOTSTRAP_SAMPLES)
     exact = binomtest(images, images).proportion_ci(0.95)
     assert metrics.proportion_interval(1.0, images, alike) == pytest.approx((exact.low, 1), abs=1e-6)
     assert metrics.proportion_interval(0.0, images, 0 * alike) == pytest.approx((0, 1 - exact.low), abs=1e-6)
 
 
-@pytest.mark.parametrize(("images", "too_sure"), [(200, 0.0), (1000, 0.03), (1000, 0.1)])
-def test_the_interval_of_the_calibration_error_covers_the_truth(images: int, too_sure: float) -> None:
-    """Of a model whose answers are right less often than it says, by the same share at every probability."""
+@pytest.mark.parametrize(("images", "overconfidence"), [(200, 0.0), (1000, 0.03), (1000, 0.1)])
+def test_the_interval_of_the_calibration_error_covers_the_truth(images: int, overconfidence: float) -> None:
+    # The accuracy of the model is below its confidence by the same share at every probability.
     random = np.random.default_rng(8)
     covered = 0
     for _ in range(60):
         probability_B = random.uniform(0.4, 1, images).astype(np.float32)
-        terms = metrics.calibration_bin_terms(random.random(images) < probability_B - too_sure, probability_B)
+        terms = metrics.calibration_bin_terms(random.random(images) < probability_B - overconfidence, probability_B)
         low, high = metrics.calibration_interval(terms.mean(0), metrics.bootstrap_means(terms))
         assert low <= metrics.expected_calibration_error(terms.mean(0)) <= high
-        covered += low <= too_sure <= high
+        covered += low <= overconfidence <= high
     assert covered >= 0.93 * 60
 
 
-def test_shares_by_class() -> None:
-    labels_B, probability_BC = drawn(4)
+def test_the_accuracy_of_each_class_has_an_interval() -> None:
+    labels_B, probability_BC = draw_predictions(4)
     right_B = probability_BC.argmax(1) == labels_B
     shares, intervals = metrics.per_class_accuracy(right_B, labels_B, CLASSES)
     for label, (share, (low, high)) in enumerate(zip(shares, intervals, strict=True)):
@@ -115,18 +117,18 @@ def test_mcnemar_is_the_exact_binomial_test(wins: int, losses: int) -> None:
     ties = 50
     model_B = np.array([True] * (wins + ties) + [False] * losses)
     other_B = np.array([False] * wins + [True] * (ties + losses))
-    found = metrics.compare_paired("student", model_B, "champion", other_B)
-    assert (found.wins, found.losses) == (wins, losses)
-    assert found.difference == pytest.approx((wins - losses) / len(model_B))
-    assert found.interval[0] <= found.difference <= found.interval[1]
+    comparison = metrics.compare_paired("student", model_B, "champion", other_B)
+    assert (comparison.wins, comparison.losses) == (wins, losses)
+    assert comparison.difference == pytest.approx((wins - losses) / len(model_B))
+    assert comparison.interval[0] <= comparison.difference <= comparison.interval[1]
     if wins + losses:
-        assert found.p_value == pytest.approx(binomtest(wins, wins + losses).pvalue)
-        assert found.p_worse == pytest.approx(binomtest(wins, wins + losses, alternative="less").pvalue)
+        assert comparison.p_value == pytest.approx(binomtest(wins, wins + losses).pvalue)
+        assert comparison.p_worse == pytest.approx(binomtest(wins, wins + losses, alternative="less").pvalue)
     else:
-        assert (found.p_value, found.p_worse) == (1, 1)
+        assert (comparison.p_value, comparison.p_worse) == (1, 1)
 
 
-def test_a_paired_difference_is_surer_than_two_intervals() -> None:
+def test_a_paired_difference_has_a_narrower_interval() -> None:
     random = np.random.default_rng(6)
     other_B = random.random(1000) < 0.7
     model_B = other_B | (random.random(1000) < 0.05)
@@ -136,17 +138,17 @@ def test_a_paired_difference_is_surer_than_two_intervals() -> None:
     assert paired.interval[1] - paired.interval[0] < (alone[1] - alone[0]) / 2
 
 
-def test_confusion() -> None:
-    labels_B, probability_BC = drawn(7)
-    best_B = top(probability_BC)[:, 0]
-    found = metrics.confusion_matrix(labels_B, best_B, [f"class {number}" for number in range(CLASSES)])
-    assert found.counts == confusion_matrix(labels_B, best_B, labels=range(CLASSES)).tolist()
+def test_the_confusion_matrix_equals_scikit_learns() -> None:
+    labels_B, probability_BC = draw_predictions(7)
+    best_B = top_classes(probability_BC)[:, 0]
+    confusion = metrics.confusion_matrix(labels_B, best_B, [f"class {number}" for number in range(CLASSES)])
+    assert confusion.counts == confusion_matrix(labels_B, best_B, labels=range(CLASSES)).tolist()
 
 
-def test_of_many_classes_the_most_confused_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_classes_the_most_confused_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "MAX_CONFUSION_CLASSES", 3)
     labels_B = np.array([0, 0, 1, 1, 2, 3, 4], np.int32)
     best_B = np.array([0, 0, 3, 3, 2, 1, 4], np.int32)
-    found = metrics.confusion_matrix(labels_B, best_B, list("abcde"))
-    assert found.classes == ["b", "d", metrics.OTHERS]
-    assert found.counts == [[0, 2, 0], [1, 0, 0], [0, 0, 4]]
+    confusion = metrics.confusion_matrix(labels_B, best_B, list("abcde"))
+    assert confusion.classes == ["b", "d", metrics.OTHERS]
+    assert confusion.counts == [[0, 2, 0], [1, 0, 0], [0, 0, 4]]

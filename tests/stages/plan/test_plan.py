@@ -60,7 +60,7 @@ def test_a_validation_split_is_held_out_stratified_and_recorded(tmp_path: Path) 
     assert any("held out 3 of 12 labeled images" in note for note in receipt.notes)
 
 
-def test_without_a_list_classes_are_the_labels_in_order(tmp_path: Path) -> None:
+def test_without_a_list_classes_are_the_sorted_labels(tmp_path: Path) -> None:
     content = pictures.write_run(tmp_path, classes="", validation=[])
     shutil.rmtree(tmp_path / "data" / "test")
     pictures.write_folders(tmp_path / "data" / "test", 2, seed=50)
@@ -74,7 +74,7 @@ def test_more_classes_per_image_than_classes_is_clamped_and_noted(tmp_path: Path
     assert "classes_per_image 10 clamped to the 3 classes there are" in receipt.notes
 
 
-def test_the_second_plan_reuses_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_plan_reuses_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = pictures.write_run(tmp_path)
     assert plan_run_file(content) == plan_run_file(content)
     assert "finished before" in capsys.readouterr().out
@@ -103,49 +103,49 @@ def test_a_changed_shard_makes_a_new_group(tmp_path: Path, monkeypatch: pytest.M
     assert before.digest != after.digest
 
 
-def remove(*path: str) -> Any:
+def remove_folder(*path: str) -> Any:
     """Return a function that removes a folder below the test's root."""
     return lambda root, content: shutil.rmtree(root.joinpath(*path))
 
 
-def put(key: str, value: Any) -> Any:
+def set_key(key: str, value: Any) -> Any:
     """Return a function that sets a key of the run file."""
     return lambda root, content: content.update({key: value})
 
 
-def empty_class(root: Path, content: dict[str, Any]) -> None:
+def add_empty_class(root: Path, content: dict[str, Any]) -> None:
     (root / "data" / "labeled" / "purple").mkdir()
 
 
-def unlabeled_class_in_test(root: Path, content: dict[str, Any]) -> None:
+def add_unknown_class_to_test(root: Path, content: dict[str, Any]) -> None:
     path = root / "data" / "odd" / "odd.tar"
     content["test"] = [str(pictures.write_tar(path, {"0.png": pictures.picture(0, 0), "0.cls": b"mauve"}))]
 
 
-def class_without_image(root: Path, content: dict[str, Any]) -> None:
+def list_class_without_image(root: Path, content: dict[str, Any]) -> None:
     (root / "data" / "classes.txt").write_text("red\ngreen\nblue\nviolet\n")
 
 
-def single_image_class(root: Path, content: dict[str, Any]) -> None:
+def leave_single_image_of_class(root: Path, content: dict[str, Any]) -> None:
     content["validation"] = []
     for path in sorted((root / "data" / "labeled" / "red").iterdir())[1:]:
         path.unlink()
 
 
-def twice_the_same_class(root: Path, content: dict[str, Any]) -> None:
+def list_class_twice(root: Path, content: dict[str, Any]) -> None:
     (root / "data" / "classes.txt").write_text("red\ngreen\nblue\nred\n")
 
 
-def latin_1_classes(root: Path, content: dict[str, Any]) -> None:
+def write_classes_in_latin_1(root: Path, content: dict[str, Any]) -> None:
     (root / "data" / "classes.txt").write_bytes("grün".encode("latin-1"))
 
 
-def workdir_under_a_file(root: Path, content: dict[str, Any]) -> None:
+def put_workdir_below_file(root: Path, content: dict[str, Any]) -> None:
     (root / "file").write_text("")
     content["workdir"] = str(root / "file" / "work")
 
 
-def damaged_labeled(root: Path, content: dict[str, Any]) -> None:
+def damage_labeled_image(root: Path, content: dict[str, Any]) -> None:
     path = root / "data" / "labeled" / "red" / "000.png"
     path.write_bytes(path.read_bytes()[:60])
 
@@ -153,20 +153,20 @@ def damaged_labeled(root: Path, content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
-        (put("labeled", ["/nowhere/at/all"]), r"^/nowhere/at/all: nothing here"),
-        (put("labeled", ["ftp://a/b"]), "'ftp'.*SEMI-E022"),
-        (remove("data", "pool"), "nothing here"),
-        (empty_class, r"^labeled: class folder .*purple.*SEMI-E204"),
-        (class_without_image, r"^labeled: .*violet.*SEMI-E211"),
-        (unlabeled_class_in_test, r"^test: .*mauve.*blue, green, red.*SEMI-E211"),
-        (single_image_class, r"^labeled: class 'red' .*SEMI-E205"),
-        (put("teacher_architecture", "resnet5O"), "teacher_architecture: .*'resnet5O'.* 'resnet50'.*SEMI-E151"),
-        (put("student_architecture", "vgg"), r"^student_architecture: .*'vgg'.*SEMI-E151"),
-        (put("classes", "/nowhere/classes.txt"), r"^classes: /nowhere/classes.txt .*SEMI-E134"),
-        (put("image_column", "picture"), r"'picture'.*image_column.*image, label.*SEMI-E058"),
-        (twice_the_same_class, r"^classes: .*'red'.*SEMI-E136"),
-        (latin_1_classes, r"^classes: .*SEMI-E135"),
-        (workdir_under_a_file, r"^workdir: .*SEMI-E209"),
+        (set_key("labeled", ["/nowhere/at/all"]), r"^/nowhere/at/all: nothing here"),
+        (set_key("labeled", ["ftp://a/b"]), "'ftp'.*SEMI-E022"),
+        (remove_folder("data", "pool"), "nothing here"),
+        (add_empty_class, r"^labeled: class folder .*purple.*SEMI-E204"),
+        (list_class_without_image, r"^labeled: .*violet.*SEMI-E211"),
+        (add_unknown_class_to_test, r"^test: .*mauve.*blue, green, red.*SEMI-E211"),
+        (leave_single_image_of_class, r"^labeled: class 'red' .*SEMI-E205"),
+        (set_key("teacher_architecture", "resnet5O"), "teacher_architecture: .*'resnet5O'.* 'resnet50'.*SEMI-E151"),
+        (set_key("student_architecture", "vgg"), r"^student_architecture: .*'vgg'.*SEMI-E151"),
+        (set_key("classes", "/nowhere/classes.txt"), r"^classes: /nowhere/classes.txt .*SEMI-E134"),
+        (set_key("image_column", "picture"), r"'picture'.*image_column.*image, label.*SEMI-E058"),
+        (list_class_twice, r"^classes: .*'red'.*SEMI-E136"),
+        (write_classes_in_latin_1, r"^classes: .*SEMI-E135"),
+        (put_workdir_below_file, r"^workdir: .*SEMI-E209"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_in_one_line(tmp_path: Path, damage: Any, line: str) -> None:
@@ -179,7 +179,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path: Path, damage: Any, line: str
 
 def test_a_damaged_image_is_counted_by_reason_and_key(tmp_path: Path) -> None:
     content = pictures.write_run(tmp_path, max_failed_fraction=0.2)
-    damaged_labeled(tmp_path, content)
+    damage_labeled_image(tmp_path, content)
     receipt = plan_run_file(content)
     assert receipt.train.class_counts == [3, 4, 4]
     assert Counter(receipt.failed) == {"damaged image": 1}
@@ -188,7 +188,7 @@ def test_a_damaged_image_is_counted_by_reason_and_key(tmp_path: Path) -> None:
 
 def test_too_many_damaged_images_are_refused(tmp_path: Path) -> None:
     content = pictures.write_run(tmp_path)
-    damaged_labeled(tmp_path, content)
+    damage_labeled_image(tmp_path, content)
     with pytest.raises(TooManyBadSamplesError, match=r"^labeled: 1 of 12 .* red/000.png: damaged image.*SEMI-E203"):
         plan_run_file(content)
 
@@ -211,7 +211,7 @@ def test_labels_that_are_long_numbers_are_names(tmp_path: Path) -> None:
     assert plan_run_file(content).classes == ["7", long]
 
 
-def test_a_name_stands_for_one_run_file(tmp_path: Path) -> None:
+def test_a_name_belongs_to_a_single_run_file(tmp_path: Path) -> None:
     content = pictures.write_run(tmp_path)
     plan_run_file(content)
     with pytest.raises(InvalidInputError, match=r"^name: .*'trial'.*\(seed: 0, now 5\).*SEMI-E210"):
@@ -235,7 +235,7 @@ def start_run(content: dict[str, Any]) -> PlanReceipt:
 
 
 def test_a_second_run_of_one_name_is_refused_while_the_first_is_active(tmp_path: Path) -> None:
-    """The status of the first run stays: `watch` continues, and the budget still counts all device time."""
+    # The status of the first run stays, so `watch` continues and the budget still counts all device time.
     content = pictures.write_run(tmp_path)
     start_run(content)
     status_store = RunStatusStore(str(content["workdir"]), "trial")
@@ -300,8 +300,8 @@ def test_the_status_of_a_dead_pod_delays_a_run_only_briefly(tmp_path: Path, monk
     assert start_run(content).name == "trial"
 
 
-def test_a_pool_within_another_is_used_once_or_refused(tmp_path: Path) -> None:
-    """A tar that is listed twice is one shard. A loose image would be in two shards."""
+def test_a_pool_inside_another_is_used_once_or_refused(tmp_path: Path) -> None:
+    # A tar that is listed twice is one shard. A loose image would be in two shards.
     uris = [str(pictures.write_pool(tmp_path / "pool", 2, 5)), str(pictures.write_pool(tmp_path / "pool" / "b", 1, 5))]
     groups = shard_groups.build_shard_groups(uris, str(tmp_path / "work"), SampleFields())
     names = sorted(shard.name for group in groups for shard in group.shards)
