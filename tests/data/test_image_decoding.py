@@ -1,4 +1,4 @@
-"""Test the decoding of images: formats, bit depths, transparency, rotation and frames."""
+"""Test image decoding: formats, bit depths, transparency, rotation and frames."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Test the listing of shards: their kinds, names, order, slices and digests, in every kind of store."""
+"""Test the listing of shards: kinds, names, order, slices and digests."""
 
 from pathlib import Path
 

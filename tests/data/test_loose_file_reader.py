@@ -1,4 +1,4 @@
-"""Test the reader of loose image files: keys, labels by folder, and files that changed since the listing."""
+"""Test the reader of loose image files: keys, labels and changed files."""
 
 from pathlib import Path
 

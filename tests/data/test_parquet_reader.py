@@ -1,4 +1,4 @@
-"""Test the Parquet reader: kinds of columns, links to images, and the refusal of damaged files."""
+"""Test the Parquet reader: column types, links to images and damaged files."""
 
 import os
 from pathlib import Path

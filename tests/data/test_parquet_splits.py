@@ -1,4 +1,4 @@
-"""Test that large Parquet files are split between row groups and give the same results as whole files."""
+"""Test that split Parquet files give the same results as whole files."""
 
 import tarfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Test the reader of shards: repeated reads, and shards that changed since the listing."""
+"""Test the reader of shards: repeated reads and changed shards."""
 
 from pathlib import Path
 

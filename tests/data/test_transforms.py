@@ -1,4 +1,4 @@
-"""Test that the center crop equals its definition and takes little memory for long strips."""
+"""Test that the center crop equals its definition and takes little memory."""
 
 import resource
 

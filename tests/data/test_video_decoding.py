@@ -1,4 +1,4 @@
-"""Test the decoding of clips in every container, and the reasons for videos that cannot be decoded."""
+"""Test the decoding of clips in every container, and reasons for failures."""
 
 import io
 import os

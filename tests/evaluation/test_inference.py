@@ -1,4 +1,4 @@
-"""Test the evaluation loader: its batches, its prefetching, and the limit of images in memory."""
+"""Test the evaluation loader: batches, prefetching and images in memory."""
 
 import time
 from pathlib import Path

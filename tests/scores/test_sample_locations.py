@@ -1,4 +1,4 @@
-"""Test the locations of samples: how much is read to locate winners, and the refusal of damaged files."""
+"""Test the locations of samples: bytes read for winners, and damaged files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Test the score file: its bands, their order, ties, and the requests that a band takes."""
+"""Test the score file: bands, order, ties, and the requests for a band."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A small finished run for the tests of the report: its images, selection and receipts."""
+"""A small finished run for tests: its images, selection and receipts."""
 
 import io
 import json
@@ -53,7 +53,10 @@ def write_pool(folder: Path) -> list[Shard]:
 
 
 def make_selection_rows(shards: list[Shard]) -> list[dict[str, object]]:
-    """Return rows as the merge writes them. Images at odd ranks lie in the Parquet file."""
+    """Return rows as the merge writes them.
+
+    Images at odd ranks are in the Parquet file.
+    """
     parquet, loose = shards
     rows: list[dict[str, object]] = []
     for label, count in enumerate(SELECTED_COUNTS):

@@ -1,4 +1,4 @@
-"""Small shards for tests: images, tars and Parquet files as bytes, and how to read them."""
+"""Small images, tars and Parquet files for tests, and functions to read them."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Test the evaluation: the choice of models, equal images for all, and stored predictions."""
+"""Test the evaluation: choice of models, equal images and stored predictions."""
 
 import json
 from pathlib import Path

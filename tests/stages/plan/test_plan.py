@@ -1,4 +1,4 @@
-"""Test the plan: listing, the validation split, the receipt, and the refusal of bad input."""
+"""Test the plan: listing, validation split, receipt, and refusal of bad input."""
 
 import io
 import json
@@ -114,38 +114,46 @@ def set_key(key: str, value: Any) -> Any:
 
 
 def add_empty_class(root: Path, content: dict[str, Any]) -> None:
+    """Add a class folder without images to the labeled set."""
     (root / "data" / "labeled" / "purple").mkdir()
 
 
 def add_unknown_class_to_test(root: Path, content: dict[str, Any]) -> None:
+    """Replace the test set by an image of a class that is not listed."""
     path = root / "data" / "odd" / "odd.tar"
     content["test"] = [str(pictures.write_tar(path, {"0.png": pictures.picture(0, 0), "0.cls": b"mauve"}))]
 
 
 def list_class_without_image(root: Path, content: dict[str, Any]) -> None:
+    """List a class that no labeled image has."""
     (root / "data" / "classes.txt").write_text("red\ngreen\nblue\nviolet\n")
 
 
 def leave_single_image_of_class(root: Path, content: dict[str, Any]) -> None:
+    """Leave a single image of a class, from which no split can be held out."""
     content["validation"] = []
     for path in sorted((root / "data" / "labeled" / "red").iterdir())[1:]:
         path.unlink()
 
 
 def list_class_twice(root: Path, content: dict[str, Any]) -> None:
+    """List a class twice."""
     (root / "data" / "classes.txt").write_text("red\ngreen\nblue\nred\n")
 
 
 def write_classes_in_latin_1(root: Path, content: dict[str, Any]) -> None:
+    """Write the list of classes in another encoding than UTF-8."""
     (root / "data" / "classes.txt").write_bytes("grün".encode("latin-1"))
 
 
 def put_workdir_below_file(root: Path, content: dict[str, Any]) -> None:
+    """Move the workdir below a file, where no folder can be created."""
     (root / "file").write_text("")
     content["workdir"] = str(root / "file" / "work")
 
 
 def damage_labeled_image(root: Path, content: dict[str, Any]) -> None:
+    """Truncate a labeled image."""
     path = root / "data" / "labeled" / "red" / "000.png"
     path.write_bytes(path.read_bytes()[:60])
 

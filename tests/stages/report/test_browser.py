@@ -17,6 +17,7 @@ HEADINGS = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Start the Chromium of this machine, or skip the tests without one."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium on this machine: the page is not tested in a browser")

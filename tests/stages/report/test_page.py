@@ -1,4 +1,4 @@
-"""Test the page: its figures, sentences, warnings, and the escaping of names from the input."""
+"""Test the page: figures, sentences, warnings, and the escaping of names."""
 
 import html
 import re

@@ -1,4 +1,4 @@
-"""Test the stage that writes the report: its results, its receipts, and the refusal of inputs that contradict."""
+"""Test the report stage: results, receipts, and the refusal of bad inputs."""
 
 import json
 import shutil
