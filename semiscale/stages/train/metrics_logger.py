@@ -1,4 +1,4 @@
-"""What can be watched of a training: a line of log, JSON lines for machines, event files for TensorBoard."""
+"""Report a training while it runs: a log line, JSON lines for machines and event files for TensorBoard."""
 
 import json
 import re
@@ -7,28 +7,35 @@ import time
 from collections.abc import Callable
 
 from semiscale import storage
+from semiscale.observability import tensorboard
 from semiscale.observability.progress import LOG_INTERVAL_S, Progress, log_info
-from semiscale.stages.train import tensorboard
 
 FLUSH_EVERY_S = 60.0
 _EVENTS = re.compile(r"/events\.out\.tfevents\.(\d{17})\.[^/]+$")
 
 
 class AppendOnlyFile:
-    """A file that grows: appended to on a disk; an object store has no appending, there it is written anew.
+    """A file that grows.
 
-    Memory: what it holds; a day of one line in five seconds is 3 MB.
+    On a disk, new bytes are appended. An object store cannot append, so each flush writes the whole object.
+
+    Args:
+        uri: The file.
+        content: Bytes that it begins with.
+
+    Cost:
+        Memory for the whole content. One line in five seconds is 3 MB a day.
     """
 
     def __init__(self, uri: str, content: bytes = b"") -> None:
         self._uri, self._content, self._written = uri, content, 0
 
-    def add(self, data: bytes) -> None:
-        """Append, for now in memory."""
+    def append(self, data: bytes) -> None:
+        """Append bytes in memory, until the next flush."""
         self._content += data
 
     def flush(self) -> None:
-        """Bring it to where it is read. The first time it replaces what was there."""
+        """Write the new bytes. The first flush replaces an older file."""
         if storage.is_object_store(self._uri) or not self._written:
             storage.write_bytes(self._uri, self._content)
         else:
@@ -38,11 +45,17 @@ class AppendOnlyFile:
 
 
 class MetricsLogger:
-    """Tells how a training goes. Times are of this process; images are of the whole training.
+    """Log the metrics of a training.
 
-    The line names the recipe: on one machine several trainings may write into one log.
+    Times are those of this process. Images are those of the whole training. The log line names the recipe, because
+    several trainings on one machine may write to one log.
 
-    `clock` returns seconds and is a parameter so that a test can drive it.
+    Args:
+        folder: URI of the training's folder, where the files are written.
+        recipe: Name of the recipe.
+        total: Images of the whole training.
+        already: Images that earlier processes have processed, up to the checkpoint.
+        clock: Returns seconds. Tests replace it.
     """
 
     def __init__(
@@ -50,36 +63,41 @@ class MetricsLogger:
     ) -> None:
         self._recipe, self._images, self._already, self._clock = recipe, already, already, clock
         self._started = self._recorded = self._flushed = clock()
-        self._waited_s = 0.0
+        self._stall_s = 0.0
         self._detail = ""
         uri = storage.join(folder, "metrics.jsonl")
-        self._metrics = AppendOnlyFile(uri, _lines_before(uri, already))
+        self._metrics = AppendOnlyFile(uri, _read_lines_until(uri, already))
         self._events = AppendOnlyFile(
-            _new_events(folder), tensorboard.file_header_record() + tensorboard.session_start_record(already + 1)
+            _new_event_file_uri(folder),
+            tensorboard.file_header_record() + tensorboard.session_start_record(already + 1),
         )
         self._progress = Progress("train", total, clock, already)
 
-    def log_step(self, images: int, rate: float, loss: Callable[[], float], waited_s: float) -> None:
-        """Count a step of so many images, and what has become known of the device's waiting for data.
+    def log_step(self, images: int, rate: float, loss: Callable[[], float], stall_s: float) -> None:
+        """Count a step, and log its metrics every LOG_INTERVAL_S.
 
-        The loss is asked for only when it is told, as that waits for the device.
+        Args:
+            images: Images of the step.
+            rate: Learning rate of the step.
+            loss: Returns the loss. It waits for the device, so it is called only if the loss is logged.
+            stall_s: Seconds that the device waited for data, as far as they have become known since the last step.
         """
         self._images += images
-        self._waited_s += waited_s
-        self._progress.add_seconds(wait=waited_s)
+        self._stall_s += stall_s
+        self._progress.add_seconds(wait=stall_s)
         if self._clock() - self._recorded >= LOG_INTERVAL_S:
             self.log({"loss": loss(), "learning_rate": rate})
         self._progress.update(images, self._detail)
 
     def log(self, values: dict[str, float]) -> None:
-        """Keep values at this moment for machines and, where they are of a step, for the next line of the log."""
+        """Write metrics to the files. The next log line shows them if they contain a loss."""
         now = self._clock()
         self._recorded = now
         elapsed_s = max(now - self._started, 1e-9)
         values = {
             **values,
             "images_per_s": (self._images - self._already) / elapsed_s,
-            "waiting_for_data": self._waited_s / elapsed_s,
+            "waiting_for_data": self._stall_s / elapsed_s,
         }
         if "loss" in values:
             self._detail = (
@@ -87,41 +105,45 @@ class MetricsLogger:
                 f"{values['waiting_for_data']:.0%} waiting for data"
             )
         line = {"images_processed": self._images, "seconds": round(elapsed_s, 3), **values}
-        self._metrics.add(json.dumps(line).encode() + b"\n")
-        self._events.add(tensorboard.scalars_record(self._images, values))
+        self._metrics.append(json.dumps(line).encode() + b"\n")
+        self._events.append(tensorboard.scalars_record(self._images, values))
         if now - self._flushed >= FLUSH_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
-        """Bring the files up to date."""
+        """Write all metrics that are still in memory."""
         self._flushed = self._clock()
         self._metrics.flush()
         self._events.flush()
 
 
-def _new_events(folder: str) -> str:
-    """Name an event file so that it is the last by name: TensorBoard reads them in that order, and so forgets what was
-    recorded past the checkpoint. Microseconds, but one more than the last file's where the clock was set back.
+def _new_event_file_uri(folder: str) -> str:
+    """Return the URI of a new event file that is the last one by name.
+
+    TensorBoard reads event files in the order of their names. Only the last one can therefore make it drop the scalars
+    past the checkpoint.
     """
-    before = [int(found[1]) for entry in storage.list_objects(folder) if (found := _EVENTS.search(entry.uri))]
-    now = max(time.time_ns() // 1000, *(number + 1 for number in before), 0)
+    earlier = [int(match[1]) for entry in storage.list_objects(folder) if (match := _EVENTS.search(entry.uri))]
+    # The number is a time in microseconds. If the clock was set back, it is one more than that of the last file.
+    now = max(time.time_ns() // 1000, *(number + 1 for number in earlier), 0)
     return storage.join(folder, f"events.out.tfevents.{now:017}.{secrets.token_hex(4)}")
 
 
-def _lines_before(uri: str, images: int) -> bytes:
-    """Return the lines of a process before this one, without those past the checkpoint that this one goes on from."""
+def _read_lines_until(uri: str, images: int) -> bytes:
+    """Return the lines of earlier processes, without those past the checkpoint of so many images."""
     if not images:
         return b""
     lines = (storage.read_or_none(uri) or b"").splitlines(keepends=True)
-    counted = [(line, _images_of(line)) for line in lines]
+    counted = [(line, _parse_images_processed(line)) for line in lines]
     if torn := sum(count is None for _, count in counted):
         log_info("train", f"{uri}: {torn} of {len(lines)} lines are torn, and are left out")
     return b"".join(line for line, count in counted if count is not None and count <= images)
 
 
-def _images_of(line: bytes) -> int | None:
-    """Return the images processed that a line is of; None of one that was cut off, or that another process wrote into:
-    where a pod is replaced two may be at one training for a moment.
+def _parse_images_processed(line: bytes) -> int | None:
+    """Return the images processed at a line, or None if the line is damaged.
+
+    A kill may truncate a line. While a pod is replaced, two processes may write to one file for a moment.
     """
     try:
         return int(json.loads(line)["images_processed"]) if line.endswith(b"\n") else None

@@ -1,8 +1,10 @@
-"""TensorBoard's event files: scalars over images processed.
+"""Encode TensorBoard's event files: scalars over images processed.
 
-The `tensorboard` package would bring a web server into the image, and tensorboardX costs a second and a half of
-imports in every training. What they would do here is this: protocol buffers (tensorflow/core/util/event.proto) of four
-fields, in TFRecord's frames, each with a masked CRC-32C.
+An event file is a sequence of protocol buffers in the frames of TFRecord, each with a masked CRC-32C. The buffers have
+four fields of tensorflow/core/util/event.proto.
+
+These few lines replace a library. The `tensorboard` package would bring a web server into the image. tensorboardX takes
+a second and a half to import in every training.
 """
 
 import struct
@@ -10,21 +12,27 @@ import time
 
 import google_crc32c
 
-_MASK = 0xA282EAD8  # TFRecord's, so that the checksum of data that hold checksums does not degenerate
+# TFRecord masks its checksums, because the CRC of data that contain their own CRC is weak.
+_MASK = 0xA282EAD8
 
 
 def file_header_record() -> bytes:
-    """Return the record that an event file begins with."""
+    """Return the record at the start of an event file."""
     return _record(_wall_time() + _field(3, b"brain.Event:2"))
 
 
 def session_start_record(images: int) -> bytes:
-    """Return the record that makes a reader forget what was recorded at or after so many images."""
+    """Return the record that makes a reader drop earlier scalars of at least so many images."""
     return _record(_wall_time() + _step(images) + _field(7, b"\x08\x01"))
 
 
 def scalars_record(images: int, values: dict[str, float]) -> bytes:
-    """Return the record of some scalars after so many images processed."""
+    """Return the record of some scalars.
+
+    Args:
+        images: Images processed, the x-axis of TensorBoard.
+        values: The scalars by tag.
+    """
     content = b"".join(
         _field(1, _field(1, tag.encode()) + b"\x15" + struct.pack("<f", value)) for tag, value in values.items()
     )
