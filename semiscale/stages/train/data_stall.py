@@ -1,4 +1,4 @@
-"""How long a training's device had nothing to do because the next batch was not there."""
+"""Measure how long the device of a training is idle because the next batch has not arrived."""
 
 import time
 from collections import deque
@@ -11,84 +11,90 @@ Batch = TypeVar("Batch")
 
 
 class DeviceEvent(Protocol):
-    """A moment in a device's work: its clock is read when the device gets there."""
+    """A point in a device's queue of work. Its time is taken when the device reaches it."""
 
     def is_complete(self) -> bool:
-        """Say whether the device has got there; does not wait for it."""
+        """Return whether the device has reached the event, without waiting for it."""
 
     def seconds_since(self, earlier: Any, /) -> float:
-        """Return the device's seconds from an earlier mark of its kind to this one, which it has passed."""
+        """Return the device's seconds from an earlier event to this one. Both are complete."""
 
 
 class DataStallTimer:
-    """Counts the waits for data of one training.
+    """Measure the data stalls of one training.
 
-    The host runs ahead of a GPU: while it waits for a batch the device may be at work on the step before, and then
-    nothing is lost. What counts of a wait is at most what lies, by the device's own clock, between the end of the last
-    step and the arrival of the batch. That is known when the device has got there; nothing waits for it before.
+    A GPU runs asynchronously. While the host waits for a batch, the device may still compute the step before, and then
+    no time is lost. A wait therefore counts at most as long as the device is idle between the end of the last step and
+    the arrival of the batch, by the device's own clock. That time becomes known later, and nothing waits for it.
+
+    Args:
+        record_event: Records an event at the end of the device's queue.
+        clock: Returns the host's seconds. Tests replace it.
     """
 
-    def __init__(self, mark: Callable[[], DeviceEvent], clock: Callable[[], float] = time.monotonic) -> None:
-        self._mark, self._clock = mark, clock
-        self._ended: DeviceEvent | None = None
-        self._open: deque[tuple[float, DeviceEvent, DeviceEvent]] = deque()
-        self._settled_s = 0.0
+    def __init__(self, record_event: Callable[[], DeviceEvent], clock: Callable[[], float] = time.monotonic) -> None:
+        self._record_event, self._clock = record_event, clock
+        self._step_end: DeviceEvent | None = None
+        # Waits whose stall is not known yet: seconds, end of the step before, arrival of the batch.
+        self._pending: deque[tuple[float, DeviceEvent, DeviceEvent]] = deque()
+        self._known_stall_s = 0.0
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
-        """Return the next batch."""
+        """Return the next batch, and measure the wait for it."""
         started = self._clock()
         batch = next(batches)
-        waited_s = self._clock() - started
-        if self._ended is None:  # before the first step the device has no work
-            self._settled_s += waited_s
+        wait_s = self._clock() - started
+        # Before the first step the device is idle, so the whole wait counts.
+        if self._step_end is None:
+            self._known_stall_s += wait_s
         else:
-            self._open.append((waited_s, self._ended, self._mark()))
+            self._pending.append((wait_s, self._step_end, self._record_event()))
         return batch
 
-    def step_submitted(self) -> None:
-        """Note that all work of a step has been given to the device."""
-        self._ended = self._mark()
+    def record_step_end(self) -> None:
+        """Record the end of a step, after all of its work has been queued on the device."""
+        self._step_end = self._record_event()
 
     def take_stall_seconds(self) -> float:
-        """Return the seconds of waiting that have become known since they were last asked for."""
-        while self._open and self._open[0][2].is_complete():
-            waited_s, ended, arrived = self._open.popleft()
-            self._settled_s += min(waited_s, arrived.seconds_since(ended))
-        settled_s, self._settled_s = self._settled_s, 0.0
-        return settled_s
+        """Return the stall in seconds that has become known since the last call."""
+        while self._pending and self._pending[0][2].is_complete():
+            wait_s, step_end, arrival = self._pending.popleft()
+            self._known_stall_s += min(wait_s, arrival.seconds_since(step_end))
+        stall_s, self._known_stall_s = self._known_stall_s, 0.0
+        return stall_s
 
 
 class HostEvent:
-    """On a CPU, who gives the work does it: a mark is passed when it is made."""
+    """An event on a CPU. Work there is synchronous, so the event is complete at once."""
 
     def __init__(self) -> None:
         self.at_s = time.monotonic()
 
     def is_complete(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def seconds_since(self, earlier: "HostEvent", /) -> float:
-        """Return the seconds between."""
+        """Return the seconds from an earlier event to this one."""
         return self.at_s - earlier.at_s
 
 
 class CudaEvent:
-    """An event in a GPU's stream, which waits for the copy of a batch as the network does."""
+    """An event in a GPU's current stream. That stream waits for the copy of each batch, as the network does."""
 
     def __init__(self) -> None:
         self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._event.record()
 
     def is_complete(self) -> bool:
-        """Ask the GPU, without waiting."""
+        """Return whether the GPU has reached the event, without waiting for it."""
         return bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def seconds_since(self, earlier: "CudaEvent", /) -> float:
-        """Return the GPU's seconds between."""
+        """Return the GPU's seconds from an earlier event to this one."""
         return float(earlier._event.elapsed_time(self._event)) / 1000
 
 
 def data_stall_timer(device: torch.device) -> DataStallTimer:
-    """Return a count of the waits of this device."""
+    """Return a timer for the data stalls of this device."""
     return DataStallTimer(CudaEvent if device.type == "cuda" else HostEvent)

@@ -1,9 +1,11 @@
-"""The transfer setting *fc-only* (section 5.2): a network stays as it is, and gets a logistic regression for its head.
+"""Fit a linear probe: the transfer setting *fc-only* of section 5.2.
 
-The paper "extracts features from the final fc layer", which may be read as what enters that layer or what leaves it.
-Here it is what enters: 2,048 numbers of a ResNet-50. Then the regression takes the layer's place, as the name *fc-only*
-says, and what comes of it is an ordinary checkpoint of the same architecture. A regression on what leaves the layer,
-the logits of the old classes, is one of these with fewer freedoms: two linear layers in a row are one.
+The network is frozen, and its head is replaced by a logistic regression.
+
+The paper "extracts features from the final fc layer". This may mean the input of that layer or its output. Here it is
+the input, 2,048 numbers of a ResNet-50. The regression can then take the layer's place, as the name *fc-only* says. The
+result is an ordinary checkpoint of the same architecture. A regression on the output, the logits of the old classes,
+would be a special case, because two linear layers in a row are one linear layer.
 """
 
 import time
@@ -34,10 +36,22 @@ RECIPE_NAME = "fc-only"
 def fit(config: LinearProbeConfig, folder: str) -> dict[str, object]:
     """Fit a head, save the network with it in `folder`, and return the fields of the receipt.
 
-    Each image is forwarded once, cut as models are measured; batch normalisation goes by its running statistics.
-    Memory: the features, 8 kB an image for a ResNet-50 (CUB2011 50 MB, ImageNet 10 GB), twice for a moment, a head for
-    each L2, and what PreparedSplit holds. One device works. A process that is killed leaves nothing to go on from: the
-    next one forwards the images again.
+    Each image is forwarded once, with the center crop of evaluation. Batch normalization uses its running statistics.
+    One device works. A killed process leaves nothing to resume from, so the next one forwards the images again.
+
+    Args:
+        config: The linear probe.
+        folder: URI of its folder.
+
+    Returns:
+        The fields of the receipt.
+
+    Raises:
+        SemiscaleError: The features of the network are not finite.
+
+    Cost:
+        Memory for the features and, for a moment, a copy of them. They are 8 kB an image for a ResNet-50, which is 50
+        MB for CUB2011 and 10 GB for ImageNet. The heads of all strengths and an EvalLoader come on top.
     """
     checkpoint_io.configure_torch()
     plan = load_document(config.plan, PlanReceipt)
@@ -47,13 +61,14 @@ def fit(config: LinearProbeConfig, folder: str) -> dict[str, object]:
     pretrained_weights.load_except_head(model, config.architecture, read, config.resolution)
     head = model.get_submodule(layer)
     assert isinstance(head, nn.Linear)
-    model.set_submodule(layer, nn.Identity())  # its logits are now what enters the head
+    # The logits of the network are now the input of its head.
+    model.set_submodule(layer, nn.Identity())
     started = time.monotonic()
-    train, validation = _features(config, model, [plan.train, plan.validation])
+    train, validation = _compute_features(config, model, [plan.train, plan.validation])
     seconds = time.monotonic() - started
-    on, biased = checkpoint_io.default_device(), head.bias is not None
-    best, fitted = select_by_validation(
-        logistic_regression.regularization_path(*train, len(plan.classes), biased, on), *validation
+    device, has_bias = checkpoint_io.default_device(), head.bias is not None
+    best, trials = select_by_validation(
+        logistic_regression.regularization_path(*train, len(plan.classes), has_bias, device), *validation
     )
     model.set_submodule(layer, _copy_weights(best.head, head))
     description = CheckpointMetadata(
@@ -75,8 +90,8 @@ def fit(config: LinearProbeConfig, folder: str) -> dict[str, object]:
         "samples": plan.train.samples,
         "learning_rate": 0.0,
         "l2": best.l2,
-        "fitted": fitted,
-        "validation_top1": next(one.validation_top1 for one in fitted if one.l2 == best.l2),
+        "fitted": trials,
+        "validation_top1": next(trial.validation_top1 for trial in trials if trial.l2 == best.l2),
         "curve": [],
         "images_per_s": (plan.train.samples + plan.validation.samples) / seconds,
     }
@@ -85,12 +100,20 @@ def fit(config: LinearProbeConfig, folder: str) -> dict[str, object]:
 def select_by_validation(
     path: Iterable[RegularizedFit], features_BF: Tensor, labels_B: Tensor
 ) -> tuple[RegularizedFit, list[RegularizationTrial]]:
-    """Return the best solution and what was measured of all: by validation top-1; of equals, by the lower loss."""
-    solutions, fitted = [], []
+    """Return the best solution by validation top-1, and the measurements of all.
+
+    Of solutions with equal top-1, the one with the lowest validation loss is the best.
+
+    Args:
+        path: The solutions, one for each strength of L2.
+        features_BF: Features of the validation images.
+        labels_B: Their classes.
+    """
+    solutions, trials = [], []
     for solution in path:
         logits_BC = solution.head.logits(features_BF).cpu()
         solutions.append(solution)
-        fitted.append(
+        trials.append(
             RegularizationTrial(
                 l2=solution.l2,
                 validation_top1=float(topk_correct(logits_BC.topk(1).indices, labels_B, 1).double().mean()),
@@ -99,36 +122,39 @@ def select_by_validation(
                 gradient=solution.gradient,
             )
         )
-    best = min(fitted, key=lambda one: (-one.validation_top1, one.validation_loss))
-    end = ", at an end of what was tried" if best in (fitted[0], fitted[-1]) else ""
+    best = min(trials, key=lambda trial: (-trial.validation_top1, trial.validation_loss))
+    end = ", at an end of what was tried" if best in (trials[0], trials[-1]) else ""
     log_info(
         "train",
-        f"{RECIPE_NAME}: validation top-1 {best.validation_top1:.4f} at L2 {best.l2:.1e}, of {len(fitted)}{end}",
+        f"{RECIPE_NAME}: validation top-1 {best.validation_top1:.4f} at L2 {best.l2:.1e}, of {len(trials)}{end}",
     )
-    return solutions[fitted.index(best)], fitted
+    return solutions[trials.index(best)], trials
 
 
-def _features(config: LinearProbeConfig, model: nn.Module, splits: list[LabeledSplit]) -> list[tuple[Tensor, Tensor]]:
+def _compute_features(
+    config: LinearProbeConfig, model: nn.Module, splits: list[LabeledSplit]
+) -> list[tuple[Tensor, Tensor]]:
     """Return features_BF and labels_B of each split."""
     columns = SampleFields(config.image_column, config.label_column)
     progress = Progress("train", sum(split.samples for split in splits))
-    model, found = model.to(checkpoint_io.default_device()), []
+    model = model.to(checkpoint_io.default_device())
+    features = []
     for split in splits:
-        prepared = EvalLoader(split, columns, config.preprocessing)
-        features_BF = predict_logits(model, prepared, checkpoint_io.default_device(), progress.update)
+        loader = EvalLoader(split, columns, config.preprocessing)
+        features_BF = predict_logits(model, loader, checkpoint_io.default_device(), progress.update)
         if not bool(features_BF.isfinite().all()):
             raise SemiscaleError(
                 "SEMI-E245",
                 f"{config.start_weights}: The features of the network are not finite. Check that the file is complete.",
             )
-        found.append((features_BF, prepared.labels_B))
-    return found
+        features.append((features_BF, loader.labels_B))
+    return features
 
 
 @torch.no_grad()
-def _copy_weights(fitted: LinearHead, head: nn.Linear) -> nn.Linear:
-    """Put a fitted head's weights into a layer, in the layer's precision."""
-    head.weight.copy_(fitted.weight_CF)
-    if head.bias is not None:
-        head.bias.copy_(fitted.bias_C)
-    return head
+def _copy_weights(head: LinearHead, layer: nn.Linear) -> nn.Linear:
+    """Copy the weights of a head into a layer, in the layer's precision."""
+    layer.weight.copy_(head.weight_CF)
+    if layer.bias is not None:
+        layer.bias.copy_(head.bias_C)
+    return layer

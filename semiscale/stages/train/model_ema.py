@@ -1,4 +1,4 @@
-"""The averaged weights of a training: a second copy that follows the first, and is what is measured and kept."""
+"""Average the weights of a training: an exponential moving average (EMA), which is measured and saved."""
 
 import copy
 
@@ -9,11 +9,18 @@ from semiscale.stages.train.recipes import Recipe
 
 
 class ModelEma:
-    """Weights that look back on a share of the training (the recipe's `average`).
+    """An exponential moving average of a model's weights.
 
-    During the warm-up they are the weights themselves; then each step moves them by one part in as many steps as they
-    look back on. All of a network's tensors are moved by one call, of few kernels on a GPU: a loop over hundreds of
-    small tensors would keep it waiting at every step. Cost: a second copy of the weights, read and written at a step.
+    Its time constant is a share of the training, `average` in the recipe. During the warm-up, the average is a copy of
+    the weights. After it, each step computes ema += (weights - ema) / (average * steps).
+
+    Args:
+        model: The model that is trained. The average starts with its weights.
+        recipe: Its `average` is not 0.
+        steps: Steps of the whole training.
+
+    Cost:
+        A second copy of the weights, which is read and written at every step.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, steps: int) -> None:
@@ -23,14 +30,21 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, step: int, model: nn.Module) -> None:
-        """Let the averaged weights follow those after a step. Counters, which are no weights, are copied."""
+        """Move the average towards the weights after a step. Integers, such as counters, are copied.
+
+        Args:
+            step: Number of the step, from 1.
+            model: The model that is trained.
+        """
         weight = 1.0 if step <= self._warmup else self._weight
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([kept for kept, _ in averaged], [new for _, new in averaged], weight)
-        counted = [pair for pair in pairs if not pair[0].is_floating_point()]
-        if counted:
-            torch._foreach_copy_([kept for kept, _ in counted], [new for _, new in counted])
+        # One call for all tensors launches few kernels. A loop over hundreds of small tensors would delay a GPU at
+        # every step.
+        torch._foreach_lerp_([ema for ema, _ in averaged], [new for _, new in averaged], weight)
+        integers = [pair for pair in pairs if not pair[0].is_floating_point()]
+        if integers:
+            torch._foreach_copy_([ema for ema, _ in integers], [new for _, new in integers])
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

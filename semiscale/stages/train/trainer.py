@@ -238,7 +238,7 @@ class Trainer:
                 )
                 loss = self._train_step.all_reduce_step(batch, rate, step)
                 self._guard.record(step, rate, batch.keys, loss)
-                self._stall_timer.step_submitted()
+                self._stall_timer.record_step_end()
 
                 is_curve_point = _is_due(step, self._steps, CURVE_POINTS)
                 if is_curve_point or self._guard.is_check_due(step):

@@ -59,7 +59,7 @@ def test_a_wait_counts_from_when_the_device_has_nothing_to_do(
     batches = device.batches(0.5, wait_s)
     waiting.next_batch(batches)
     device.work(step_s)
-    waiting.step_submitted()
+    waiting.record_step_end()
     assert waiting.take_stall_seconds() == 0.5, "before the first step all of it counts"
     device.now += host_s
     waiting.next_batch(batches)
@@ -76,7 +76,7 @@ def test_what_the_device_has_not_reached_is_told_later() -> None:
     for _ in range(3):
         waiting.next_batch(batches)
         device.work(1.5)
-        waiting.step_submitted()
+        waiting.record_step_end()
         told.append(waiting.take_stall_seconds())
     device.now = 100.0
     assert (told, waiting.take_stall_seconds()) == ([0.0, 0.0, 0.0], 0.0)
@@ -91,5 +91,5 @@ def test_on_a_cpu_every_wait_counts() -> None:
     waiting, batches = data_stall_timer(torch.device("cpu")), slow()
     for number in range(3):
         assert waiting.next_batch(batches) == number
-        waiting.step_submitted()
+        waiting.record_step_end()
     assert 0.15 <= waiting.take_stall_seconds() < 60, "seconds"

@@ -1,8 +1,8 @@
-"""What a modern recipe does to an image after it is cut: one random change of colour or shape, and a hole.
+"""Augment an image after the random crop, as modern recipes do: TrivialAugment and random erasing.
 
-Pure functions of the image and a few uniform numbers, as the cut is: whichever rank or thread computes them, after
-however many restarts, the pixels are the same. Pillow works on bytes, in one thread; torch's reductions would depend on
-the number of threads.
+Like the crop, these are pure functions of the image and a few uniform numbers. The pixels are therefore the same on
+every rank and thread, and after every restart. Pillow works on bytes in one thread. The reductions of torch would
+depend on the number of threads.
 """
 
 import math
@@ -20,46 +20,60 @@ from semiscale.data.image_decoding import ImageArray
 from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.transforms import random_box
 
-_STRENGTHS = 31  # steps from none to the strongest
+# Equally spaced strengths from the weakest to the strongest.
+_STRENGTHS = 31
 
 ImageOp = Callable[[Image.Image, float], Image.Image]
 
 
 class _Operation(NamedTuple):
-    change: ImageOp
+    """An operation and the range of its strength.
+
+    Attributes:
+        apply: Changes an image by a strength.
+        low: The weakest strength.
+        high: The strongest strength.
+        signed: Whether half of the strengths are negated.
+    """
+
+    apply: ImageOp
     low: float = 0.0
     high: float = 0.0
     signed: bool = False
 
 
 def _affine(
-    image: Image.Image, strength: float, move: tuple[int, int] = (0, 0), shear: tuple[int, int] = (0, 0)
+    image: Image.Image, strength: float, translate: tuple[int, int] = (0, 0), shear: tuple[int, int] = (0, 0)
 ) -> Image.Image:
-    """Move by `strength` pixels, or shear by it about the upper left corner, in the directions given."""
+    """Translate an image by `strength` pixels, or shear it about the upper left corner.
+
+    `translate` and `shear` are 1 in the direction of the operation, x or y, and 0 in the other.
+    """
     degrees = math.degrees(math.atan(strength))
-    return F.affine(  # type: ignore[no-any-return]  # torchvision has no types
+    # torchvision has no types.
+    return F.affine(  # type: ignore[no-any-return]
         image,
         angle=0.0,
-        translate=[int(strength) * way for way in move],
+        translate=[int(strength) * direction for direction in translate],
         scale=1.0,
-        shear=[degrees * way for way in shear],
+        shear=[degrees * direction for direction in shear],
         interpolation=InterpolationMode.BILINEAR,
         center=[0, 0],
     )
 
 
 def _centered(adjust: ImageOp) -> ImageOp:
-    """Let 0 be the strength that changes nothing."""
+    """Shift the strength of an operation by 1, so that 0 changes nothing."""
     return lambda image, strength: adjust(image, 1 + strength)
 
 
-# Müller and Hutter 2021 (arXiv:2103.10158), table 3, the wide space, as torchvision's TrivialAugmentWide has it.
+# The wide space of Müller and Hutter 2021 (arXiv:2103.10158, table 3), in the form of torchvision's TrivialAugmentWide.
 OPERATIONS: dict[str, _Operation] = {
     "identity": _Operation(lambda image, _: image),
     "shear x": _Operation(partial(_affine, shear=(1, 0)), high=0.99, signed=True),
     "shear y": _Operation(partial(_affine, shear=(0, 1)), high=0.99, signed=True),
-    "translate x": _Operation(partial(_affine, move=(1, 0)), high=32, signed=True),
-    "translate y": _Operation(partial(_affine, move=(0, 1)), high=32, signed=True),
+    "translate x": _Operation(partial(_affine, translate=(1, 0)), high=32, signed=True),
+    "translate y": _Operation(partial(_affine, translate=(0, 1)), high=32, signed=True),
     "rotate": _Operation(partial(F.rotate, interpolation=InterpolationMode.BILINEAR), high=135, signed=True),
     "brightness": _Operation(_centered(F.adjust_brightness), high=0.99, signed=True),
     "color": _Operation(_centered(F.adjust_saturation), high=0.99, signed=True),
@@ -73,9 +87,16 @@ OPERATIONS: dict[str, _Operation] = {
 
 
 def trivial_augment(image: ImageArray, randoms_R: NDArray[np.float64]) -> ImageArray:
-    """Change an image by one operation of one strength, all equally likely: TrivialAugment.
+    """Change an image by one operation of one strength (TrivialAugment). All are equally likely.
 
-    What moves in from outside is black. Takes three uniform numbers: operation, strength, sign.
+    Pixels from outside of the image are black.
+
+    Args:
+        image: image_HWC, RGB, uint8.
+        randoms_R: Three uniform numbers: operation, strength, sign.
+
+    Returns:
+        image_HWC of the same shape.
     """
     name = list(OPERATIONS)[int(randoms_R[0] * len(OPERATIONS))]
     operation = OPERATIONS[name]
@@ -83,16 +104,25 @@ def trivial_augment(image: ImageArray, randoms_R: NDArray[np.float64]) -> ImageA
     strength = operation.low + (operation.high - operation.low) * step
     if operation.signed and randoms_R[2] < 0.5:
         strength = -strength
-    return np.asarray(operation.change(Image.fromarray(image), strength))
+    return np.asarray(operation.apply(Image.fromarray(image), strength))
 
 
 def random_erasing(
     image: ImageArray, probability: float, preprocessing: Preprocessing, randoms_R: NDArray[np.float64]
 ) -> ImageArray:
-    """Fill a random box with the mean colour, with a probability: random erasing (Zhong et al. 2017, arXiv:1708.04896).
+    """Fill a random box with the mean colour (random erasing, Zhong et al. 2017, arXiv:1708.04896).
 
-    The box is 2 to 33 % of the area at a shape of 0.3 to 3.3, as torchvision's; the mean colour is what normalisation
-    makes 0, to the nearest level. Takes 23 uniform numbers: the chance, and a box's.
+    The box has 2 to 33 % of the area and an aspect ratio of 0.3 to 3.3, as in torchvision. Normalization maps the mean
+    colour to 0, up to the rounding of a pixel.
+
+    Args:
+        image: image_HWC, RGB, uint8.
+        probability: Probability that the image is changed.
+        preprocessing: The input of the model, with the mean colour.
+        randoms_R: 23 uniform numbers: one for the probability, and 22 for `random_box`.
+
+    Returns:
+        image_HWC of the same shape.
     """
     if randoms_R[0] >= probability:
         return image
@@ -100,19 +130,33 @@ def random_erasing(
     box = random_box(width, height, randoms_R[1:], areas=(0.02, 0.33), shapes=(0.3, 3.3))
     if box is None:
         return image
-    left, top, across, down = box
-    holed = image.copy()
-    holed[top : top + down, left : left + across] = np.round(255 * np.array(preprocessing.mean))
-    return holed
+    left, top, box_width, box_height = box
+    erased = image.copy()
+    erased[top : top + box_height, left : left + box_width] = np.round(255 * np.array(preprocessing.mean))
+    return erased
 
 
 class Augment(NamedTuple):
-    """What a recipe adds to the random cut of an image."""
+    """The augmentation of a recipe after the random crop.
+
+    Attributes:
+        preprocessing: The input of the model.
+        erasing: Probability of random erasing.
+        randoms: Number of uniform numbers for an image: 3 for `trivial_augment` and 23 for `random_erasing`.
+    """
 
     preprocessing: Preprocessing
     erasing: float
-    randoms: int = 26  # uniform numbers that one image may use: three of `trivial`, 23 of `erased`
+    randoms: int = 26
 
     def __call__(self, image: ImageArray, randoms_R: NDArray[np.float64]) -> ImageArray:
-        """Change one image; takes `randoms` uniform numbers."""
+        """Change one image.
+
+        Args:
+            image: image_HWC, RGB, uint8.
+            randoms_R: As many uniform numbers as `randoms`.
+
+        Returns:
+            image_HWC of the same shape.
+        """
         return random_erasing(trivial_augment(image, randoms_R), self.erasing, self.preprocessing, randoms_R[3:])
