@@ -29,8 +29,8 @@ def logged(self: TrainStep, batch: DeviceBatch, rate: float, step: int) -> Tenso
     with (Path(os.environ["KEYS"]) / f"{self._ranks.rank}.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "keys": batch.keys}) + "\n")
     if step == int(os.environ["BROKEN_AT"]) and self._ranks.rank == self._ranks.count - 1:
-        normalise = self._normalise
-        self._normalise = lambda pixels: normalise(pixels) * float("nan")  # type: ignore[assignment]
+        normalise = self._normalize
+        self._normalize = lambda pixels: normalise(pixels) * float("nan")  # type: ignore[assignment]
     return STEP(self, batch, rate, step)
 
 

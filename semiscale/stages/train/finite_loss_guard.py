@@ -11,7 +11,7 @@ from semiscale import storage
 from semiscale.common.errors import SemiscaleError
 from semiscale.stages.train.distributed import DistributedContext
 
-# In steps. A check on a GPU waits for the device, so it is made less often there.
+# Steps from one check to the next. A check on a GPU waits for the device, so it is made less often there.
 FINITE_CHECK_INTERVAL = {"cpu": 1, "cuda": 16}
 MAX_KEYS_IN_MESSAGE = 10
 
@@ -99,10 +99,10 @@ class FiniteLossGuard:
         uri = storage.join(self._folder, f"not-finite-{bad_step:09}-{self._ranks.rank}.json")
         storage.write_bytes(uri, json.dumps(record._asdict(), indent=1).encode())
         num_hidden = len(record.keys) - MAX_KEYS_IN_MESSAGE
-        more = f" and {num_hidden} more (see {uri})" if num_hidden > 0 else ""
+        hidden = f" and {num_hidden} more (see {uri})" if num_hidden > 0 else ""
         raise SemiscaleError(
             "SEMI-E233",
             f"train: {self._name}: the loss is {self._bad_loss.item()} after {bad_step * self._batch_size:,} images "
             f"(step {bad_step:,}, learning rate {record.rate:g}). Lower the learning rate, or look at the batch: "
-            f"{', '.join(record.keys[:MAX_KEYS_IN_MESSAGE])}{more}",
+            f"{', '.join(record.keys[:MAX_KEYS_IN_MESSAGE])}{hidden}",
         )

@@ -102,7 +102,7 @@ def select_by_validation(
 ) -> tuple[RegularizedFit, list[RegularizationTrial]]:
     """Return the best solution by validation top-1, and the measurements of all.
 
-    Of solutions with equal top-1, the one with the lowest validation loss is the best.
+    If several have the same top-1, the one with the lowest validation loss is the best.
 
     Args:
         path: The solutions, one for each strength of L2.

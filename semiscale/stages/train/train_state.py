@@ -42,7 +42,7 @@ class TrainState:
         return tensors | {f"momentum.{name}": state["momentum_buffer"] for name, state in momenta.items() if state}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the tensors that `state_dict` returned."""
         modules = {"model.": self.model} | ({"average.": self.ema.model} if self.ema else {})
         for prefix, module in modules.items():
             module.load_state_dict({name: tensors[prefix + name] for name in module.state_dict()})
@@ -71,6 +71,6 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.SGD:
         lr=config.learning_rate,
         momentum=MOMENTUM,
         weight_decay=config.weight_decay,
-        # On a CPU too: there it takes 0.05 s of a step of ResNet-50 instead of 0.25 s.
+        # The fused kernel is faster on a CPU too. It takes 0.05 s of a step of ResNet-50 instead of 0.25 s.
         fused=True,
     )

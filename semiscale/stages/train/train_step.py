@@ -29,7 +29,7 @@ class TrainStep:
 
     Args:
         config: The training.
-        state: What a step changes. A checkpoint must be restored before.
+        state: The tensors that a step changes. A checkpoint must be restored before.
         steps: Steps of the whole training.
         done: Steps that are done already.
         device: Device of the model.
@@ -47,7 +47,7 @@ class TrainStep:
     ) -> None:
         self._config, self._state, self._steps, self._device, self._ranks = config, state, steps, device, ranks
         self._recipe = config.resolved_recipe
-        self._normalise = Normalize(config.preprocessing, device)
+        self._normalize = Normalize(config.preprocessing, device)
         on_gpu = device.type == "cuda"
         self._execution_mode = self._broadcast_execution_mode(done) if on_gpu else DEFAULT_TRAINING_MODE
         if state.ema:
@@ -92,7 +92,7 @@ class TrainStep:
 
         The mixture of images depends on `position` (the step and the offset in the global batch), and not on the rank.
         """
-        images_BCHW = self._normalise(images_BHWC)
+        images_BCHW = self._normalize(images_BHWC)
         seed = [self._config.seed, 3, *position]
         if self._device.type == "cpu":
             return training_loss(self._network, images_BCHW, labels_B, self._recipe, seed)

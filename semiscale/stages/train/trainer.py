@@ -37,8 +37,9 @@ from semiscale.storage.documents import load_document
 if TYPE_CHECKING:
     from semiscale.stages.train.input_pipeline.augmentation import Augment
 
+# Points of the learning curve, at equally spaced steps.
 CURVE_POINTS = 100
-# It divides CURVE_POINTS, so that every validation falls on a point of the curve.
+# Validations, at equally spaced steps. It divides CURVE_POINTS, so that every validation falls on a point of the curve.
 VALIDATION_COUNT = 10
 
 
@@ -84,8 +85,8 @@ def _train(config: TrainConfig, folder: str, ranks: DistributedContext, stopping
     plan = load_document(config.plan, PlanReceipt)
     preprocessing = config.preprocessing
     columns = SampleFields(config.image_column, config.label_column, config.frames > 0)
-    augment = _augment(config.resolved_recipe, preprocessing)
-    data = TrainDataset(_shards(config, plan), columns, preprocessing, config.seed, ranks, augment)
+    augment = _build_augment(config.resolved_recipe, preprocessing)
+    data = TrainDataset(_load_shards(config, plan), columns, preprocessing, config.seed, ranks, augment)
     validation = EvalLoader(plan.validation, columns, preprocessing) if ranks.is_main else None
     total = config.images_processed + config.epochs * plan.train.samples
     model, source = build_initial_model(config, plan)
@@ -125,7 +126,7 @@ def _microbatch_sizes(config: TrainConfig, ranks: DistributedContext) -> set[int
     return {part.stop - part.start for share in shares for part in split_microbatches(share, config.device_batch_size)}
 
 
-def _augment(recipe: Recipe, preprocessing: Preprocessing) -> "Augment | None":
+def _build_augment(recipe: Recipe, preprocessing: Preprocessing) -> "Augment | None":
     if not recipe.trivial_augment:
         return None
     # This imports torchvision, which takes eight CPU-seconds. Only recipes that need it pay for it.
@@ -134,7 +135,7 @@ def _augment(recipe: Recipe, preprocessing: Preprocessing) -> "Augment | None":
     return Augment(preprocessing, recipe.erasing)
 
 
-def _shards(config: TrainConfig, plan: PlanReceipt) -> list[LabeledShard]:
+def _load_shards(config: TrainConfig, plan: PlanReceipt) -> list[LabeledShard]:
     if config.resolved_recipe.learns_from == "labeled":
         return load_split(plan.train)
     if not config.packed:
@@ -320,8 +321,8 @@ class Trainer:
         progress, tensors = newest
         self._state.load_state_dict(tensors)
         now = self._ranks.count
-        change = "" if progress.ranks == now else f" by {progress.ranks} ranks, now with {now}"
-        log_info("train", f"{self._name}: going on after {progress.images_processed:,} images{change}")
+        ranks = "" if progress.ranks == now else f" by {progress.ranks} ranks, now with {now}"
+        log_info("train", f"{self._name}: going on after {progress.images_processed:,} images{ranks}")
         return progress
 
 

@@ -23,6 +23,7 @@ from semiscale.runtime.stage_config import with_workdir_receipts
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.distributed import SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT_S
 
+LABELS = {"app.kubernetes.io/part-of": "semiscale"}
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 # The manager of the runtime patches in the TrainJob.
 FIELD_MANAGER = "semiscale.trainer/train"
@@ -34,7 +35,9 @@ POLL_INTERVAL_S = 15
 TERMINATION_LOG = "/dev/termination-log"
 # torchrun writes a page after the last line of the node itself.
 LOG_LINES = 200
+# Timeout of one request.
 REQUEST_S = 30
+# An API server that does not answer is asked again for this long.
 API_TIMEOUT_S = 300
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -112,15 +115,12 @@ def build_trainjob(config: TrainConfig, launch: TrainJobSettings) -> dict[str, A
         "spec": {
             "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": machine.runtime},
             "trainer": trainer,
-            **_patches(launch),
+            **_runtime_patches(launch),
         },
     }
 
 
-LABELS = {"app.kubernetes.io/part-of": "semiscale"}
-
-
-def _patches(launch: TrainJobSettings) -> dict[str, Any]:
+def _runtime_patches(launch: TrainJobSettings) -> dict[str, Any]:
     """Return the patches for node selector, tolerations, /dev/shm and scraping.
 
     The runtime defines the rest of the pod.
@@ -145,7 +145,7 @@ def _patches(launch: TrainJobSettings) -> dict[str, Any]:
 
 
 class _TrainJobClient:
-    """One TrainJob on the API server, by its name."""
+    """Create, watch and delete the TrainJob of a name on the API server."""
 
     def __init__(self, name: str) -> None:
         # The import takes a second, which no other training needs.
@@ -157,7 +157,7 @@ class _TrainJobClient:
         except ConfigException:
             # The default of this function is the value at the time when kfp was imported.
             config.load_kube_config(os.environ.get("KUBECONFIG"))
-        self._name, self._namespace = name, _namespace()
+        self._name, self._namespace = name, _current_namespace()
         self._objects, self._pods = client.CustomObjectsApi(), client.CoreV1Api()
         self._resource = (GROUP, VERSION, self._namespace, PLURAL)
         self._last_progress = ""
@@ -165,9 +165,9 @@ class _TrainJobClient:
     def create_or_attach(self, job: dict[str, Any]) -> None:
         """Create the TrainJob, or attach to it. Replace one that ended in an earlier attempt."""
         existing = self._find()
-        if existing is not None and _ended(existing):
+        if existing is not None and _end_condition(existing):
             self.delete()
-            self._until_gone()
+            self._wait_until_deleted()
             existing = None
         if existing is None:
             self._create(job)
@@ -182,29 +182,29 @@ class _TrainJobClient:
         Raises:
             SemiscaleError: The TrainJob failed, or was deleted. It has the error of the first failed node.
         """
-        for job in self._states():
-            ended = _ended(job)
-            if ended and ended["type"] == "Failed":
-                raise self._failure(ended)
-            if ended:
+        for job in self._watch_states():
+            end = _end_condition(job)
+            if end and end["type"] == "Failed":
+                raise self._build_error(end)
+            if end:
                 break
             self._log_progress()
         log_info("train", f"TrainJob {self._name} is complete")
 
     def delete(self) -> None:
         """Delete the TrainJob and its pods."""
-        with _translate_api_errors("delete", fine=404):
+        with _translate_api_errors("delete", accepted=404):
             self._objects.delete_namespaced_custom_object(
                 *self._resource, self._name, propagation_policy="Foreground", _request_timeout=REQUEST_S
             )
 
     def _create(self, job: dict[str, Any]) -> None:
         # Status 409: another attempt of this pod has created it.
-        with _translate_api_errors("create", fine=409):
+        with _translate_api_errors("create", accepted=409):
             self._objects.create_namespaced_custom_object(*self._resource, job, _request_timeout=REQUEST_S)
 
     def _find(self) -> dict[str, Any] | None:
-        with _translate_api_errors("get", fine=404):
+        with _translate_api_errors("get", accepted=404):
             return self._get()
         return None
 
@@ -214,14 +214,14 @@ class _TrainJobClient:
         )
         return job
 
-    def _until_gone(self) -> None:
+    def _wait_until_deleted(self) -> None:
         for _ in range(API_TIMEOUT_S):
             if self._find() is None:
                 return
             time.sleep(1)
         raise SemiscaleError("SEMI-E257", f"TrainJob {self._name}: has ended but is not deleted. Delete it by hand.")
 
-    def _states(self) -> Iterator[dict[str, Any]]:
+    def _watch_states(self) -> Iterator[dict[str, Any]]:
         """Yield the TrainJob whenever it changes, and every POLL_INTERVAL_S.
 
         An API server that does not answer is asked again for API_TIMEOUT_S.
@@ -262,8 +262,8 @@ class _TrainJobClient:
         from urllib3.exceptions import HTTPError
 
         try:
-            first = [pod.metadata.name for pod in self._nodes() if _index(pod) == 0]
-            line = parse_log_line(self._last_line(first[-1]))["message"] if first else ""
+            pods_of_node_0 = [pod.metadata.name for pod in self._list_node_pods() if _node_rank(pod) == 0]
+            line = parse_log_line(self._read_last_line(pods_of_node_0[-1]))["message"] if pods_of_node_0 else ""
         except (ApiException, HTTPError):
             # The training does not depend on its log.
             return
@@ -271,34 +271,36 @@ class _TrainJobClient:
             self._last_progress = line
             log_info("train", f"node 0: {line.removeprefix('train · ')}")
 
-    def _failure(self, condition: dict[str, Any]) -> SemiscaleError:
+    def _build_error(self, condition: dict[str, Any]) -> SemiscaleError:
         """Return the error of the first node that failed by itself.
 
         Other nodes only fail because of it. A rank leaves the error and its exit code in the pod's status. If the
         status has none, the log is read.
         """
-        failed = sorted((pod for pod in self._nodes() if _end(pod)), key=lambda pod: _end(pod).finished_at)
+        pods = [pod for pod in self._list_node_pods() if _failed_state(pod)]
+        failed = sorted(pods, key=lambda pod: _failed_state(pod).finished_at)
         if not failed:
-            why = condition.get("message") or condition.get("reason") or "no message"
+            reason = condition.get("message") or condition.get("reason") or "no message"
             return SemiscaleError(
-                "SEMI-E260", f"TrainJob {self._name}: failed: {why}. See its events and the logs of its pods."
+                "SEMI-E260", f"TrainJob {self._name}: failed: {reason}. See its events and the logs of its pods."
             )
-        lines = [(pod, _end(pod).message or self._last_line(pod.metadata.name)) for pod in failed]
+        lines = [(pod, _failed_state(pod).message or self._read_last_line(pod.metadata.name)) for pod in failed]
         pod, line = next((pair for pair in lines if parse_failure(pair[1])), lines[0])
         cause = parse_failure(line) or SemiscaleError("SEMI-E260", parse_log_line(line)["message"] or "no message")
-        error = type(cause)(cause.code, f"{cause.message} ({pod.metadata.name}, exit code {_end(pod).exit_code})")
+        exit_code = _failed_state(pod).exit_code
+        error = type(cause)(cause.code, f"{cause.message} ({pod.metadata.name}, exit code {exit_code})")
         error.exit_code = cause.exit_code
         return error
 
-    def _nodes(self) -> list[Any]:
+    def _list_node_pods(self) -> list[Any]:
         selector = f"jobset.sigs.k8s.io/jobset-name={self._name}"
         pods: list[Any] = self._pods.list_namespaced_pod(
             self._namespace, label_selector=selector, _request_timeout=REQUEST_S
         ).items
         return pods
 
-    def _last_line(self, pod: str) -> str:
-        """Return the last line of a pod's log that gives a failure, or else its last line."""
+    def _read_last_line(self, pod: str) -> str:
+        """Return the last line of a pod's log that names a failure, or else its last line."""
         from kubernetes.client.exceptions import ApiException
 
         try:
@@ -309,11 +311,12 @@ class _TrainJobClient:
         except ApiException:
             return ""
         lines = [line.strip() for line in log.splitlines() if line.strip()]
-        reasons = [line for line in lines if parse_failure(line)]
-        return str((reasons or lines or [""])[-1])
+        failures = [line for line in lines if parse_failure(line)]
+        return str((failures or lines or [""])[-1])
 
 
-def _namespace() -> str:
+def _current_namespace() -> str:
+    """Return the namespace of this pod, or of the current context of the kubeconfig."""
     if NAMESPACE.is_file():
         return NAMESPACE.read_text().strip()
     from kubernetes import config
@@ -321,17 +324,19 @@ def _namespace() -> str:
     return str(config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))[1]["context"].get("namespace", "default"))
 
 
-def _ended(job: dict[str, Any]) -> dict[str, Any] | None:
+def _end_condition(job: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the condition that ended a TrainJob, or None if it is still running."""
     conditions = job.get("status", {}).get("conditions", [])
     ends = [item for item in conditions if item["type"] in ("Complete", "Failed") and item["status"] == "True"]
     return ends[0] if ends else None
 
 
-def _index(pod: Any) -> int:
+def _node_rank(pod: Any) -> int:
+    """Return the number of a node, or -1 if the pod does not have one."""
     return int((pod.metadata.annotations or {}).get("batch.kubernetes.io/job-completion-index", -1))
 
 
-def _end(pod: Any) -> Any:
+def _failed_state(pod: Any) -> Any:
     """Return the terminated state of a pod's container, if it failed."""
     ends = [
         status.state.terminated for status in (pod.status.container_statuses or []) if status.name == NODE_CONTAINER
@@ -340,22 +345,22 @@ def _end(pod: Any) -> Any:
 
 
 @contextmanager
-def _translate_api_errors(verb: str, fine: int | tuple[int, ...] = ()) -> Iterator[None]:
-    """Turn an error of the API server into one line. A status that is `fine` ends the block."""
+def _translate_api_errors(verb: str, accepted: int) -> Iterator[None]:
+    """Turn an error of the API server into an error of one line. The status `accepted` is no error."""
     from kubernetes.client.exceptions import ApiException
 
     try:
         yield
     except ApiException as error:
-        if error.status not in (fine if isinstance(fine, tuple) else (fine,)):
-            raise _refusal(error, verb) from None
+        if error.status != accepted:
+            raise _to_semiscale_error(error, verb) from None
 
 
-def _refusal(error: Any, verb: str) -> SemiscaleError:
+def _to_semiscale_error(error: Any, verb: str) -> SemiscaleError:
     try:
-        why = json.loads(error.body)["message"]
+        reason = json.loads(error.body)["message"]
     except (TypeError, ValueError, LookupError):
-        why = error.reason
-    kind = InvalidInputError if error.status in (400, 403, 404, 422) else SemiscaleError
+        reason = error.reason
+    error_type = InvalidInputError if error.status in (400, 403, 404, 422) else SemiscaleError
     hint = " See manifests/components/trainjobs." if error.status in (403, 404) else ""
-    return kind("SEMI-E261", f"train: cannot {verb} the TrainJob: {why} ({error.status}).{hint}")
+    return error_type("SEMI-E261", f"train: cannot {verb} the TrainJob: {reason} ({error.status}).{hint}")
