@@ -22,7 +22,7 @@ def file_header_record() -> bytes:
 
 
 def session_start_record(images: int) -> bytes:
-    """Return the record that makes a reader drop earlier scalars of at least so many images."""
+    """Return the record that makes a reader drop scalars of so many images or more."""
     return _record(_wall_time() + _step(images) + _field(7, b"\x08\x01"))
 
 

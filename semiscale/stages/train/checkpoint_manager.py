@@ -144,7 +144,7 @@ class CheckpointManager:
             return manifest.moment, load_file(path)
 
     def _delete_all_but(self, manifests: list[str]) -> None:
-        """Delete older checkpoints, older tensors without a manifest, and damaged checkpoints.
+        """Delete older and damaged checkpoints, and older tensors without a manifest.
 
         Newer tensors without a manifest are kept, because another process may be about to write it.
         """
@@ -159,7 +159,7 @@ class CheckpointManager:
 
 
 def _strip_suffix(uri: str) -> str:
-    """Return the URI without suffix, which both objects of a checkpoint have in common."""
+    """Return the URI without suffix, which is that of both objects of a checkpoint."""
     return uri.removesuffix(".json").removesuffix(".safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Measure how long the device of a training is idle because the next batch has not arrived."""
+"""Measure how long the device of a training is idle and waits for a batch."""
 
 import time
 from collections import deque
@@ -11,21 +11,24 @@ Batch = TypeVar("Batch")
 
 
 class DeviceEvent(Protocol):
-    """A point in a device's queue of work. Its time is taken when the device reaches it."""
+    """A point in a device's queue of work.
+
+    Its time is taken when the device reaches it.
+    """
 
     def is_complete(self) -> bool:
         """Return whether the device has reached the event, without waiting for it."""
 
     def seconds_since(self, earlier: Any, /) -> float:
-        """Return the device's seconds from an earlier event to this one. Both are complete."""
+        """Return the device's seconds since an earlier event. Both are complete."""
 
 
 class DataStallTimer:
     """Measure the data stalls of one training.
 
     A GPU runs asynchronously. While the host waits for a batch, the device may still compute the step before, and then
-    no time is lost. A wait therefore counts at most as long as the device is idle between the end of the last step and
-    the arrival of the batch, by the device's own clock. That time becomes known later, and nothing waits for it.
+    no time is lost. The stall is the wait, but at most the time from the end of the last step to the arrival of the
+    batch. That time is measured by the device's own clock. It becomes known later, and nothing waits for it.
 
     Args:
         record_event: Records an event at the end of the device's queue.
@@ -80,7 +83,10 @@ class HostEvent:
 
 
 class CudaEvent:
-    """An event in a GPU's current stream. That stream waits for the copy of each batch, as the network does."""
+    """An event in a GPU's current stream.
+
+    That stream waits for the copy of each batch, as the network does.
+    """
 
     def __init__(self) -> None:
         self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

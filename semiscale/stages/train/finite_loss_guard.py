@@ -25,7 +25,9 @@ class _StepRecord(NamedTuple):
 
 
 class FiniteLossGuard:
-    """Remember the first step whose loss is not finite, without waiting for the device.
+    """Remember the first step whose loss is not finite.
+
+    This does not wait for the device.
 
     Args:
         name: Name of the training in messages.
@@ -65,7 +67,9 @@ class FiniteLossGuard:
         return step % self._interval == 0
 
     def all_reduce_check(self) -> None:
-        """Check the losses of all ranks. This is an all-reduce, so every rank must call it.
+        """Check the losses of all ranks.
+
+        This is an all-reduce, so every rank must call it.
 
         Raises:
             SemiscaleError: The loss of a step is not finite on some rank.
@@ -81,7 +85,7 @@ class FiniteLossGuard:
         self._raise_if_bad(self._first_bad_step())
 
     def _first_bad_step(self) -> int:
-        """Return the first bad step of this rank, or a number above all steps if there is none."""
+        """Return the first bad step of this rank, or a number above all steps."""
         return int(self._bad_step.item()) or self._steps + 1
 
     def _raise_if_bad(self, bad_step: int) -> None:

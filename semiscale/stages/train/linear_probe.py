@@ -5,7 +5,7 @@ The network is frozen, and its head is replaced by a logistic regression.
 The paper "extracts features from the final fc layer". This may mean the input of that layer or its output. Here it is
 the input, 2,048 numbers of a ResNet-50. The regression can then take the layer's place, as the name *fc-only* says. The
 result is an ordinary checkpoint of the same architecture. A regression on the output, the logits of the old classes,
-would be a special case, because two linear layers in a row are one linear layer.
+would be a special case. Two linear layers in a row are one linear layer.
 """
 
 import time
@@ -34,7 +34,7 @@ RECIPE_NAME = "fc-only"
 
 
 def fit(config: LinearProbeConfig, folder: str) -> dict[str, object]:
-    """Fit a head, save the network with it in `folder`, and return the fields of the receipt.
+    """Fit a head, and save the network with it in `folder`.
 
     Each image is forwarded once, with the center crop of evaluation. Batch normalization uses its running statistics.
     One device works. A killed process leaves nothing to resume from, so the next one forwards the images again.

@@ -1,4 +1,6 @@
-"""Fit multinomial logistic regressions on features, one for each of many strengths of L2 regularization.
+"""Fit multinomial logistic regressions on features.
+
+There is one for each of many strengths of L2 regularization.
 
 The loss is convex, so each strength has one minimum. Nothing is drawn at random.
 
@@ -28,7 +30,10 @@ CHUNK_BYTES = 1 << 28
 
 
 class LinearHead(NamedTuple):
-    """A linear layer in double precision: logits_BC = features_BF @ weight_CF.T + bias_C."""
+    """A linear layer in double precision.
+
+    It computes logits_BC = features_BF @ weight_CF.T + bias_C.
+    """
 
     weight_CF: Tensor
     bias_C: Tensor
@@ -72,9 +77,9 @@ def regularization_path(
         device: Device that computes.
 
     Cost:
-        Time for some hundreds of steps. Each reads the features once or twice, which takes half a second of a core for
-        the 5,394 images of CUB2011 with 2,048 features and 200 classes. Memory for CHUNK_BYTES and for the weights 2 *
-        LBFGS_HISTORY times, in addition to the features.
+        Time for some hundreds of steps, each of which reads the features once or twice. A step takes half a second of a
+        core for the 5,394 images of CUB2011, 2,048 features and 200 classes. Memory for CHUNK_BYTES and for the weights
+        2 * LBFGS_HISTORY times, in addition to the features.
     """
     regression = _Regression(features_BF, labels_B, classes, has_bias, device)
     # If all features and classes are alike, the gradient at the start is 0.
@@ -101,7 +106,15 @@ class _Regression:
         self._length = (sum(squares) / len(features_BF)) ** 0.5 or 1.0
 
     def minimize(self, l2: float, gradient_tolerance: float) -> int:
-        """Move the weights to the minimum at this strength, and return the number of steps."""
+        """Move the weights to the minimum at this strength.
+
+        Args:
+            l2: The strength.
+            gradient_tolerance: The largest component of the gradient at which the fit stops.
+
+        Returns:
+            The number of steps.
+        """
         parameters = [tensor for tensor in (self._weight_CF, self._bias_C) if tensor.requires_grad]
         optimizer = torch.optim.LBFGS(
             parameters,
@@ -145,7 +158,7 @@ class _Regression:
 
 
 def _chunks(features_BF: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """Yield the features in chunks of CHUNK_BYTES, on a device and in double precision."""
+    """Yield chunks of CHUNK_BYTES of the features, in double precision on a device."""
     rows = max(CHUNK_BYTES // (8 * features_BF.shape[1]), 1)
     for start in range(0, len(features_BF), rows):
         yield features_BF[start : start + rows].to(device).double()

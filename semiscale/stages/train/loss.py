@@ -1,4 +1,6 @@
-"""Compute the loss of a batch: the softmax loss, with the label smoothing, mixup and CutMix of modern recipes.
+"""Compute the softmax loss of a batch.
+
+Modern recipes add label smoothing, mixup and CutMix.
 
 All functions are pure. They take tensors and return tensors.
 """
@@ -12,7 +14,9 @@ from semiscale.stages.train.recipes import Recipe
 
 
 def training_loss(network: nn.Module, images_BCHW: Tensor, labels_B: Tensor, recipe: Recipe, seed: list[int]) -> Tensor:
-    """Return the mean softmax loss of a batch (section 3.2), with the recipe's label smoothing, mixup and CutMix.
+    """Return the mean softmax loss of a batch (section 3.2).
+
+    The recipe may add label smoothing, mixup and CutMix.
 
     Args:
         network: Maps images to logits_BC.

@@ -1,4 +1,7 @@
-"""Report a training while it runs: a log line, JSON lines for machines and event files for TensorBoard."""
+"""Report a training while it runs.
+
+It writes a log line, JSON lines for machines and event files for TensorBoard.
+"""
 
 import json
 import re
@@ -130,7 +133,7 @@ def _new_event_file_uri(folder: str) -> str:
 
 
 def _read_lines_until(uri: str, images: int) -> bytes:
-    """Return the lines of earlier processes, without those past the checkpoint of so many images."""
+    """Return the lines of earlier processes up to the checkpoint of so many images."""
     if not images:
         return b""
     lines = (storage.read_or_none(uri) or b"").splitlines(keepends=True)

@@ -1,4 +1,7 @@
-"""Average the weights of a training: an exponential moving average (EMA), which is measured and saved."""
+"""Average the weights of a training.
+
+The exponential moving average (EMA) is the model that is measured and saved.
+"""
 
 import copy
 
@@ -30,7 +33,9 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, step: int, model: nn.Module) -> None:
-        """Move the average towards the weights after a step. Integers, such as counters, are copied.
+        """Move the average towards the weights after a step.
+
+        Integers, such as counters, are copied.
 
         Args:
             step: Number of the step, from 1.

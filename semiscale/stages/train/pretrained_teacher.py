@@ -34,7 +34,7 @@ MIN_IMAGES_PER_CLASS = 10
 
 
 def import_teacher(config: TrainConfig, folder: str) -> dict[str, object]:
-    """Check a pretrained model, save it in `folder`, and return the fields of the receipt.
+    """Check a pretrained model, and save it in `folder`.
 
     The receipt's digest depends on the bytes of the file, the architecture, the classes and the preprocessing alone. A
     run with other trainings or more labels therefore finds the scores of the same teacher.
@@ -128,7 +128,10 @@ def swapped_classes(labels: list[int], predicted: list[int]) -> dict[int, int]:
 
 
 def _check_class_order(config: TrainConfig, classes: list[str], labels: list[int], predicted: list[int]) -> None:
-    """Raise InvalidInputError if classes seem to be swapped and neither config nor file names their order."""
+    """Raise InvalidInputError if classes seem to be swapped.
+
+    The check is made if neither the config nor the file names the order of the classes.
+    """
     has_class_names = config.checkpoint_classes or checkpoint_metadata.read_metadata(
         checkpoint_metadata.parse_checkpoint_ref(config.checkpoint, "checkpoint").uri
     )
@@ -143,7 +146,7 @@ def _check_class_order(config: TrainConfig, classes: list[str], labels: list[int
 
 
 def _check_accuracy(config: TrainConfig, model: nn.Module, classes: list[str], split: LabeledSplit) -> float:
-    """Return the top-1 accuracy on a split, or raise InvalidInputError if it is too low."""
+    """Return the top-1 accuracy on a split, or raise InvalidInputError if it is low."""
     columns = SampleFields(config.image_column, config.label_column, config.frames > 0)
     loader = EvalLoader(split, columns, config.preprocessing)
     logits_BC = predict_logits(model.to(checkpoint_io.default_device()), loader, checkpoint_io.default_device())
@@ -164,7 +167,10 @@ def _check_accuracy(config: TrainConfig, model: nn.Module, classes: list[str], s
 
 
 def _sample_split(split: LabeledSplit, folder: str) -> LabeledSplit:
-    """Return at most CHECKED_IMAGES random samples of a split, the same ones every time, listed in `folder`."""
+    """Return at most CHECKED_IMAGES random samples of a split.
+
+    They are the same ones every time. Their index is written in `folder`.
+    """
     if split.samples <= CHECKED_IMAGES:
         return split
     table = pq.read_table(io.BytesIO(storage.read_bytes(split.index)))

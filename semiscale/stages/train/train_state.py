@@ -34,7 +34,10 @@ class TrainState:
         return self.ema.model if self.ema else self.model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return weights, running statistics, averages and momenta by their names in a checkpoint."""
+        """Return all tensors by their names in a checkpoint.
+
+        They are the weights, running statistics, averages and momenta.
+        """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.ema:
             tensors |= {f"average.{name}": tensor for name, tensor in self.ema.model.state_dict().items()}

@@ -127,7 +127,7 @@ class TrainStep:
 
 
 def split_microbatches(images: int, at_most: int) -> list[slice]:
-    """Split a rank's slice of a batch into as few parts as possible, of nearly equal size.
+    """Split a rank's slice of a batch into the fewest parts, of nearly equal size.
 
     Parts of `at_most` and a remainder could end in a part of one image. Batch normalization cannot take one image, and
     the statistics of a small part are poor.

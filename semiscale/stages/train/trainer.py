@@ -46,7 +46,7 @@ VALIDATION_COUNT = 10
 def run_training(
     config: TrainConfig, folder: str, ranks: DistributedContext, stopping: GracefulStop
 ) -> dict[str, object]:
-    """Train, save the checkpoint in `folder`, and broadcast the fields of the receipt to all ranks.
+    """Train, save the model in `folder`, and broadcast the fields of the receipt.
 
     Args:
         config: The training.
@@ -217,7 +217,9 @@ class Trainer:
         return self._steps * self._config.batch_size
 
     def fit(self) -> None:
-        """Train until all images are processed. Every step all-reduces, so every rank must call it.
+        """Train until all images are processed.
+
+        Every step all-reduces, so every rank must call it.
 
         Raises:
             TerminatedError: SIGTERM arrived. A checkpoint has been saved.
@@ -267,7 +269,7 @@ class Trainer:
             log_info("train", f"{self._name}: validation top-1 {self.curve[-1].validation_top1:.4f}")
 
     def _all_reduce_finish_curve_point(self, step: int) -> None:
-        """Validate the model of the last curve point if that is due, and log the point. This all-reduces.
+        """Validate the last curve point if that is due, and log it. This all-reduces.
 
         If SIGTERM interrupts validation, the curve point is saved without a score and not logged. The resumed process
         runs that validation before its first step.
@@ -277,7 +279,10 @@ class Trainer:
             self._metrics.log(self.curve[-1].model_dump(exclude={"images_processed"}, exclude_none=True))
 
     def _all_reduce_validate(self) -> bool:
-        """Add the validation score to the last curve point, and return whether it is complete. This all-reduces."""
+        """Validate the model, and add the score to the last curve point.
+
+        This all-reduces. It returns whether the validation is complete.
+        """
         result = self._validator.all_reduce_validate(self.eval_model)
         if result.top1 is not None:
             self.curve[-1] = self.curve[-1].model_copy(update={"validation_top1": result.top1})
@@ -309,7 +314,7 @@ class Trainer:
         log_info("train", f"{self._name}: checkpoint after {progress.images_processed:,} images")
 
     def _broadcast_restore(self) -> TrainerProgress | None:
-        """Restore the newest checkpoint, and check by a broadcast that all ranks see the same one."""
+        """Restore the newest checkpoint. A broadcast checks that all ranks see the same."""
         newest = self._checkpoints.load_latest()
         step = newest[0].step if newest else 0
         if self._ranks.broadcast_from_main(step) != step:
@@ -327,5 +332,8 @@ class Trainer:
 
 
 def _is_due(step: int, steps: int, times: int) -> bool:
-    """Return whether one of `times` equally spaced events falls on this step. The last step always has one."""
+    """Return whether one of `times` equally spaced events falls on this step.
+
+    The last step always has one.
+    """
     return step * times // steps > (step - 1) * times // steps

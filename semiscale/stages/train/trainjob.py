@@ -163,7 +163,10 @@ class _TrainJobClient:
         self._last_progress = ""
 
     def create_or_attach(self, job: dict[str, Any]) -> None:
-        """Create the TrainJob, or attach to it. Replace one that ended in an earlier attempt."""
+        """Create the TrainJob, or attach to it.
+
+        A TrainJob that ended in an earlier attempt is replaced.
+        """
         existing = self._find()
         if existing is not None and _end_condition(existing):
             self.delete()
@@ -346,7 +349,10 @@ def _failed_state(pod: Any) -> Any:
 
 @contextmanager
 def _translate_api_errors(verb: str, accepted: int) -> Iterator[None]:
-    """Turn an error of the API server into an error of one line. The status `accepted` is no error."""
+    """Turn an error of the API server into an error of one line.
+
+    The status `accepted` is no error.
+    """
     from kubernetes.client.exceptions import ApiException
 
     try:

@@ -19,7 +19,7 @@ class ValidationResult(NamedTuple):
 
 
 class Validator:
-    """Measure top-1 accuracy on rank 0, while the other ranks wait and look for SIGTERM.
+    """Measure top-1 accuracy on rank 0, while the others wait and look for SIGTERM.
 
     Args:
         loader: The validation split. It is None on all ranks but rank 0.

@@ -1,4 +1,6 @@
-"""Augment an image after the random crop, as modern recipes do: TrivialAugment and random erasing.
+"""Augment an image after the random crop: TrivialAugment and random erasing.
+
+Modern recipes use them.
 
 Like the crop, these are pure functions of the image and a few uniform numbers. The pixels are therefore the same on
 every rank and thread, and after every restart. Pillow works on bytes in one thread. The reductions of torch would
@@ -45,7 +47,7 @@ class _Operation(NamedTuple):
 def _affine(
     image: Image.Image, strength: float, translate: tuple[int, int] = (0, 0), shear: tuple[int, int] = (0, 0)
 ) -> Image.Image:
-    """Translate an image by `strength` pixels, or shear it about the upper left corner.
+    """Translate by `strength` pixels, or shear about the upper left corner.
 
     `translate` and `shear` are 1 in the direction of the operation, x or y, and 0 in the other.
     """
@@ -87,7 +89,9 @@ OPERATIONS: dict[str, _Operation] = {
 
 
 def trivial_augment(image: ImageArray, randoms_R: NDArray[np.float64]) -> ImageArray:
-    """Change an image by one operation of one strength (TrivialAugment). All are equally likely.
+    """Change an image by one operation of one strength (TrivialAugment).
+
+    All operations and strengths are equally likely.
 
     Pixels from outside of the image are black.
 
@@ -110,7 +114,9 @@ def trivial_augment(image: ImageArray, randoms_R: NDArray[np.float64]) -> ImageA
 def random_erasing(
     image: ImageArray, probability: float, preprocessing: Preprocessing, randoms_R: NDArray[np.float64]
 ) -> ImageArray:
-    """Fill a random box with the mean colour (random erasing, Zhong et al. 2017, arXiv:1708.04896).
+    """Fill a random box with the mean colour.
+
+    This is random erasing (Zhong et al. 2017, arXiv:1708.04896).
 
     The box has 2 to 33 % of the area and an aspect ratio of 0.3 to 3.3, as in torchvision. Normalization maps the mean
     colour to 0, up to the rounding of a pixel.
