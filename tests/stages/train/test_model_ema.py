@@ -1,4 +1,4 @@
-"""The averaged weights that the modern recipe keeps: the numbers of the plain loop, by a handful of calls."""
+"""Compare the EMA of weights with a plain loop, and count its calls of torch."""
 
 import copy
 
@@ -11,11 +11,12 @@ from semiscale.stages.train.model_ema import ModelEma
 from semiscale.stages.train.recipes import RECIPES
 
 MODERN = RECIPES["modern"]
-STEPS = 240  # the warm-up is two of them; the average looks back on 0.039 of them, nine
+# The warm-up is two of these steps. The time constant is 0.039 of them, which is nine.
+STEPS = 240
 
 
 class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations that torch is asked for."""
+    """Count the operations of torch."""
 
     count = 0
 
@@ -24,8 +25,8 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return call(*args, **(kwargs or {}))
 
 
-def changed(model: nn.Module, seed: int) -> None:
-    """Make a step of some kind."""
+def change_weights(model: nn.Module, seed: int) -> None:
+    """Change all tensors of a model, as a step does."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -35,26 +36,26 @@ def changed(model: nn.Module, seed: int) -> None:
                 tensor.add_(1)
 
 
-def test_the_average_is_that_of_the_plain_loop() -> None:
+def test_the_average_equals_that_of_a_plain_loop() -> None:
     model = networks.build_model("resnet8_small", 3)
-    average, plain = ModelEma(model, MODERN, STEPS), copy.deepcopy(model)
+    ema, plain = ModelEma(model, MODERN, STEPS), copy.deepcopy(model)
     for step in range(1, 8):
-        changed(model, step)
-        average.update(step, model)
+        change_weights(model, step)
+        ema.update(step, model)
         weight = 1.0 if step <= 2 else 1 / (0.039 * STEPS)
-        for kept, new in zip(plain.state_dict().values(), model.state_dict().values(), strict=True):
-            if kept.is_floating_point():
-                kept.lerp_(new, weight)
+        for averaged, new in zip(plain.state_dict().values(), model.state_dict().values(), strict=True):
+            if averaged.is_floating_point():
+                averaged.lerp_(new, weight)
             else:
-                kept.copy_(new)
-        found = average.model.state_dict()
-        assert all(torch.equal(found[name], tensor) for name, tensor in plain.state_dict().items())
-    assert not torch.equal(average.model.state_dict()["fc.weight"], model.state_dict()["fc.weight"])
+                averaged.copy_(new)
+        tensors = ema.model.state_dict()
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in plain.state_dict().items())
+    assert not torch.equal(ema.model.state_dict()["fc.weight"], model.state_dict()["fc.weight"])
 
 
-def test_a_step_is_two_calls() -> None:
+def test_an_update_takes_two_calls_of_torch() -> None:
     model = networks.build_model("resnet50", 10)
-    average = ModelEma(model, MODERN, STEPS)
+    ema = ModelEma(model, MODERN, STEPS)
     with Calls() as calls:  # type: ignore[no-untyped-call]
-        average.update(1, model)
+        ema.update(1, model)
     assert calls.count == 2

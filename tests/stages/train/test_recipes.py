@@ -1,4 +1,7 @@
-"""The recipes, against values worked out by hand from section 4.1 and the supplement's tables 11 to 13."""
+"""Compare the recipes with values computed by hand.
+
+The values are from section 4.1 and the supplement's tables 11 to 13.
+"""
 
 from pathlib import Path
 
@@ -9,68 +12,72 @@ from semiscale.config.run_config import RunConfig
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.recipes import RECIPES, Recipe, RecipeName, learning_rate_at
 
-PEAK = 0.1 / 256 * 1536  # 0.6
+# 0.6.
+PEAK = 0.1 / 256 * 1536
 BILLION = 1_000_000_000
 
 
-def rate_of(recipe: Recipe, images: int, total: int) -> float:
-    """The rate of a recipe run with its own numbers."""
+def compute_rate(recipe: Recipe, images: int, total: int) -> float:
+    """Return the learning rate of a recipe with its own rate and batch size."""
     return learning_rate_at(recipe, recipe.learning_rate, recipe.batch_size, images, total)
 
 
 @pytest.mark.parametrize(
     ("images", "rate"),
     [
-        (0, 0.1),  # "a warm-up from 0.1 to 0.1/256 x 1536"
+        # "a warm-up from 0.1 to 0.1/256 x 1536".
+        (0, 0.1),
         (3_200_000, (0.1 + PEAK) / 2),
         (6_400_000, PEAK),
-        (BILLION // 14, PEAK),  # the last image of the first of 14 parts: 13 reductions
+        # There are 13 reductions. This is the last image of the first of 14 parts.
+        (BILLION // 14, PEAK),
         (BILLION // 14 + 1, PEAK / 2),
         (BILLION * 7 // 14, PEAK / 2**7),
         (BILLION - 1, PEAK / 2**13),
     ],
 )
-def test_pretraining(images: int, rate: float) -> None:
+def test_the_rate_of_pretraining(images: int, rate: float) -> None:
     assert learning_rate_at(RECIPES["pretrain"], 0.1, 1536, images, BILLION) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("part", range(1, 14))
-def test_every_boundary_of_the_pretraining(part: int) -> None:
-    """Of 1,400 images each 14th part is 100: the reduction is at the first image of the next part, not before."""
-    before, after = (rate_of(RECIPES["pretrain"], images, 1400) for images in (part * 100 - 1, part * 100))
+def test_pretraining_reduces_the_rate_at_every_14th_part(part: int) -> None:
+    # A 14th of 1,400 images is 100. The reduction is at the first image of the next part.
+    before, after = (compute_rate(RECIPES["pretrain"], images, 1400) for images in (part * 100 - 1, part * 100))
     assert (before, after) == pytest.approx((PEAK / 2 ** (part - 1), PEAK / 2**part))
 
 
 @pytest.mark.parametrize("name", ["teacher", "baseline"])
 @pytest.mark.parametrize(
-    ("images", "rate"),  # 80 to each of 90 epochs: five of warm-up, a drop at every quarter, 22.5 epochs
+    ("images", "rate"),
+    # 90 epochs of 80 images have five epochs of warm-up and a reduction after every quarter, 22.5 epochs.
     [
         *[(0, 0.1), (200, 0.35), (399, 0.59875), (400, 0.6), (1799, 0.6)],
         *[(1800, 0.06), (3599, 0.06), (3600, 0.006), (5399, 0.006), (5400, 0.0006), (7199, 0.0006)],
     ],
 )
-def test_supervised(name: RecipeName, images: int, rate: float) -> None:
-    assert rate_of(RECIPES[name], images, 7200) == pytest.approx(rate)
+def test_the_rate_of_supervised_training(name: RecipeName, images: int, rate: float) -> None:
+    assert compute_rate(RECIPES[name], images, 7200) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(("quarter", "rate"), [(0, 0.0015), (1, 0.00015), (2, 0.000015), (3, 0.0000015)])
 def test_finetuning_has_three_drops_by_ten_and_no_warmup(quarter: int, rate: float) -> None:
-    # 0.00025/256 x 1536 = 0.0015
+    # 0.00025/256 x 1536 = 0.0015.
     for images in (quarter * 100, quarter * 100 + 99):
         assert learning_rate_at(RECIPES["finetune"], 0.00025, 1536, images, 400) == pytest.approx(rate)
 
 
-# Of each recipe (recipe, total epochs, [(epoch, rate)]), 1,000 images to an epoch: the first image of the epoch.
+# Recipe, number of epochs, and the rate at the first image of some epochs. An epoch has 1,000 images.
 VIDEO_AND_TRANSFER = [
-    # Table 12: 1.6e-1/256 x 2048 = 1.28, likewise 3.2e-1/256 x 1024; 40 of warm-up, [40] x 3, 180 in all.
+    # Table 12: 1.6e-1/256 x 2048 = 3.2e-1/256 x 1024 = 1.28. 40 epochs of warm-up, [40] x 3, 180 in all.
     ("video-supervised-8", 180, [(0, 0.16), (20, 0.72), (40, 1.28), (79, 1.28), (80, 0.128), (119, 0.128)]),
     ("video-supervised-8", 180, [(120, 0.0128), (159, 0.0128), (160, 0.00128), (179, 0.00128)]),
     ("video-supervised-32", 180, [(0, 0.32), (40, 1.28), (80, 0.128), (120, 0.0128), (160, 0.00128)]),
-    # 4.8e-4/256 x 2048 = 9.6e-4/256 x 1024 = 0.00384; 16 of warm-up, [16] x 3, 72 in all.
+    # 4.8e-4/256 x 2048 = 9.6e-4/256 x 1024 = 0.00384. 16 epochs of warm-up, [16] x 3, 72 in all.
     ("video-finetune-8", 72, [(0, 0.00048), (8, 0.00216), (16, 0.00384), (31, 0.00384), (32, 0.000384)]),
     ("video-finetune-8", 72, [(47, 0.000384), (48, 0.0000384), (63, 0.0000384), (64, 0.00000384), (71, 0.00000384)]),
     ("video-finetune-32", 72, [(0, 0.00096), (16, 0.00384), (32, 0.000384), (48, 0.0000384), (64, 0.00000384)]),
-    # 16 of warm-up, [28] x 3, 100 in all: the third reduction is at the end.
+    # 16 epochs of warm-up, [28] x 3, 100 in all. The third reduction is at the end.
     ("video-finetune-weak-8", 100, [(0, 0.00048), (16, 0.00384), (43, 0.00384), (44, 0.000384), (71, 0.000384)]),
     ("video-finetune-weak-8", 100, [(72, 0.0000384), (99, 0.0000384)]),
     # Table 13: 0.0025/256 x 768 = 0.0075, 300 epochs, [100] x 3, no warm-up stated.
@@ -79,32 +86,37 @@ VIDEO_AND_TRANSFER = [
 
 
 @pytest.mark.parametrize(("name", "epochs", "rates"), VIDEO_AND_TRANSFER)
-def test_tables_12_and_13(name: RecipeName, epochs: int, rates: list[tuple[int, float]]) -> None:
+def test_the_rates_of_tables_12_and_13(name: RecipeName, epochs: int, rates: list[tuple[int, float]]) -> None:
     recipe = RECIPES[name]
     assert recipe.epochs == epochs
-    found = [rate_of(recipe, epoch * 1000, epochs * 1000) for epoch, _ in rates]
-    assert found == pytest.approx([rate for _, rate in rates])
+    computed = [compute_rate(recipe, epoch * 1000, epochs * 1000) for epoch, _ in rates]
+    assert computed == pytest.approx([rate for _, rate in rates])
 
 
 @pytest.mark.parametrize(("frames", "batch", "clips", "peak"), [(8, 2048, 16, 0.512), (32, 1024, 8, 0.256)])
-def test_table_11(frames: int, batch: int, clips: int, peak: float) -> None:
+def test_the_batches_and_rates_of_table_11(frames: int, batch: int, clips: int, peak: float) -> None:
     recipe = RECIPES["video-pretrain-8" if frames == 8 else "video-pretrain-32"]
     assert (recipe.batch_size, recipe.device_batch_size) == (batch, clips)
     assert recipe.images_processed == 490_000_000
-    rates = [rate_of(recipe, images, 490_000_000) for images in (0, 35_000_000, 455_000_000)]
+    rates = [compute_rate(recipe, images, 490_000_000) for images in (0, 35_000_000, 455_000_000)]
     assert rates == pytest.approx([0.064, peak / 2, peak / 2**13])
 
 
 @pytest.mark.parametrize(
-    ("images", "rate"),  # 0.5 at 1,024 images: warm-up of 5 of 600 epochs from 1 %, then half a cosine
+    ("images", "rate"),
+    # The peak is 0.5 for 1,024 images. The warm-up from 1 % has 5 of 600 epochs, and half a cosine follows.
     [(0, 0.005), (2_500, 0.2525), (5_000, 0.5), (302_500, 0.25), (600_000, 0.0)],
 )
-def test_the_modern_recipe(images: int, rate: float) -> None:
-    assert rate_of(RECIPES["modern"], images, 600_000) == pytest.approx(rate, abs=1e-12)
+def test_the_rate_of_the_modern_recipe(images: int, rate: float) -> None:
+    assert compute_rate(RECIPES["modern"], images, 600_000) == pytest.approx(rate, abs=1e-12)
 
 
-def test_what_a_gpu_normalises_together() -> None:
-    """Section 4.1: 24 images; Table 11: 128 GPUs of 16 clips of 8 frames, or 8 of 32; torchvision: 8 GPUs of 128."""
+def test_the_batch_of_a_gpu_is_that_of_the_source() -> None:
+    """Check the images that each GPU normalizes at a time, and the number of GPUs.
+
+    Section 4.1 has 24 images. Table 11 has 128 GPUs with 16 clips of 8 frames or 8 clips of 32 frames. The reference of
+    torchvision has 8 GPUs with 128 images.
+    """
     for name, recipe in RECIPES.items():
         expected = {"8": 16, "32": 8}.get(name.rpartition("-")[2], 128 if name == "modern" else 24)
         assert recipe.device_batch_size == expected, name
@@ -112,14 +124,14 @@ def test_what_a_gpu_normalises_together() -> None:
         assert recipe.batch_size == gpus * expected, name
 
 
-def test_the_weight_decays() -> None:
+def test_the_weight_decay_is_that_of_the_source() -> None:
     decays = {name: recipe.weight_decay for name, recipe in RECIPES.items()}
     assert decays.pop("transfer") == 0.001
     assert decays.pop("modern") == 0.00002
     assert set(decays.values()) == {0.0001}
 
 
-def test_a_small_minibatch_never_starts_above_its_peak() -> None:
+def test_a_small_minibatch_does_not_start_above_its_peak_rate() -> None:
     rates = [learning_rate_at(RECIPES["pretrain"], 0.1, 64, images, 100_000) for images in range(0, 100_000, 64)]
     assert max(rates) == rates[0] == pytest.approx(0.1 * 64 / 256)
     assert rates == sorted(rates, reverse=True)
@@ -133,7 +145,7 @@ def test_the_number_of_reductions_does_not_depend_on_the_length() -> None:
         assert len(rates) == 14
 
 
-def test_the_run_files_defaults_are_the_recipes() -> None:
+def test_the_defaults_of_the_run_file_are_those_of_the_recipes() -> None:
     default = {name: field.default for name, field in RunConfig.model_fields.items()}
     for name in ("pretrain", "teacher"):
         recipe = RECIPES[name]
@@ -143,19 +155,19 @@ def test_the_run_files_defaults_are_the_recipes() -> None:
     assert default["finetune_epochs"] == RECIPES["finetune"].epochs
 
 
-def config(tmp_path: Path, **given: object) -> TrainConfig:
-    """A training's config with the least that must be given."""
-    least = {"workdir": str(tmp_path), "recipe": "transfer", "architecture": "resnet50", "plan": "plan.json"}
-    return TrainConfig.model_validate({**least, "resolution": 224, "augmentation": "crop-flip", **given})
+def build_config(tmp_path: Path, **changes: object) -> TrainConfig:
+    """Return a config of the required fields and some others."""
+    required = {"workdir": str(tmp_path), "recipe": "transfer", "architecture": "resnet50", "plan": "plan.json"}
+    return TrainConfig.model_validate({**required, "resolution": 224, "augmentation": "crop-flip", **changes})
 
 
-def test_what_is_not_given_is_the_recipes(tmp_path: Path) -> None:
-    bare = config(tmp_path)
+def test_numbers_that_are_not_given_are_those_of_the_recipe(tmp_path: Path) -> None:
+    bare = build_config(tmp_path)
     assert (bare.learning_rate, bare.batch_size, bare.weight_decay) == (0.0025, 768, 0.001)
     assert bare.device_batch_size == 24
-    assert config(tmp_path, recipe="video-pretrain-32", device_batch_size=-1).device_batch_size == 8
+    assert build_config(tmp_path, recipe="video-pretrain-32", device_batch_size=-1).device_batch_size == 8
     assert (bare.images_processed, bare.epochs) == (0, 300)
-    given = config(
+    given = build_config(
         tmp_path, learning_rate=0.01, batch_size=32, weight_decay=0.0, images_processed=1000, device_batch_size=2
     )
     assert given.device_batch_size == 2
@@ -179,4 +191,4 @@ def test_what_is_not_given_is_the_recipes(tmp_path: Path) -> None:
 )
 def test_bad_numbers_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        config(tmp_path, **change)
+        build_config(tmp_path, **change)
