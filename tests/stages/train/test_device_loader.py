@@ -1,4 +1,7 @@
-"""Training batches made in a process of their own: those of this process, whatever the set, the rank and the step."""
+"""Compare the batches of a worker process with those of this process.
+
+They must be equal for every set, rank and step.
+"""
 
 import os
 import signal
@@ -27,33 +30,33 @@ CROPPED = Preprocessing(resolution=32, augmentation="crop-flip")
 CLIPS = Preprocessing(resolution=16, augmentation="crop-flip", frames=4)
 
 
-def photographs_of(root: Path) -> list[LabeledShard]:
-    found = listing.list_shards(photographs(root / "photographs", 6, 10))
-    return [LabeledShard(shard, np.arange(10, dtype=np.int32)) for shard in found]
+def write_photograph_shards(root: Path) -> list[LabeledShard]:
+    shards = listing.list_shards(photographs(root / "photographs", 6, 10))
+    return [LabeledShard(shard, np.arange(10, dtype=np.int32)) for shard in shards]
 
 
-def assert_same(found: Iterator[TrainingBatch], expected: Iterator[TrainingBatch], batches: int) -> None:
+def assert_same(actual: Iterator[TrainingBatch], expected: Iterator[TrainingBatch], batches: int) -> None:
     count = 0
-    for one, other in zip(found, expected, strict=True):
-        assert np.array_equal(one.images_BHWC, other.images_BHWC)
-        assert np.array_equal(one.labels_B, other.labels_B)
-        assert one.keys == other.keys
+    for batch, expected_batch in zip(actual, expected, strict=True):
+        assert np.array_equal(batch.images_BHWC, expected_batch.images_BHWC)
+        assert np.array_equal(batch.labels_B, expected_batch.labels_B)
+        assert batch.keys == expected_batch.keys
         count += 1
     assert count == batches
 
 
 @pytest.mark.parametrize("window_bytes", [9_000, 1 << 30])
-def test_photographs_that_fit_in_memory_or_do_not(
+def test_batches_of_photographs_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window_bytes: int
 ) -> None:
     monkeypatch.setattr(training_data, "SHUFFLE_BUFFER_BYTES", window_bytes)
-    shards = photographs_of(tmp_path)
+    shards = write_photograph_shards(tmp_path)
     for ranks in (DistributedContext(), DistributedContext(1, 2)):
         data = TrainDataset(shards, SampleFields(), CROPPED, 5, ranks, Augment(CROPPED, 0.5))
         assert_same(batches_from_worker(data, 9, 12, 2), data.batches(9, 12, 2), 10)
 
 
-def test_videos(tmp_path: Path) -> None:
+def test_batches_of_videos_are_the_same(tmp_path: Path) -> None:
     tar = pictures.write_tar(
         tmp_path / "v.tar", {f"{number}.avi": videos.video(number % 3, number) for number in range(4)}
     )
@@ -64,7 +67,7 @@ def test_videos(tmp_path: Path) -> None:
     assert_same(batches_from_worker(data, 3, 4, 0), data.batches(3, 4), 4)
 
 
-def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
+def test_the_error_names_an_image_that_cannot_be_decoded(tmp_path: Path) -> None:
     tar = pictures.write_tar(tmp_path / "damaged.tar", {"0.jpg": jpeg(0), "1.jpg": b"\0" + jpeg(1)})
     (shard,) = listing.list_shards([str(tar)])
     data = TrainDataset(
@@ -74,7 +77,7 @@ def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path: Path) -> None:
         list(batches_from_worker(data, 2, 6, 0))
 
 
-def test_a_process_that_is_lost_is_named_and_another_goes_on(tmp_path: Path) -> None:
+def test_a_killed_worker_process_is_an_error_and_a_new_one_resumes(tmp_path: Path) -> None:
     data = TrainDataset(numbered(tmp_path, [20, 20]), SampleFields(), CROPPED, 5, DistributedContext())
     batches = batches_from_worker(data, 10, 10**6, 0)
     next(batches)

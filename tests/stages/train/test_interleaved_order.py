@@ -1,4 +1,7 @@
-"""A set larger than memory: its order by definition, every sample once by one of several ranks, who reads what."""
+"""Test the order of a training set that is larger than memory.
+
+The order is compared with its definition. In an epoch, one of the ranks reads each sample once.
+"""
 
 import json
 import signal
@@ -23,76 +26,89 @@ from tests.support.stages import Stages
 from tests.support.trainings import assert_equal, config_of, numbered, run_logged, vouchers
 
 PIXELS = Preprocessing(resolution=8, augmentation="shift")
-HELD_BYTES = 3 * 10 * 10  # of a padded image
-WINDOW_BYTES = 9_000  # of the tests with photographs: six of them
+# Bytes of a padded image.
+HELD_BYTES = 3 * 10 * 10
+# Six photographs.
+WINDOW_BYTES = 9_000
 SEED = 3
 
 
-def by_definition(sizes: list[int], batch_size: int, steps: int, window: int) -> list[int]:
-    """The order of a training, one place after the other."""
-    lanes = max(lanes for lanes in (1, 2, 4, 8, 16, 32, 64) if lanes <= min(batch_size, len(sizes)))
-    lane_of = [
-        lane for lane in range(lanes) for _ in range(lane * batch_size // lanes, (lane + 1) * batch_size // lanes)
+def order_by_definition(sizes: list[int], batch_size: int, steps: int, window: int) -> list[int]:
+    """Return the samples of a training in the order of the definition."""
+    streams = max(streams for streams in (1, 2, 4, 8, 16, 32, 64) if streams <= min(batch_size, len(sizes)))
+    # The stream of each position in a batch.
+    stream_of = [
+        stream
+        for stream in range(streams)
+        for _ in range(stream * batch_size // streams, (stream + 1) * batch_size // streams)
     ]
     shards = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    shown = [0] * lanes
+    shown = [0] * streams
     shuffled: dict[int, int] = {}
     for epoch in range(batch_size * steps // sum(sizes) + 1):
         order = np.random.default_rng([SEED, 0, epoch]).permutation(len(sizes))
-        left = [number for shard in order for number in shards[shard].tolist()]
-        places = range(epoch * sum(sizes), (epoch + 1) * sum(sizes))
-        for lane in range(lanes):
-            own = [place for place in places if lane_of[place % batch_size] == lane]
-            part, left = left[: len(own)], left[len(own) :]
-            for at in range(0, len(own), window):
-                some = part[at : at + window]
-                lots = np.random.default_rng([SEED, 5, lane, shown[lane] + at]).permutation(len(some))
-                shuffled |= {own[at + number]: some[lot] for number, lot in enumerate(lots)}
-            shown[lane] += len(own)
-    return [shuffled[place] for place in range(batch_size * steps)]
+        remaining = [number for shard in order for number in shards[shard].tolist()]
+        positions = range(epoch * sum(sizes), (epoch + 1) * sum(sizes))
+        for stream in range(streams):
+            own = [position for position in positions if stream_of[position % batch_size] == stream]
+            part, remaining = remaining[: len(own)], remaining[len(own) :]
+            for start in range(0, len(own), window):
+                samples = part[start : start + window]
+                rng = np.random.default_rng([SEED, 5, stream, shown[stream] + start])
+                permutation = rng.permutation(len(samples))
+                shuffled |= {own[start + number]: samples[index] for number, index in enumerate(permutation)}
+            shown[stream] += len(own)
+    return [shuffled[position] for position in range(batch_size * steps)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 10, 16])
 @pytest.mark.parametrize("images", [1, 12, 40])
-def test_the_order_by_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, images: int) -> None:
+def test_the_order_is_that_of_the_definition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, images: int
+) -> None:
     sizes = [10, 3, 14, 1, 9, 12, 8]
     monkeypatch.setattr(training_data, "SHUFFLE_BUFFER_BYTES", HELD_BYTES * images)
     data = TrainDataset(numbered(tmp_path, sizes), SampleFields(), PIXELS, SEED, DistributedContext())
     seen = [int(label) for batch in data.batches(batch_size, 150 // batch_size) for label in batch.labels_B]
     window = max(images // num_streams(batch_size, len(sizes)), 1)
-    assert seen == by_definition(sizes, batch_size, 150 // batch_size, window)
+    assert seen == order_by_definition(sizes, batch_size, 150 // batch_size, window)
 
 
-def read_bytes() -> int:
-    """What this process has read so far."""
+def count_read_bytes() -> int:
+    """Return the bytes that this process has read so far."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="bytes are counted by Linux")
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux counts the bytes")
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_each_of_n_ranks_reads_its_nth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_each_rank_reads_only_its_share_of_the_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     shards = numbered(tmp_path, [25, 35] * 32)
     monkeypatch.setattr(training_data, "SHUFFLE_BUFFER_BYTES", HELD_BYTES * 100)
     sizes = [shard.shard.size_bytes for shard in shards]
-    lanes = num_streams(8, 64) // count
+    streams = num_streams(8, 64) // count
     for rank in range(count):
         data = TrainDataset(shards, SampleFields(), PIXELS, SEED, DistributedContext(rank, count))
-        before = read_bytes()
+        before = count_read_bytes()
         assert sum(len(batch.keys) for batch in data.batches(8, 240)) == 30 * 64 // count, "an epoch"
         share = sum(sizes) / count
-        assert 0.9 * share < read_bytes() - before < share + lanes * max(sizes)
+        assert 0.9 * share < count_read_bytes() - before < share + streams * max(sizes)
 
 
-def cropped(stages: Stages, workdir: Path, **changes: Any) -> TrainConfig:
-    """A training on photographs that are cut at random."""
+def build_config(stages: Stages, workdir: Path, **changes: Any) -> TrainConfig:
+    """Return a training on random crops of photographs."""
     return config_of(stages, str(workdir), augmentation="crop-flip", resolution=16, **changes)
 
 
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_every_sample_of_an_epoch_is_seen_once_by_one_rank(tmp_path: Path, count: int) -> None:
-    """48 samples by 7: epochs begin inside batches; by 2 and 3 ranks, with and without a lane that two share."""
+def test_one_rank_sees_each_sample_of_an_epoch_once(tmp_path: Path, count: int) -> None:
+    """Train on 48 samples in batches of 7, so epochs begin inside batches.
+
+    With 3 ranks, two ranks share a stream. With 2 ranks, none is shared.
+    """
     stages = Stages(tmp_path, labeled=pictures.photographs(tmp_path / "photographs", 8, 6))
-    config = cropped(stages, tmp_path / "work", batch_size=7, images_processed=3 * 48, checkpoint_minutes=10)
+    config = build_config(stages, tmp_path / "work", batch_size=7, images_processed=3 * 48, checkpoint_minutes=10)
     torchrun = f"-m torch.distributed.run --standalone --nproc-per-node={count} -m --".split()
     done = run_logged(config, WINDOW_BYTES, tmp_path / "keys", *torchrun)
     assert done.returncode == 0, done.stdout.decode()
@@ -105,17 +121,20 @@ def test_every_sample_of_an_epoch_is_seen_once_by_one_rank(tmp_path: Path, count
 
 
 @pytest.mark.parametrize("window_bytes", [WINDOW_BYTES, pytest.param(1 << 30, marks=pytest.mark.slow)])
-def test_a_training_on_photographs_goes_on_to_the_bit(
+def test_a_killed_training_on_photographs_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window_bytes: int
 ) -> None:
-    """Killed in the middle of an epoch: JPEGs that several threads decode and cut at random, in memory and in lanes."""
+    """Kill a training in the middle of an epoch.
+
+    Several threads decode and crop the photographs, which are in memory or in streams.
+    """
     monkeypatch.setattr(training_data, "SHUFFLE_BUFFER_BYTES", window_bytes)
     stages = Stages(tmp_path, labeled=pictures.photographs(tmp_path / "photographs", 8, 6))
     long = {"batch_size": 7, "images_processed": 7 * 30}
-    undisturbed = train(cropped(stages, tmp_path / "undisturbed", checkpoint_minutes=10, **long))
-    config = cropped(stages, tmp_path / "disturbed", checkpoint_minutes=0, **long)
+    undisturbed = train(build_config(stages, tmp_path / "undisturbed", checkpoint_minutes=10, **long))
+    config = build_config(stages, tmp_path / "disturbed", checkpoint_minutes=0, **long)
     killed = run_logged(config, window_bytes, tmp_path / "keys", killed_at=17)
     assert killed.returncode == -signal.SIGKILL, killed.stdout.decode()
-    moment = json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]
-    assert moment["images_processed"] == 16 * 7 == 2 * 48 + 16, "in the third epoch"
+    progress = json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]
+    assert progress["images_processed"] == 16 * 7 == 2 * 48 + 16, "in the third epoch"
     assert_equal(train(config.model_copy(update={"checkpoint_minutes": 10})), undisturbed)

@@ -1,7 +1,7 @@
-"""A training that ends at an unfortunate moment, and goes on: weights, curve and what was watched are all there.
+"""Interrupt a training at critical moments, and resume it.
 
-What ends it is raised in the test's own process, at that very moment; test_train_restart.py kills real processes,
-at any.
+Weights, learning curve and metrics must be those of an undisturbed training. The interruption is an exception in the
+process of the test. test_train_restart.py kills real processes at random times.
 """
 
 import json
@@ -24,33 +24,34 @@ from semiscale.stages.train.stage import train
 from tests.support.stages import Stages
 
 STEPS = 20
-TIMES = ("seconds", "images_per_s", "waiting_for_data")  # of a process, not of the training
-# Whose call the training does not live to see the end of, or does not outlive, and which one it is.
-MOMENTS = {
-    "a step": (train_step.TrainStep, "all_reduce_step", 13, "before"),
-    "the validation": (trainer.Trainer, "_all_reduce_validate", 4, "after"),
-    "a checkpoint, its tensors half written": (storage, "upload", 3, "before"),
-    "a checkpoint, its tensors written and nobody to vouch for them": (storage, "upload", 3, "after"),
-    "a checkpoint that is whole, an older one not yet deleted": (storage, "delete", 2, "before"),
-    "a checkpoint, the voucher of an older one deleted and not its tensors": (storage, "delete", 1, "after"),
-    "a checkpoint that is whole, and was not told": (CheckpointManager, "save", 7, "after"),
-    "the last checkpoint, and no model": (checkpoint_io, "save_model", 1, "before"),
-    "the model, and no receipt": (checkpoint_io, "save_model", 1, "after"),
+# Metrics that depend on the process.
+TIMES = ("seconds", "images_per_s", "waiting_for_data")
+# A function, the number of its call, and whether the interruption comes before or after that call.
+INTERRUPTIONS = {
+    "in a step": (train_step.TrainStep, "all_reduce_step", 13, "before"),
+    "after a validation": (trainer.Trainer, "_all_reduce_validate", 4, "after"),
+    "before the tensors of a checkpoint are written": (storage, "upload", 3, "before"),
+    "between the tensors and the manifest of a checkpoint": (storage, "upload", 3, "after"),
+    "after a checkpoint and before the deletion of an older one": (storage, "delete", 2, "before"),
+    "between the deletions of an older manifest and of its tensors": (storage, "delete", 1, "after"),
+    "after a checkpoint and before its log line": (CheckpointManager, "save", 7, "after"),
+    "after the last checkpoint and before the model": (checkpoint_io, "save_model", 1, "before"),
+    "after the model and before the receipt": (checkpoint_io, "save_model", 1, "after"),
 }
 
 
-class EndedHereError(BaseException):
-    """Nothing that the training would handle."""
+class InterruptionError(BaseException):
+    """An interruption that no handler of the program catches."""
 
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
-    """A planned run."""
+    """Return a run with a plan."""
     return Stages(tmp_path_factory.mktemp("run"))
 
 
-def config_of(stages: Stages, workdir: Path, checkpoint_minutes: float) -> TrainConfig:
-    """A training of a few steps; with no minutes between them, each step leaves a checkpoint."""
+def build_config(stages: Stages, workdir: Path, checkpoint_minutes: float) -> TrainConfig:
+    """Return a training of a few steps. With 0 minutes, each step writes a checkpoint."""
     return TrainConfig.model_validate(
         {
             "workdir": str(workdir),
@@ -68,70 +69,73 @@ def config_of(stages: Stages, workdir: Path, checkpoint_minutes: float) -> Train
 
 @pytest.fixture(scope="module")
 def undisturbed(stages: Stages) -> TrainReceipt:
-    """What the training comes to."""
-    return train(config_of(stages, stages.root / "undisturbed", 10))
+    """Return the receipt of an undisturbed training."""
+    return train(build_config(stages, stages.root / "undisturbed", 10))
 
 
-def watched(receipt: TrainReceipt) -> list[dict[str, Any]]:
-    """Return the JSON lines of a training, without the times of its processes."""
+def read_metrics(receipt: TrainReceipt) -> list[dict[str, Any]]:
+    """Return the JSON lines of a training, without metrics that depend on a process."""
     lines = storage.read_bytes(storage.join(receipt.folder, "metrics.jsonl")).splitlines()
     return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
 
 
 @pytest.mark.parametrize("validation", [4, 10])
-def test_sigterm_ends_a_validation(
+def test_sigterm_interrupts_a_validation(
     stages: Stages, undisturbed: TrainReceipt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: int
 ) -> None:
-    """It comes with the second of the twelve batches of one image; so it does to who goes on. The tenth is the last."""
-    forwarded: list[int] = []
-    normalised = normalization.to_normalized_batch
+    """Send SIGTERM twice, at the second of the twelve images of a validation.
 
-    def told_at_the_second(*given: Any) -> Any:
+    The resumed process gets the second SIGTERM. The tenth validation is the last one.
+    """
+    forwarded: list[int] = []
+    to_normalized_batch = normalization.to_normalized_batch
+
+    def send_sigterm_at_second_image(*args: Any) -> Any:
         forwarded.append(0)
         if len(forwarded) % 12 == 2 and len(forwarded) > 12 * (validation - 1):
             os.kill(os.getpid(), signal.SIGTERM)
-        return normalised(*given)
+        return to_normalized_batch(*args)
 
-    config = config_of(stages, tmp_path, 10)
+    config = build_config(stages, tmp_path, 10)
     monkeypatch.setattr(inference, "BATCH", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(normalization, "to_normalized_batch", told_at_the_second)
+        patch.setattr(normalization, "to_normalized_batch", send_sigterm_at_second_image)
         for _ in range(2):
             with pytest.raises(TerminatedError):
                 train(config)
-            assert len(forwarded) == 12 * (validation - 1) + 2, "no image more is forwarded"
+            assert len(forwarded) == 12 * (validation - 1) + 2, "no further image is forwarded"
             del forwarded[12 * (validation - 1) :]
-    moment, _ = CheckpointManager(config.folder()).load_latest() or pytest.fail("no checkpoint")
-    assert moment.step == validation * STEPS // 10, "the step that was to be validated"
+    progress, _ = CheckpointManager(config.folder()).load_latest() or pytest.fail("no checkpoint")
+    assert progress.step == validation * STEPS // 10, "the step that was to be validated"
     receipt = train(config)
     assert storage.read_bytes(receipt.checkpoint) == storage.read_bytes(undisturbed.checkpoint)
     assert receipt.curve == undisturbed.curve
-    assert watched(receipt) == watched(undisturbed)
+    assert read_metrics(receipt) == read_metrics(undisturbed)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_it_goes_on_to_the_bit(
-    stages: Stages, undisturbed: TrainReceipt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+def test_an_interrupted_training_gives_the_same_bytes(
+    stages: Stages, undisturbed: TrainReceipt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: str
 ) -> None:
-    owner, name, which, when = MOMENTS[moment]
-    call, calls = getattr(owner, name), []
+    owner, name, call_number, when = INTERRUPTIONS[interruption]
+    function, calls = getattr(owner, name), []
 
-    def ending(*given: Any, **named: Any) -> Any:
+    def call_or_interrupt(*args: Any, **options: Any) -> Any:
         calls.append(name)
-        if len(calls) == which and when == "before":
-            raise EndedHereError
-        result = call(*given, **named)
-        if len(calls) == which:
-            raise EndedHereError
+        if len(calls) == call_number and when == "before":
+            raise InterruptionError
+        result = function(*args, **options)
+        if len(calls) == call_number:
+            raise InterruptionError
         return result
 
-    config = config_of(stages, tmp_path, 0)
+    config = build_config(stages, tmp_path, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, ending)
-        with pytest.raises(EndedHereError):
+        patch.setattr(owner, name, call_or_interrupt)
+        with pytest.raises(InterruptionError):
             train(config)
     receipt = train(config)
     assert storage.read_bytes(receipt.checkpoint) == storage.read_bytes(undisturbed.checkpoint)
     assert receipt.curve == undisturbed.curve
-    assert watched(receipt) == watched(undisturbed)
-    assert [line["images_processed"] for line in watched(receipt)] == list(range(5, STEPS * 5 + 1, 5))
+    assert read_metrics(receipt) == read_metrics(undisturbed)
+    assert [line["images_processed"] for line in read_metrics(receipt)] == list(range(5, STEPS * 5 + 1, 5))

@@ -1,4 +1,7 @@
-"""Trainings that are killed, stopped and shared out, as real processes: they end as an undisturbed one does."""
+"""Test trainings in real processes that are killed, stopped or distributed.
+
+They must give the result of an undisturbed training.
+"""
 
 import json
 import os
@@ -30,36 +33,39 @@ from tests.support.trainings import LONG, assert_equal, config_of, start, vouche
         pytest.param(5, "modern", marks=pytest.mark.slow),
     ],
 )
-def test_a_training_killed_at_random_steps(tmp_path: Path, kills: int, recipe: str) -> None:
+def test_a_training_that_is_killed_at_random_steps_gives_the_same_result(
+    tmp_path: Path, kills: int, recipe: str
+) -> None:
     stages = Stages(tmp_path)
-    # So long that no machine gets to the end before the last kill: some 40 steps lie between two of them.
+    # About 40 steps lie between two kills, so no machine reaches the end before the last kill.
     steps = 150 * kills
     long = {"recipe": recipe, "images_processed": steps * LONG["batch_size"]}
-    # With the plan's labeled set shifted and mirrored at random: order and augmentation must go on where they were.
+    # The images are shifted and mirrored at random, so order and augmentation must resume exactly.
     undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), checkpoint_minutes=10, **long))
     config = config_of(stages, str(tmp_path / "disturbed"), **long)
-    moments = random.Random(kills)
+    rng = random.Random(kills)
     for number in range(kills):
         process = start(config)
         wait_for_a_checkpoint(config, process)
-        time.sleep(moments.random() * 0.2)
+        time.sleep(rng.random() * 0.2)
         process.send_signal(signal.SIGTERM if number % 2 else signal.SIGKILL)
         output = process.communicate(timeout=300)[0].decode()
         expected = 128 + signal.SIGTERM if number % 2 else -signal.SIGKILL
         assert process.returncode == expected, output
         assert number % 2 == 0 or "SEMI-E002" in output
-        assert len(vouchers(config)) <= 3  # the last two, and one more if it was killed in between
+        # There are two checkpoints, or three if the kill came before the deletion of the oldest one.
+        assert len(vouchers(config)) <= 3
     assert 0 < json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]["step"] < steps
     assert_equal(train(config.model_copy(update={"checkpoint_minutes": 10})), undisturbed)
     assert len(vouchers(config)) == 2
 
 
-def stopped_halfway(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train until some checkpoints are there, and stop as SIGTERM does."""
+def train_and_stop(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until three checkpoints have been saved, and stop by SIGTERM."""
     save, saved = CheckpointManager.save, []
 
-    def save_and_stop(self: CheckpointManager, *content: Any) -> None:
-        save(self, *content)
+    def save_and_stop(self: CheckpointManager, *args: Any) -> None:
+        save(self, *args)
         saved.append(self)
         if len(saved) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -70,22 +76,22 @@ def stopped_halfway(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Non
             train(config)
 
 
-@pytest.mark.parametrize("damage", ["cut short", "a byte changed", "no tensors", "voucher cut short"])
-def test_a_damaged_checkpoint_is_recognised(
+@pytest.mark.parametrize("damage", ["truncated tensors", "a changed byte", "no tensors", "a truncated manifest"])
+def test_a_damaged_checkpoint_is_not_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], damage: str
 ) -> None:
     stages = Stages(tmp_path)
     short = {"images_processed": 200, "checkpoint_minutes": 0.0001}
     undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), images_processed=200))
     config = config_of(stages, str(tmp_path / "disturbed"), **short)
-    stopped_halfway(config, monkeypatch)
+    train_and_stop(config, monkeypatch)
     before, newest = vouchers(config)
     tensors = Path(newest.removesuffix(".json") + ".safetensors")
     data = tensors.read_bytes()
     changes = {
-        "cut short": (tensors, data[:-100]),
-        "a byte changed": (tensors, data[:-1] + bytes([data[-1] ^ 1])),
-        "voucher cut short": (Path(newest), Path(newest).read_bytes()[:-10]),
+        "truncated tensors": (tensors, data[:-100]),
+        "a changed byte": (tensors, data[:-1] + bytes([data[-1] ^ 1])),
+        "a truncated manifest": (Path(newest), Path(newest).read_bytes()[:-10]),
     }
     if damage == "no tensors":
         tensors.unlink()
@@ -94,33 +100,33 @@ def test_a_damaged_checkpoint_is_recognised(
         path.write_bytes(content)
     capfd.readouterr()
     assert_equal(train(config), undisturbed)
-    said = capfd.readouterr().out
-    assert f"{newest}: not a whole checkpoint" in said
+    output = capfd.readouterr().out
+    assert f"{newest}: not a whole checkpoint" in output
     step = json.loads(storage.read_bytes(before))["moment"]["step"] if Path(before).exists() else 0
-    assert not step or f"going on after {step * 5:,} images" in said
+    assert not step or f"going on after {step * 5:,} images" in output
 
 
 @pytest.mark.parametrize("change", [{"architecture": "resnet14_small"}, {"images_processed": 100}, {"batch_size": 10}])
 def test_a_checkpoint_of_another_training_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    """Of another network, of a longer training, of other batches."""
+    """Change the network, the length or the batch size of a training."""
     stages = Stages(tmp_path)
-    one = config_of(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=0)
-    stopped_halfway(one, monkeypatch)
-    other = one.model_copy(update=change)
-    shutil.copytree(f"{one.folder()}/checkpoints", f"{other.folder()}/checkpoints")
-    with pytest.raises(InvalidInputError, match=rf"{one.digest()}.*SEMI-E241"):
+    config = config_of(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=0)
+    train_and_stop(config, monkeypatch)
+    other = config.model_copy(update=change)
+    shutil.copytree(f"{config.folder()}/checkpoints", f"{other.folder()}/checkpoints")
+    with pytest.raises(InvalidInputError, match=rf"{config.digest()}.*SEMI-E241"):
         train(other)
 
 
-def test_checkpoints_lie_in_an_object_store_too(
+def test_a_training_resumes_from_checkpoints_in_an_object_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gs_bucket: str
 ) -> None:
     stages = Stages(tmp_path)
     undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), images_processed=100))
     config = config_of(stages, gs_bucket, images_processed=100, checkpoint_minutes=0)
-    stopped_halfway(config, monkeypatch)
+    train_and_stop(config, monkeypatch)
     assert len(vouchers(config)) == 2
     assert_equal(train(config), undisturbed)
     lines = storage.read_bytes(storage.join(config.folder(), "metrics.jsonl")).splitlines()
@@ -130,16 +136,19 @@ def test_checkpoints_lie_in_an_object_store_too(
 @pytest.mark.parametrize(
     ("count", "size", "parts"),
     [
-        (2, 13, 1),  # 6 and 7 images
-        pytest.param(3, 13, 1, marks=pytest.mark.slow),  # 4, 4 and 5
-        pytest.param(2, 25, 2, marks=pytest.mark.slow),  # 6 and 6; 6 and 7
+        # Slices of 6 and 7 images.
+        (2, 13, 1),
+        # Slices of 4, 4 and 5 images.
+        pytest.param(3, 13, 1, marks=pytest.mark.slow),
+        # Microbatches of 6 and 6 images on one rank, and of 6 and 7 on the other.
+        pytest.param(2, 25, 2, marks=pytest.mark.slow),
         pytest.param(2, 12, 1, marks=pytest.mark.slow),
     ],
 )
 def test_ranks_train_as_one_process_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, size: int, parts: int
 ) -> None:
-    """The same global batch in the same parts: batch normalisation sees what it sees on each of the ranks."""
+    """Divide the batch into the same microbatches, which batch normalization sees."""
     stages = Stages(tmp_path)
     device_batch = -(-size // (count * parts))
     shared = {
@@ -157,7 +166,7 @@ def test_ranks_train_as_one_process_does(
 
 @pytest.mark.slow
 def test_ranks_mix_their_images_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mixup and CutMix of the modern recipe are drawn for a part of the global batch, not for a rank."""
+    # Mixup and CutMix are drawn for a microbatch by its offset in the global batch, and not for a rank.
     stages = Stages(tmp_path)
     shared = {"recipe": "modern", "batch_size": 12, "device_batch_size": 6, "images_processed": 120}
     alone = train(config_of(stages, str(tmp_path / "alone"), checkpoint_minutes=10, **shared))
@@ -167,7 +176,7 @@ def test_ranks_mix_their_images_as_one_process_does(tmp_path: Path, monkeypatch:
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_another_number_of_ranks_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_training_resumes_with_another_number_of_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stages = Stages(tmp_path)
     config = config_of(stages, str(tmp_path / "work"))
     process = start(config, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--")
@@ -175,7 +184,8 @@ def test_another_number_of_ranks_goes_on(tmp_path: Path, capfd: pytest.CaptureFi
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=300)[0].decode()
     assert process.returncode != 0, output
-    assert output.count("checkpoint after") >= 2, output  # the one that was waited for, and that of SIGTERM
+    # SIGTERM adds a checkpoint to the one that this test has waited for.
+    assert output.count("checkpoint after") >= 2, output
     moment = json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]
     assert moment["ranks"] == 2
     receipt = train(config.model_copy(update={"checkpoint_minutes": 10}))
@@ -184,7 +194,7 @@ def test_another_number_of_ranks_goes_on(tmp_path: Path, capfd: pytest.CaptureFi
     assert [point.images_processed for point in receipt.curve] == list(range(15, 1501, 15))
 
 
-def test_the_failure_of_a_rank_is_the_stages(
+def test_the_failure_of_a_rank_is_the_failure_of_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stages = Stages(tmp_path)
