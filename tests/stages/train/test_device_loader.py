@@ -31,11 +31,13 @@ CLIPS = Preprocessing(resolution=16, augmentation="crop-flip", frames=4)
 
 
 def write_photograph_shards(root: Path) -> list[LabeledShard]:
+    """Write six shards of ten photographs. The label is the number in the shard."""
     shards = listing.list_shards(photographs(root / "photographs", 6, 10))
     return [LabeledShard(shard, np.arange(10, dtype=np.int32)) for shard in shards]
 
 
 def assert_same(actual: Iterator[TrainingBatch], expected: Iterator[TrainingBatch], batches: int) -> None:
+    """Check that the batches are equal, and count them."""
     count = 0
     for batch, expected_batch in zip(actual, expected, strict=True):
         assert np.array_equal(batch.images_BHWC, expected_batch.images_BHWC)
