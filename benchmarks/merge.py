@@ -208,7 +208,7 @@ def ours(folder: str, images_per_class: int, output: str) -> None:
     """The contestant: open the units, select, write the winners; prints what was read."""
     units = [ScoreFileReader(str(path)) for path in sorted(Path(folder).glob("*.parquet"))]
     found = select_top_k(units, CLASSES, images_per_class, KEPT)
-    columns = {"class": found.rows.label, "score": found.rows.score, "unit": found.unit, "sample": found.rows.sample}
+    columns = {"class": found.rows.label, "score": found.rows.score, "unit": found.group, "sample": found.rows.sample}
     table = pa.table({**columns, "position": found.rows.position})
     pq.write_table(table, output, compression="zstd", use_dictionary=["class", "unit", "position"])
     print(sum(unit.bytes_read for unit in units))

@@ -1,4 +1,4 @@
-"""`python -m semiscale.stages.merge`: the stage from a shell."""
+"""Run the merge stage from a shell: `python -m semiscale.stages.merge`."""
 
 import sys
 

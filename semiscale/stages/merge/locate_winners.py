@@ -1,4 +1,8 @@
-"""Where the winners lie: from (unit, sample) to shard, key and byte range, by the units' places."""
+"""Locate the winners of the selection and the samples of a removal list.
+
+A winner is a sample of a shard group, given by its code. The files of the shard group (semiscale/scores/
+sample_locations.py) turn the code into a shard, a key and a byte range.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -16,23 +20,36 @@ from semiscale.scores import sample_locations
 from semiscale.scores.score_file import NO_SAMPLES, U64, ScoreFileReader, ScoreRows, rank_within_class
 from semiscale.stages.merge.top_k import MAX_CONCURRENT_READS, Candidates
 
-MAX_EXAMPLE_KEYS = 5  # of those that match nothing
+# Keys that match no image, as examples in the receipt.
+MAX_EXAMPLE_KEYS = 5
 
 
 class LocatedSelection(NamedTuple):
-    """D̂ with the places of its images, and how many bytes were read to find them."""
+    """D̂ with the locations of its images, and the number of bytes read for them."""
 
     table: pa.Table
     bytes_read: int
 
 
 def locate_winners(
-    winners: Candidates, receipts: list[ShardGroupReceipt], units: list[ScoreFileReader], classes: int
+    winners: Candidates, receipts: list[ShardGroupReceipt], score_files: list[ScoreFileReader], classes: int
 ) -> LocatedSelection:
-    """Return D̂ as a table, one row an (image, class), in order of class and rank, each with the place of its bytes.
+    """Return D̂ as a table with the locations of its images.
 
-    Reads the places of as many bands as the selection needed, of the units that have winners: about three times the
-    winners' own. Memory: the table, about 100 bytes a winner, twice.
+    The table has one row for each (image, class), sorted by class and rank.
+
+    Args:
+        winners: The selected rows, sorted by class and rank.
+        receipts: The receipts of the shard groups.
+        score_files: The score files of the same shard groups.
+        classes: The number of classes.
+
+    Raises:
+        SemiscaleError: There are no winners, or a file of locations is missing or damaged.
+
+    Cost:
+        Reads the locations of as many bands as the selection needed, from the shard groups that have winners. This is
+        about three times the size of the winners' own locations. Memory for the table twice, about 100 bytes a winner.
     """
     if not len(winners):
         raise SemiscaleError(
@@ -40,26 +57,29 @@ def locate_winners(
             "unlabeled: Every image is unreadable, removed or below min_probability. Add images or lower it.",
         )
     rank, _ = rank_within_class(winners.rows.label, classes)
-    by_unit = np.argsort(winners.unit, kind="stable")
-    edges = np.searchsorted(winners.unit[by_unit], np.arange(len(units) + 1))
-    mine = {number: by_unit[start:end] for number, (start, end) in enumerate(pairwise(edges)) if start < end}
+    by_group = np.argsort(winners.group, kind="stable")
+    offsets = np.searchsorted(winners.group[by_group], np.arange(len(score_files) + 1))
+    rows_of_group = {
+        number: by_group[start:end] for number, (start, end) in enumerate(pairwise(offsets)) if start < end
+    }
 
-    def one(number: int) -> tuple[pa.Table, int]:
-        rows = winners.rows.take(mine[number])
-        return _located_in(receipts[number], units[number], rows, rank[mine[number]])
+    def locate(number: int) -> tuple[pa.Table, int]:
+        chosen = rows_of_group[number]
+        return _locate_in_group(receipts[number], score_files[number], winners.rows.take(chosen), rank[chosen])
 
     with ThreadPoolExecutor(MAX_CONCURRENT_READS) as pool:
-        parts = list(pool.map(one, mine))
-    # Back from the units' order to that of the winners.
-    table = pa.concat_tables([part for part, _ in parts]).take(pa.array(np.argsort(by_unit, kind="stable")))
+        parts = list(pool.map(locate, rows_of_group))
+    # The parts are in order of the shard groups. The inverse permutation restores the order of the winners.
+    table = pa.concat_tables([part for part, _ in parts]).take(pa.array(np.argsort(by_group, kind="stable")))
     return LocatedSelection(table, sum(size for _, size in parts))
 
 
-def _located_in(
-    receipt: ShardGroupReceipt, unit: ScoreFileReader, rows: ScoreRows, rank: NDArray[np.int64]
+def _locate_in_group(
+    receipt: ShardGroupReceipt, score_file: ScoreFileReader, rows: ScoreRows, rank: NDArray[np.int64]
 ) -> tuple[pa.Table, int]:
-    found, bytes_read = sample_locations.locate_samples(receipt, rows.sample)
-    names = pa.array(unit.shard_names)
+    """Return the rows of D̂ that lie in one shard group, and the number of bytes read."""
+    locations, bytes_read = sample_locations.locate_samples(receipt, rows.sample)
+    names = pa.array(score_file.shard_names)
     columns = {
         "class": rows.label,
         "rank": rank.astype(np.int32),
@@ -68,11 +88,17 @@ def _located_in(
         "shard": names.take(pa.array(rows.sample >> np.uint64(32))),
         "index": (rows.sample & np.uint64(0xFFFFFFFF)).astype(np.int64),
     }
-    return pa.table({**columns, **{name: found[name] for name in sample_locations.SCHEMA.names[1:]}}), bytes_read
+    return pa.table({**columns, **{name: locations[name] for name in sample_locations.SCHEMA.names[1:]}}), bytes_read
 
 
 class ExcludedSamples(NamedTuple):
-    """The samples of one unit that a removal list takes out, in order, and which of the list's keys they have."""
+    """The samples of one shard group that a removal list excludes.
+
+    Attributes:
+        codes: The codes of the samples, in ascending order.
+        keys: The numbers of the list's keys that these samples have.
+        bytes_read: The number of bytes that were read.
+    """
 
     codes: U64
     keys: NDArray[np.int32]
@@ -80,25 +106,43 @@ class ExcludedSamples(NamedTuple):
 
 
 def find_excluded(keys: list[str], receipt: ShardGroupReceipt) -> ExcludedSamples:
-    """Return the samples of a unit that have one of these keys.
+    """Return the samples of a shard group that have one of these keys.
 
-    A key that several images share removes them all: for an opt-out, the safe side. Reads the keys of all the unit's
-    samples, about five bytes an image, a little at a time: so a key that matches nothing is known to, and at no cost.
+    A key that several images share excludes all of them. This is the safe choice for an opt-out.
+
+    Args:
+        keys: The removal list.
+        receipt: The receipt of the shard group.
+
+    Raises:
+        SemiscaleError: The file of the samples is missing or damaged.
+
+    Cost:
+        Reads the keys of all samples, about five bytes an image, in batches. This also shows which keys match nothing.
+        Without keys it reads nothing.
     """
     if not keys:
         return ExcludedSamples(NO_SAMPLES, np.empty(0, np.int32), 0)
-    wanted = pa.array(keys, pa.string())
+    value_set = pa.array(keys, pa.string())
     batches, bytes_read = sample_locations.iter_samples(receipt, ["sample", "key"])
     codes, numbers = [NO_SAMPLES], [np.empty(0, np.int32)]
     for batch in batches:
-        number = pc.index_in(batch["key"], value_set=wanted)
+        number = pc.index_in(batch["key"], value_set=value_set)
         codes.append(batch["sample"].filter(number.is_valid()).to_numpy())
         numbers.append(number.drop_null().to_numpy())
     return ExcludedSamples(np.concatenate(codes), np.unique(np.concatenate(numbers)), bytes_read)
 
 
 def exclusion_stats(keys: list[str], parts: list[ExcludedSamples]) -> ExclusionStats | None:
-    """Say how many keys of a removal list match no scored image in any unit; None where there is no list."""
+    """Count the keys of a removal list that match no scored image.
+
+    Args:
+        keys: The removal list.
+        parts: The excluded samples of each shard group.
+
+    Returns:
+        The counts, or None without a list.
+    """
     if not keys:
         return None
     matched = np.zeros(len(keys), bool)

@@ -1,9 +1,23 @@
-"""The exact top K of every class over all units, reading what can win.
+"""Select the exact top K of every class over the score files of all shard groups.
 
-The threshold algorithm (Fagin's; its distributed form TPUT; see also arXiv:1502.03942) on rank-banded files: read the
-first band of every unit, take each class's K-th best score so far as its threshold, and read a unit's next band only
-while some class has rows left there and the last one read is not below its threshold. What was not read cannot win:
-its scores are at most that last one.
+A score file stores its rows in bands of descending rank, which a diagram in `semiscale/scores/score_file.py` shows. The
+selection reads band by band. It is a threshold algorithm (Fagin, Lotem & Naor 2003) in its distributed form, TPUT (Cao
+& Wang 2004), as in Hübschle-Schneider & Sanders (arXiv:1502.03942):
+
+1. It reads the first band of every score file.
+2. It keeps the K best rows of each class. The K-th best score becomes the threshold of the class. A class that has
+   fewer rows keeps its old threshold, which begins at the lowest score that may be selected.
+3. A score file can still win if a class has unread rows in it, and the last row read of this class reaches the
+   threshold. The next band of every such file is read, and step 2 follows. Without such a file the selection is done.
+
+The result is exact. The rows of a class descend in score, so an unread row scores at most as much as the last row that
+was read. At the end this score is below the threshold of the class, and K rows reach the threshold. An unread row that
+equals the threshold could win by its tie-breaker, so the algorithm reads on in this case.
+
+Cost:
+    Reads the bands that have winners, about 1.56 times the size of the winners in a pool of a billion images. In the
+    worst case it reads all bands. Memory: `MAX_CANDIDATE_ROWS` or 2 K rows of each class, whichever is more, with 28
+    bytes a row, three times. `MAX_CONCURRENT_READS` bands come on top. Neither grows with the pool.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,100 +29,157 @@ from numpy.typing import NDArray
 
 from semiscale.scores.score_file import ScoreFileReader, ScoreRows, argsort_best_per_class, class_offsets
 
-MAX_CONCURRENT_READS = 32  # threads, each with one band in memory: hides an object store's latency
-MAX_CANDIDATE_ROWS = (
-    8_000_000  # candidates are cut back to K a class above this, and above twice K a class: bounds memory
-)
+# Threads that read, to hide the latency of an object store. Each has one band in memory.
+MAX_CONCURRENT_READS = 32
+# Above this number of rows, and above twice K rows of each class, candidates are pruned to K of each class. This bounds
+# the memory.
+MAX_CANDIDATE_ROWS = 8_000_000
 
 F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows that may win, with the unit (by position) that each lies in."""
+    """Rows that may win, with the number of the score file that has each."""
 
     rows: ScoreRows
-    unit: NDArray[np.int32]
+    group: NDArray[np.int32]
 
     def __len__(self) -> int:
-        return len(self.unit)
+        return len(self.group)
 
     def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "Candidates":
-        """Return the candidates at these places, or where this mask is true."""
-        return Candidates(self.rows.take(chosen), self.unit[chosen])
+        """Return the candidates at these indexes, or those that this mask selects."""
+        return Candidates(self.rows.take(chosen), self.group[chosen])
 
 
 def select_top_k(
-    units: Sequence[ScoreFileReader],
+    score_files: Sequence[ScoreFileReader],
     classes: int,
     images_per_class: int,
     classes_per_image: int,
-    least: float = -np.inf,
+    min_score: float = -np.inf,
 ) -> Candidates:
-    """Return the K best rows of each class among each image's P best classes, sorted by class and rank.
+    """Return the K best rows of each class, sorted by class and rank.
 
-    Rows that score below `least` are left out.
+    The result equals a sort of all rows by class, descending score and tie-breaker, of which the first K rows of each
+    class are taken.
 
-    Equal to sorting all rows by (class, score descending, tie) and cutting each class at K. Memory: PRUNE_ROWS or
-    2 x K x classes rows of 28 bytes, three times, whatever the pool. Reads: the winners' bands, at worst all.
+    Args:
+        score_files: The score files of all shard groups, unread.
+        classes: The number of classes.
+        images_per_class: K.
+        classes_per_image: P. Only the P best classes of each image count.
+        min_score: The lowest score that may be selected, in log-odds.
+
+    Raises:
+        SemiscaleError: A score file is missing or damaged.
+
+    Cost:
+        The docstring of this module states the bytes read and the memory.
     """
-    best, thresholds = concat([]), np.full(classes, least, np.float32)
-    most = max(MAX_CANDIDATE_ROWS, 2 * classes * images_per_class)
-    waiting = list(range(len(units)))
+    best, thresholds = concat([]), np.full(classes, min_score, np.float32)
+    max_rows = max(MAX_CANDIDATE_ROWS, 2 * classes * images_per_class)
+    remaining = list(range(len(score_files)))
     with ThreadPoolExecutor(MAX_CONCURRENT_READS) as pool:
-        while waiting := [number for number in waiting if can_still_win(units[number], thresholds, classes_per_image)]:
+        while remaining := [
+            number for number in remaining if can_still_win(score_files[number], thresholds, classes_per_image)
+        ]:
             gathered: list[Candidates] = []
-            for found in read_next_bands(pool, units, waiting, classes_per_image):
-                gathered.append(found.take(found.rows.score >= thresholds[found.rows.label]))
-                if len(best) + sum(map(len, gathered)) > most:
+            for band in read_next_bands(pool, score_files, remaining, classes_per_image):
+                gathered.append(band.take(band.rows.score >= thresholds[band.rows.label]))
+                if len(best) + sum(map(len, gathered)) > max_rows:
                     best, thresholds = prune([best, *gathered], thresholds, images_per_class)
                     gathered = []
             best, thresholds = prune([best, *gathered], thresholds, images_per_class)
     return best
 
 
-def can_still_win(unit: ScoreFileReader, thresholds: F32, classes_per_image: int) -> bool:
-    """Say whether an unread row of a unit could reach a threshold; equal scores may, by their ties."""
-    return bool((unit.has_unread_rows(classes_per_image) & (unit.last_scores >= thresholds)).any())
+def can_still_win(score_file: ScoreFileReader, thresholds: F32, classes_per_image: int) -> bool:
+    """Return whether an unread row of a score file can reach its threshold.
+
+    A row that equals the threshold counts, because its tie-breaker may be the better one.
+
+    Args:
+        score_file: The score file of a shard group.
+        thresholds: The threshold of each class, in log-odds.
+        classes_per_image: P.
+    """
+    return bool((score_file.has_unread_rows(classes_per_image) & (score_file.last_scores >= thresholds)).any())
 
 
 def read_next_bands(
-    pool: ThreadPoolExecutor, units: Sequence[ScoreFileReader], numbers: list[int], classes_per_image: int
+    pool: ThreadPoolExecutor, score_files: Sequence[ScoreFileReader], numbers: list[int], classes_per_image: int
 ) -> Iterator[Candidates]:
-    """Read the next band of each of these units, READERS at a time; yields its rows of each image's P best classes."""
+    """Read the next band of some score files and yield its rows.
+
+    Args:
+        pool: The threads that read.
+        score_files: All score files.
+        numbers: The numbers of the score files that are read.
+        classes_per_image: P. Rows of further classes of an image are left out.
+
+    Cost:
+        Memory for `MAX_CONCURRENT_READS` bands.
+    """
 
     def read(number: int) -> Candidates:
-        rows = units[number].read_next_band()
+        rows = score_files[number].read_next_band()
         rows = rows.take(rows.position < classes_per_image)
         return Candidates(rows, np.full(len(rows), number, np.int32))
 
+    # `map` starts all its calls at once, and would hold the bands of all score files.
     for start in range(0, len(numbers), MAX_CONCURRENT_READS):
         yield from pool.map(read, numbers[start : start + MAX_CONCURRENT_READS])
 
 
 def prune(parts: list[Candidates], thresholds: F32, images_per_class: int) -> tuple[Candidates, F32]:
-    """Cut the candidates back to K a class; returns them, sorted, and the thresholds, raised to each K-th score."""
+    """Keep the K best candidates of each class, and raise the thresholds.
+
+    Args:
+        parts: The candidates.
+        thresholds: The threshold of each class, in log-odds.
+        images_per_class: K.
+
+    Returns:
+        The remaining candidates, sorted by class and rank, and the new thresholds. The threshold of a class with K
+        candidates is the score of the last.
+    """
     merged = concat(parts)
     best = merged.take(argsort_best_per_class(merged.rows, images_per_class))
-    edges = np.array(class_offsets(best.rows.label, len(thresholds)))
-    full = np.diff(edges) == images_per_class
+    offsets = np.array(class_offsets(best.rows.label, len(thresholds)))
+    is_full = np.diff(offsets) == images_per_class
     raised = thresholds.copy()
-    raised[full] = best.rows.score[edges[1:][full] - 1]
+    raised[is_full] = best.rows.score[offsets[1:][is_full] - 1]
     return best, raised
 
 
-def select_random(units: Sequence[ScoreFileReader], images: int, seed: int) -> Candidates:
-    """Return so many images of the pool, picked uniformly, each in the one class that the teacher puts first.
+def select_random(score_files: Sequence[ScoreFileReader], images: int, seed: int) -> Candidates:
+    """Return images of the pool that are drawn uniformly, each in its best class.
 
-    The control for the ranking: as many images, no choice among them. Reads the bands that have first choices: at
-    worst the cost of a scan of the scores. Memory: 2 x (PRUNE_ROWS + the images) rows.
+    This is the control experiment for the ranking. It selects as many images, but does not choose between them.
+
+    Args:
+        score_files: The score files of all shard groups, unread.
+        images: The number of images.
+        seed: Seeds the draw.
+
+    Returns:
+        The candidates, sorted by class and rank.
+
+    Raises:
+        SemiscaleError: A score file is missing or damaged.
+
+    Cost:
+        Reads the bands that have best classes, in the worst case all. Memory for 2 x (`MAX_CANDIDATE_ROWS` + `images`)
+        rows of 28 bytes.
     """
     drawn, gathered = concat([]), list[Candidates]()
-    waiting = list(range(len(units)))
+    remaining = list(range(len(score_files)))
     with ThreadPoolExecutor(MAX_CONCURRENT_READS) as pool:
-        while waiting := [number for number in waiting if units[number].has_unread_rows(1).any()]:
-            for found in read_next_bands(pool, units, waiting, 1):
-                gathered.append(found)
+        while remaining := [number for number in remaining if score_files[number].has_unread_rows(1).any()]:
+            for band in read_next_bands(pool, score_files, remaining, 1):
+                gathered.append(band)
                 if sum(map(len, gathered)) > max(MAX_CANDIDATE_ROWS, images):
                     drawn, gathered = sample_by_hash([drawn, *gathered], images, seed), []
     drawn = sample_by_hash([drawn, *gathered], images, seed)
@@ -116,20 +187,29 @@ def select_random(units: Sequence[ScoreFileReader], images: int, seed: int) -> C
 
 
 def sample_by_hash(parts: list[Candidates], images: int, seed: int) -> Candidates:
-    """Let every image draw a lot by its identity and the seed, and return those with the lowest."""
+    """Return the candidates with the lowest hashes of identity and seed.
+
+    The choice does not depend on the parts, because the hash of a candidate is always the same.
+
+    Args:
+        parts: The candidates, one row for each image.
+        images: The number of candidates to return, at most.
+        seed: Seeds the hash.
+    """
     merged = concat(parts)
     if len(merged) <= images:
         return merged
-    lots = (merged.rows.tie ^ np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
-    return merged.take(np.argpartition(lots, images)[:images])
+    hashes = (merged.rows.tie ^ np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
+    return merged.take(np.argpartition(hashes, images)[:images])
 
 
 def concat(parts: list[Candidates]) -> Candidates:
-    """Put candidates one after the other."""
+    """Concatenate candidates."""
 
-    def column(name: str, kind: str) -> NDArray[np.generic]:
-        return np.concatenate([np.empty(0, kind), *(getattr(part.rows, name) for part in parts)])
+    def column(name: str, dtype: str) -> NDArray[np.generic]:
+        # The empty array gives the dtype if there are no parts.
+        return np.concatenate([np.empty(0, dtype), *(getattr(part.rows, name) for part in parts)])
 
-    kinds = {"label": "u2", "score": "f4", "sample": "u8", "position": "u1", "tie": "u8"}
-    rows = ScoreRows(**{name: column(name, kind) for name, kind in kinds.items()})  # type: ignore[arg-type]
-    return Candidates(rows, np.concatenate([np.empty(0, np.int32), *(part.unit for part in parts)]))
+    dtypes = {"label": "u2", "score": "f4", "sample": "u8", "position": "u1", "tie": "u8"}
+    rows = ScoreRows(**{name: column(name, dtype) for name, dtype in dtypes.items()})  # type: ignore[arg-type]
+    return Candidates(rows, np.concatenate([np.empty(0, np.int32), *(part.group for part in parts)]))

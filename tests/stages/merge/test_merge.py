@@ -1,4 +1,4 @@
-"""From scores to the selection: the balance of the ledger, the places of the winners."""
+"""Test the winners of a selection, their locations, and the accounting."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from tests.support.parquet_damage import damage, truncate_rows
 from tests.support.stages import Stages
 
 
-def test_every_class_gets_its_best_images(tmp_path: Path) -> None:
+def test_each_class_gets_its_best_images(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     receipt = stages.selection
     rows = pq.read_table(io.BytesIO(storage.read_bytes(receipt.selection))).to_pylist()
@@ -26,34 +26,35 @@ def test_every_class_gets_its_best_images(tmp_path: Path) -> None:
         assert [row["rank"] for row in rows[start : start + 12]] == list(range(12))
         scores = [row["score"] for row in rows[start : start + 12]]
         assert scores == sorted(scores, reverse=True)
-    # The image numbered n is of class n % 4 - 1: the selection should be right about nearly all.
-    right = sum(int(row["key"]) % 4 - 1 == row["class"] for row in rows)
-    assert right >= 34
+    # Image n shows class n % 4 - 1, and the teacher recognises nearly all.
+    num_correct = sum(int(row["key"]) % 4 - 1 == row["class"] for row in rows)
+    assert num_correct >= 34
     assert receipt.ledger.model_dump() == {"listed": 120, "scored": 120, "failed": 0, "removed": 0}
     for row in rows:
         image = reader.read_sample_bytes(row["uri"], row["offset"], row["size_bytes"])
         assert image == pictures.picture(int(row["key"]) % 4 - 1, 1000 + int(row["key"]))
 
 
-def test_the_receipt_says_how_each_class_came_out(tmp_path: Path) -> None:
+def test_the_receipt_counts_the_images_of_each_class(tmp_path: Path) -> None:
     receipt = Stages(tmp_path, images_per_class=60, classes_per_image=2).selection
     rows = pq.read_table(receipt.selection).to_pylist()
     classes_of: dict[tuple[str, int], list[int]] = {}
     for row in rows:
         classes_of.setdefault((row["shard"], row["index"]), []).append(row["class"])
     assert receipt.unique_images == len(classes_of) < receipt.images == len(rows)
-    for number, one in enumerate(receipt.per_class):
-        mine = [row for row in rows if row["class"] == number]
-        assert (one.wanted, one.found, one.full) == (60, len(mine), len(mine) == 60)
-        assert one.unique == sum(classes == [number] for classes in classes_of.values())
-        assert one.last_score == mine[-1]["score"]
-    last = sorted({row["shard"] for row in rows})[-1]  # a tenth of three shards, rounded up
+    for label, stats in enumerate(receipt.per_class):
+        class_rows = [row for row in rows if row["class"] == label]
+        assert (stats.wanted, stats.found, stats.full) == (60, len(class_rows), len(class_rows) == 60)
+        assert stats.unique == sum(classes == [label] for classes in classes_of.values())
+        assert stats.last_score == class_rows[-1]["score"]
+    # A tenth of three shards is one shard, because it is rounded up.
+    last = sorted({row["shard"] for row in rows})[-1]
     assert receipt.changed_by_last_tenth == round(sum(row["shard"] == last for row in rows) / len(rows), 4)
 
 
-def test_a_class_with_too_few_is_short(tmp_path: Path) -> None:
+def test_a_class_with_fewer_images_than_k_is_short(tmp_path: Path) -> None:
     receipt = Stages(tmp_path, images_per_class=100, classes_per_image=1).selection
-    assert all(one.wanted == 100 and 0 < one.found < 100 for one in receipt.per_class)
+    assert all(stats.wanted == 100 and 0 < stats.found < 100 for stats in receipt.per_class)
     assert receipt.unique_images == receipt.images == 120
 
 
@@ -64,29 +65,29 @@ def test_an_image_in_two_classes_counts_once_as_unique(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shards", "pods_and_units"),
+    ("shards", "pods_and_group_sizes"),
     [
         (12, [(1, 1000), (2, 7), (7, 100)]),
         pytest.param(256, [(1, 1000), (256, 7)], marks=pytest.mark.slow),
     ],
 )
-def test_the_selections_bytes_depend_neither_on_the_pods_nor_on_the_units(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, pods_and_units: list[tuple[int, int]]
+def test_the_bytes_of_the_selection_depend_neither_on_the_pods_nor_on_the_shard_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, pods_and_group_sizes: list[tuple[int, int]]
 ) -> None:
     pool = pictures.write_pool(tmp_path / "many", shards, 256 // shards)
     first = Stages(tmp_path, unlabeled=[str(pool)], images_per_class=70)
-    found = set()
-    for pods, images_per_unit in pods_and_units:
-        monkeypatch.setattr(shard_groups, "TARGET_IMAGES_PER_GROUP", images_per_unit)
+    selections = set()
+    for pods, images_per_group in pods_and_group_sizes:
+        monkeypatch.setattr(shard_groups, "TARGET_IMAGES_PER_GROUP", images_per_group)
         changes = {"pods": pods, "workdir": str(tmp_path / f"{pods}-pods")}
         stages = Stages.on(first.config.model_copy(update=changes), tmp_path / f"{pods}")
         stages.teacher = first.teacher
         assert len(stages.scores) == pods
-        found.add(Path(stages.selection.selection).read_bytes())
-    assert len(found) == 1
+        selections.add(Path(stages.selection.selection).read_bytes())
+    assert len(selections) == 1
 
 
-def test_a_hole_is_named(tmp_path: Path) -> None:
+def test_a_shard_group_without_scores_is_refused_by_name(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     folder = Path(stages.scores[0].folder)
     victim = next(folder.glob("*/receipt.json")).parent
@@ -107,20 +108,20 @@ def test_a_shard_that_does_not_add_up_is_refused_by_name(tmp_path: Path) -> None
 
 
 def test_scores_of_two_teachers_are_refused(tmp_path: Path) -> None:
-    one = Stages(tmp_path)
-    other = Stages.on(one.config, tmp_path)
-    other.teacher = one.train("teacher", learning_rate=0.5)
-    mixed = [one.scores[0], other.scores[1]]
+    stages = Stages(tmp_path)
+    other = Stages.on(stages.config, tmp_path)
+    other.teacher = stages.train("teacher", learning_rate=0.5)
+    mixed = [stages.scores[0], other.scores[1]]
     with pytest.raises(SemiscaleError, match=rf"{other.scores[1].folder}.*SEMI-E304"):
-        one.merge(scores=[one.uri(receipt) for receipt in mixed])
+        stages.merge(scores=[stages.uri(receipt) for receipt in mixed])
 
 
-@pytest.mark.parametrize("foreign", ["teacher", "unit"])
-def test_a_foreign_receipt_is_refused(tmp_path: Path, foreign: str) -> None:
+@pytest.mark.parametrize("difference", ["teacher", "shard group"])
+def test_a_receipt_of_another_teacher_or_shard_group_is_refused(tmp_path: Path, difference: str) -> None:
     stages = Stages(tmp_path)
     folder = Path(stages.scores[0].folder)
     victim, neighbour, *_ = sorted(folder.glob("*/receipt.json"))
-    if foreign == "teacher":
+    if difference == "teacher":
         other = Stages.on(stages.config, tmp_path)
         other.teacher = stages.train("teacher", learning_rate=0.5)
         source = Path(other.scores[0].folder) / victim.parent.name / "receipt.json"
@@ -132,11 +133,11 @@ def test_a_foreign_receipt_is_refused(tmp_path: Path, foreign: str) -> None:
         stages.merge()
 
 
-def test_another_units_score_file_is_refused(tmp_path: Path) -> None:
+def test_a_score_file_of_another_shard_group_is_refused(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
-    one, other, *_ = (path.parent for path in Path(stages.scores[0].folder).glob("*/receipt.json"))
-    shutil.copy(one / "scores.parquet", other / "scores.parquet")
-    with pytest.raises(SemiscaleError, match=rf"{one.name} by teacher .* {other.name}.*SEMI-E303"):
+    source, victim, *_ = (path.parent for path in Path(stages.scores[0].folder).glob("*/receipt.json"))
+    shutil.copy(source / "scores.parquet", victim / "scores.parquet")
+    with pytest.raises(SemiscaleError, match=rf"{source.name} by teacher .* {victim.name}.*SEMI-E303"):
         stages.merge()
 
 
@@ -144,16 +145,16 @@ def test_another_units_score_file_is_refused(tmp_path: Path) -> None:
 def test_a_score_file_that_lost_rows_is_refused(tmp_path: Path, rows: int) -> None:
     stages = Stages(tmp_path)
     victim = next(Path(stages.scores[0].folder).glob("*/scores.parquet"))
-    whole = pq.read_metadata(victim).num_rows
-    truncate_rows(victim, rows)
+    num_rows = pq.read_metadata(victim).num_rows
+    rewritten(victim, rows)
     with pytest.raises(
-        SemiscaleError, match=f"{victim}: {rows} rows; expected 3 for each of {whole // 3} images.*SEMI-E027"
+        SemiscaleError, match=f"{victim}: {rows} rows; expected 3 for each of {num_rows // 3} images.*SEMI-E027"
     ):
         stages.merge()
 
 
 @pytest.mark.parametrize("how", ["gone", "cut off", "overwritten"])
-def test_a_damaged_score_file_is_refused_by_name_and_made_anew(tmp_path: Path, how: str) -> None:
+def test_a_damaged_score_file_is_refused_by_name_and_can_be_rewritten(tmp_path: Path, how: str) -> None:
     stages = Stages(tmp_path)
     undisturbed = Path(stages.selection.selection).read_bytes()
     victim = next(Path(stages.scores[0].folder).glob("*/scores.parquet"))
@@ -165,19 +166,19 @@ def test_a_damaged_score_file_is_refused_by_name_and_made_anew(tmp_path: Path, h
     assert Path(stages.merge(workdir=str(tmp_path / "again")).selection).read_bytes() == undisturbed
 
 
-def test_the_ledger_has_a_line_a_shard(tmp_path: Path) -> None:
+def test_the_accounting_has_a_row_for_each_shard(tmp_path: Path) -> None:
     members = {f"{n}.png": b"text" if n % 3 else pictures.picture(0, n) for n in range(7)}
     pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", members)
     receipt = Stages(tmp_path, max_failed_fraction=1).selection
-    whole = {"listed": 40, "scored": 40, "failed": 0, "removed": 0}
+    complete = {"listed": 40, "scored": 40, "failed": 0, "removed": 0}
     assert pq.read_table(receipt.shards).to_pylist() == [
         {"shard": "bad.tar", "listed": 7, "scored": 3, "failed": 4, "removed": 0},
-        *({"shard": f"pool-{shard:03}.tar", **whole} for shard in range(3)),
+        *({"shard": f"pool-{shard:03}.tar", **complete} for shard in range(3)),
     ]
     assert receipt.ledger.model_dump() == {"listed": 127, "scored": 123, "failed": 4, "removed": 0}
 
 
-def test_a_pool_without_a_readable_image_is_said_so(tmp_path: Path) -> None:
+def test_a_pool_without_a_readable_image_is_refused(tmp_path: Path) -> None:
     pool = pictures.write_tar(tmp_path / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
     stages = Stages(tmp_path, unlabeled=[str(pool)], max_failed_fraction=1)
     with pytest.raises(SemiscaleError, match=r"SEMI-E301"):
