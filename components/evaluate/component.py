@@ -16,16 +16,22 @@ def evaluate(
     baselines: dsl.Input[List[dsl.Artifact]],
     students: dsl.Input[List[dsl.Artifact]],
 ):
-    """Choose baseline and student on validation, and measure the four models on the test set, once.
+    """Measure the four models on the test set, once.
+
+    The stage chooses the baseline and the student on the validation set before that.
 
     Args:
+        receipt: Artifact that the stage writes its receipt to.
+        metrics: Artifact that accuracies and calibration errors are logged to.
+        confusion: Artifact that the confusion matrix of the student is logged to.
+        summary: Page that the stage writes its summary to.
         baselines: The receipts of the baseline at every learning rate.
         students: The receipts of the fine-tuned student at every learning rate.
 
     Returns:
         receipt: The measurements as JSON, for the promotion.
-        metrics: Accuracies in percent, calibration errors, the gain over the baseline.
-        confusion: How often the student takes the images of one class for another.
+        metrics: Accuracies in percent, calibration errors, and the gain over the baseline.
+        confusion: The number of images of each class that the student assigns to each class.
         summary: The measurements in words.
     """
     from semiscale.receipts.markdown import evaluation_scalars

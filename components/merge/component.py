@@ -13,9 +13,13 @@ def merge(
     summary: dsl.Output[dsl.Markdown],
     scores: dsl.Input[List[dsl.Artifact]],
 ):
-    """Select the exact top K images of every class over the whole pool: the balanced pseudo-labeled set (section 3.2).
+    """Select the exact top K images of every class over the whole pool.
+
+    They are the balanced pseudo-labeled set (section 3.2).
 
     Args:
+        receipt: Artifact that the stage writes its receipt to.
+        summary: Page that the stage writes its summary to.
         scores: The receipts of all scoring pods.
 
     Returns:

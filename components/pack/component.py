@@ -1,4 +1,4 @@
-"""The contracts of the packing: the count of the tars to write, and the pack stage, one pod of the fan-out."""
+"""The contracts of the count of unwritten tars and of the pack stage."""
 
 from typing import List
 
@@ -13,10 +13,14 @@ def count_unpacked(
     summary: dsl.Output[dsl.Markdown],
     selection: dsl.Input[dsl.Artifact],
 ) -> List[int]:
-    """Count the tars of the selection that are not written yet: they decide the number of packing pods.
+    """Count the tars of the selection that are not written yet.
+
+    They decide the number of packing pods.
 
     Args:
-        selection: The merge's receipt.
+        receipt: Artifact that the stage writes its receipt to.
+        summary: Page that the stage writes its summary to.
+        selection: The receipt of the merge.
 
     Returns:
         receipt: The count as JSON, for the packing.
@@ -37,10 +41,14 @@ def pack(
     count: dsl.Input[dsl.Artifact],
     pod: int,
 ):
-    """Copy the selected images into shuffled WebDataset tars, together with the other pods.
+    """Copy the selected images into shuffled WebDataset tars.
+
+    Several pods share the tars. This contract is one of them.
 
     Args:
-        count: The receipt of the count: how many pods share the packing.
+        receipt: Artifact that the stage writes its receipt to.
+        summary: Page that the stage writes its summary to.
+        count: The receipt of the count. It has the number of pods that share the packing.
         pod: The number of this pod, from 0.
 
     Returns:

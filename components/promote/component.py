@@ -14,7 +14,9 @@ def promote(
     """Make the student the champion if it is not worse on the same test images.
 
     Args:
-        evaluation: The evaluation's receipt: it names the student.
+        receipt: Artifact that the stage writes its receipt to.
+        summary: Page that the stage writes its summary to.
+        evaluation: The receipt of the evaluation. It names the student.
 
     Returns:
         receipt: The decision as JSON, for the report.

@@ -11,10 +11,12 @@ def report(
     page: dsl.Output[dsl.HTML],
     promotion: dsl.Input[dsl.Artifact],
 ):
-    """Write the run's report, one self-contained page, and its numbers as JSON.
+    """Write the report of the run as a self-contained page, and its numbers as JSON.
 
     Args:
-        promotion: The promote stage's receipt. All earlier ones are found through it.
+        receipt: Artifact that the stage writes its receipt to.
+        page: Page that the report is copied to.
+        promotion: The receipt of the promote stage. It leads to all earlier receipts.
 
     Returns:
         receipt: The URIs of the page and of the numbers, as JSON.

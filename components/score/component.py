@@ -1,4 +1,4 @@
-"""The contracts of the scan: the count of the unscored shards, and the score stage, one pod of the fan-out."""
+"""The contracts of the count of unscored shards and of the score stage."""
 
 from typing import List
 
@@ -13,10 +13,14 @@ def count_unscored(
     summary: dsl.Output[dsl.Markdown],
     teacher: dsl.Input[dsl.Artifact],
 ) -> List[int]:
-    """Count the shards that this teacher has not scored yet: they decide the number of scoring pods.
+    """Count the shards that this teacher has not scored yet.
+
+    They decide the number of scoring pods.
 
     Args:
-        teacher: The teacher's receipt.
+        receipt: Artifact that the stage writes its receipt to.
+        summary: Page that the stage writes its summary to.
+        teacher: The receipt of the teacher.
 
     Returns:
         receipt: The count as JSON, for the scan.
@@ -37,10 +41,14 @@ def score(
     count: dsl.Input[dsl.Artifact],
     pod: int,
 ):
-    """Run the teacher over this pod's share of the unlabeled pool and keep every image's best classes (section 3.2).
+    """Score the unlabeled pool and keep the best classes of each image (section 3.2).
+
+    Several pods share the pool. This contract is one of them.
 
     Args:
-        count: The receipt of the count: how many pods share the scan.
+        receipt: Artifact that the stage writes its receipt to.
+        summary: Page that the stage writes its summary to.
+        count: The receipt of the count. It has the number of pods that share the scan.
         pod: The number of this pod, from 0.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The contract of the train stage: one component for the four trainings of a run."""
+"""The contract of the train stage, which has the four trainings of a run."""
 
 from typing import List
 
@@ -20,10 +20,12 @@ def train(
     """Train one model by a recipe of the paper (section 4.1) and write its checkpoint.
 
     Args:
-        role: Which model of the run: teacher, baseline, pretrain or finetune.
-        learning_rate: For a minibatch of 256 images, in a sweep; -1 for the run's.
-        plan: The plan's receipt, for teacher and baseline.
-        packed: The packed selection's receipt, for pretrain.
+        receipt: Artifact that the stage writes its receipt to.
+        summary: Page that the stage writes its summary to.
+        role: The model to train, which is teacher, baseline, pretrain or finetune.
+        learning_rate: The learning rate for a minibatch of 256 images, in a sweep. -1 takes that of the run.
+        plan: The receipt of the plan, for teacher and baseline.
+        packed: The receipt of the packed selection, for pretrain.
         start: The receipt of the model to start from, for finetune.
 
     Returns:

@@ -11,7 +11,7 @@ selection reads band by band. It is a threshold algorithm (Fagin, Lotem & Naor 2
    threshold. The next band of every such file is read, and step 2 follows. Without such a file the selection is done.
 
 The result is exact. The rows of a class descend in score, so an unread row scores at most as much as the last row that
-was read. At the end this score is below the threshold of the class, and K rows reach the threshold. An unread row that
+was read. At the end this score is below the threshold of the class, which all selected rows reach. An unread row that
 equals the threshold could win by its tie-breaker, so the algorithm reads on in this case.
 
 Cost:
