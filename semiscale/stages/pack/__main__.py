@@ -1,4 +1,4 @@
-"""`python -m semiscale.stages.pack`: the stage from a shell."""
+"""Run the pack stage from a shell: `python -m semiscale.stages.pack`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The inputs of one pod's packing, and of the count of what there is to pack."""
+"""Define the inputs of a packing pod and of the choice of the number of pods."""
 
 from typing import ClassVar
 
@@ -11,41 +11,44 @@ from semiscale.storage.documents import load_document
 
 
 class PackFanoutConfig(StageConfig):
-    """What the packing would find, before there are pods for it."""
+    """Inputs of the step that counts unwritten tars and chooses the number of pods."""
 
     stage: ClassVar[str] = "count"
 
     plan: ReceiptUri
-    """The plan's receipt: it names the shards to copy from, and says how many pods there are at most."""
+    """The plan's receipt. It names the shards to copy from and the largest number of pods."""
     selection: ReceiptUri
     """The merge's receipt."""
     image_column: str = "image"
     """Parquet column of the images."""
     packed_tar_bytes: int = Field(default=256 << 20, ge=1)
-    """Size of a tar, about."""
+    """Approximate size of a tar."""
     seed: int = 0
-    """Of the order."""
+    """Seed of the order."""
 
     def task_name(self) -> str:
-        """What is counted."""
+        """Return the name of the task's folder."""
         return "count-unpacked"
 
 
 class PackConfig(PackFanoutConfig):
-    """One pod's share of the packing."""
+    """Inputs of one packing pod."""
 
     stage: ClassVar[str] = "pack"
 
     count: ReceiptUri = ""
-    """The receipt of the count of what is left: how many pods there are. Without: as many as the plan has at most."""
+    """Receipt that holds the number of pods. If it is empty, the plan's maximum is used."""
     pod: int = 0
-    """Which of the pods this is, from 0."""
+    """Number of this pod, from 0."""
 
     def task_name(self) -> str:
-        """Pods pack at the same time."""
+        """Return the name of the task's folder, which contains the pod's number."""
         return f"pack-{self.pod}"
 
     def digest(self) -> str:
-        """The packed set depends on the selection, the tars' size and the order alone, not on the pods."""
+        """Return the digest of the selection, the size of the tars and the order.
+
+        The packed set depends on these alone, and not on the pods.
+        """
         selection = load_document(self.selection, SelectionReceipt).digest
         return content_digest(self.stage, selection, self.image_column, self.packed_tar_bytes, self.seed)

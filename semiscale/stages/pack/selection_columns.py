@@ -1,4 +1,4 @@
-"""D̂ in columns: what packing needs to know of each selected (image, class), in little memory."""
+"""Load the columns of D̂ that packing needs, in little memory."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,17 @@ _COLUMNS = ("class", "shard", "index", "uri", "offset", "size_bytes")
 
 @dataclass(frozen=True)
 class SelectionColumns:
-    """One entry an (image, class), in the selection's order. `shard` and `uri` number `shards` and `uris`.
+    """D̂ as columns of equal length, with one entry for each (image, class).
 
-    `offset` is where an image's bytes start in the object at its URI; -1 for one inside a Parquet file.
+    Attributes:
+        label: The class.
+        shard: The number of the shard, an index into `shards`.
+        index: The index of the image in the shard.
+        uri: The number of the object that has the image, an index into `uris`.
+        offset: The first byte of the image in this object, or -1 for an image in a Parquet file.
+        size_bytes: The number of bytes of the image.
+        shards: The names of the shards.
+        uris: The URIs of the objects.
     """
 
     label: NDArray[np.uint16]
@@ -34,10 +42,14 @@ class SelectionColumns:
 
 
 def load_selection(uri: str) -> SelectionColumns:
-    """Read the selection. Memory: 34 bytes a row, and each shard's name and each URI once."""
+    """Read D̂.
+
+    Cost:
+        Memory: 34 bytes a row, and the name of each shard and each URI once.
+    """
     with storage.open_object(uri) as file:
         table = pq.read_table(file, columns=list(_COLUMNS), read_dictionary=["shard", "uri"])
-    # Parquet keeps a dictionary in each row group; of all it makes one.
+    # Each row group of a Parquet file has its own dictionary. All rows need the same one.
     label, shard, index, uris, offset, size_bytes = (column.combine_chunks() for column in table.unify_dictionaries())
     return SelectionColumns(
         label=label.to_numpy(),

@@ -1,8 +1,9 @@
-"""Pack: copy D̂ into shuffled WebDataset tars, because a student cannot read images at random from the whole pool.
+"""Copy D̂ into shuffled WebDataset tars.
 
-Any number of pods share the tars by leases. A pod makes a whole tar: it reads the images by their byte ranges from as
-many source shards, and writes them once. An image inside a Parquet file has no byte range of its own. Before the tars,
-the pods share these files and copy the selected images of each into one object, the extract (parquet_extracts.py).
+A student cannot read images at random from the whole pool, so the selected images are copied once. Any number of pods
+share the tars by leases. A pod makes a whole tar: it reads the images by their byte ranges from as many source shards,
+and writes them once. An image inside a Parquet file has no byte range of its own. Before the tars, the pods share these
+files and copy the selected images of each into one object, the extract (parquet_extracts.py).
 """
 
 import io
@@ -37,10 +38,10 @@ ITEMS_PER_REFRESH = 16
 
 
 def pack(config: PackConfig) -> PackReceipt:
-    """Write every row of D̂ as one sample, `.cls` next to the image, in an order drawn from the seed.
+    """Write every row of D̂ as one sample of a tar, in a random order.
 
-    Equal selections and seeds give equal bytes, for any number of pods. The call returns when all tars are written, by
-    any pod.
+    A sample is an image with a `.cls` file. The seed decides the order. Equal selections and seeds give equal bytes,
+    for any number of pods. The call returns when all tars are written, by any pod.
 
     Args:
         config: The inputs of this pod.
@@ -61,12 +62,15 @@ def pack(config: PackConfig) -> PackReceipt:
 
 
 def _pack_selection(config: PackConfig, folder: str) -> dict[str, object]:
-    """Write what is missing of the packed set until all of it is there, and return the receipt's fields."""
+    """Write the missing objects of the packed set, and return the receipt's fields.
+
+    The call returns when all objects are written, by any pod.
+    """
     plan = load_document(config.plan, PlanReceipt)
     pods = load_document(config.count, FanoutReceipt).pods if config.count else plan.pods
     pack_plan = build_pack_plan(config, folder)
     tars, rows = pack_plan.tars, pack_plan.rows
-    if pack_plan.missing(tars):
+    if pack_plan.list_missing(tars):
         leases = LeaseManager(folder)
         writer = _PackWriter(config, pack_plan, load_shards_by_name(plan), leases.heartbeat)
         work = SharedWork[str](
@@ -74,21 +78,21 @@ def _pack_selection(config: PackConfig, folder: str) -> dict[str, object]:
             "pack",
             "objects",
             lease_name=lambda uri: PurePosixPath(uri).stem,
-            list_unfinished=pack_plan.missing,
+            list_unfinished=pack_plan.list_missing,
             is_done_under_lease=lambda uri: storage.head(uri) is not None,
             items_per_round=ITEMS_PER_REFRESH,
         )
         # The tars read from the extracts, so all extracts come first.
-        if pack_plan.excerpts:
+        if pack_plan.extracts:
             work.run_each(
-                rotate_to_start(pack_plan.missing(pack_plan.excerpts), config.pod, pods), writer.write_extract
+                rotate_to_start(pack_plan.list_missing(pack_plan.extracts), config.pod, pods), writer.write_extract
             )
-        work.run_each(rotate_to_start(pack_plan.missing(tars), config.pod, pods), writer.write_tar)
+        work.run_each(rotate_to_start(pack_plan.list_missing(tars), config.pod, pods), writer.write_tar)
 
     sizes = pack_plan.written_sizes()
     shards_uri = storage.join(folder, "shards.json")
     storage.write_bytes(shards_uri, _shard_list(pack_plan, sizes))
-    for uri in pack_plan.excerpts:
+    for uri in pack_plan.extracts:
         storage.delete(uri)
     return {
         "shards": shards_uri,
@@ -119,7 +123,7 @@ class _PackWriter:
 
     def write_extract(self, uri: str) -> None:
         """Copy the selected images of one Parquet file into one object."""
-        extract = self._plan.excerpts[uri]
+        extract = self._plan.extracts[uri]
         with self._progress.timer("excerpts"):
             storage.write_bytes(uri, parquet_extracts.read_extract(extract, self._shards[extract.shard], self._columns))
         log_info("pack", f"{extract.shard}: {len(extract.indexes):,} images copied out")
@@ -140,7 +144,7 @@ class _PackWriter:
 
 
 def _shard_list(pack_plan: PackPlan, sizes: dict[str, int]) -> bytes:
-    """Return the tars as the JSON list of a labeled set's shards, with the labels of their samples."""
+    """Return the tars and their labels as the JSON list of a labeled set."""
     lines = []
     for uri, tar in pack_plan.tars.items():
         shard = Shard(uri=uri, name=PurePosixPath(uri).name, kind="tar", size_bytes=sizes[uri], version="")

@@ -1,4 +1,4 @@
-"""D̂ copied into tars: the definition, that nothing but the selection and the seed changes a byte, what is read."""
+"""Test that D̂ is packed as defined, with equal bytes for an equal selection and seed."""
 
 import io
 import json
@@ -28,36 +28,37 @@ from semiscale.stages.pack.stage import pack
 from tests.support import pictures, selections
 from tests.support.stages import Stages
 
-TAR_BYTES = 2000  # of images of 200 bytes or so: tars of ten
+# An image has about 200 bytes, so a tar has about ten.
+TAR_BYTES = 2000
 
 
-def packed(root: Path, receipts: tuple[str, str], workdir: str = "work", **changes: object) -> PackReceipt:
+def run_pack(root: Path, receipts: tuple[str, str], workdir: str = "work", **changes: object) -> PackReceipt:
     """Pack a selection."""
     plan, selection = receipts
     settings = {"plan": plan, "selection": selection, "workdir": str(root / workdir), "packed_tar_bytes": TAR_BYTES}
     return pack(PackConfig.model_validate({**settings, **changes}))
 
 
-def tars_of(receipt: PackReceipt) -> dict[str, bytes]:
-    """The bytes of every tar, by name."""
-    listed = [item["shard"] for item in json.loads(storage.read_bytes(receipt.shards))]
-    return {shard["name"]: storage.read_bytes(shard["uri"]) for shard in listed}
+def read_tars(receipt: PackReceipt) -> dict[str, bytes]:
+    """Return the bytes of every tar, by name."""
+    shards = [item["shard"] for item in json.loads(storage.read_bytes(receipt.shards))]
+    return {shard["name"]: storage.read_bytes(shard["uri"]) for shard in shards}
 
 
-def samples_of(receipt: PackReceipt) -> list[list[tuple[int, bytes]]]:
-    """(class, image) of every sample, tar by tar."""
-    found = []
+def read_samples(receipt: PackReceipt) -> list[list[tuple[int, bytes]]]:
+    """Return (class, image) of every sample, tar by tar."""
+    tars = []
     for item in json.loads(storage.read_bytes(receipt.shards)):
         with tarfile.open(item["shard"]["uri"]) as tar:
             data = [tar.extractfile(member).read() for member in tar]  # type: ignore[union-attr]
-        found.append([(int(label), image) for label, image in zip(data[::2], data[1::2], strict=True)])
-        assert [label for label, _ in found[-1]] == item["labels"]
+        tars.append([(int(label), image) for label, image in zip(data[::2], data[1::2], strict=True)])
+        assert [label for label, _ in tars[-1]] == item["labels"]
         assert Path(item["shard"]["uri"]).stat().st_size == item["shard"]["size_bytes"]
-    return found
+    return tars
 
 
-def pool_of(root: Path, kind: str) -> str:
-    """The same 240 images in tars, in Parquet files of several row groups, or as loose files."""
+def write_pool(root: Path, kind: str) -> str:
+    """Write 240 images into tars, into Parquet files of several row groups, or as loose files."""
     images = {f"{number:05}.png": pictures.picture(number % 4 - 1, 1000 + number) for number in range(240)}
     parts = [dict(list(images.items())[start : start + 40]) for start in range(0, 240, 40)]
     folder = root / kind
@@ -75,10 +76,10 @@ def pool_of(root: Path, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "files"])
-def test_the_packed_set_is_the_selection_shuffled(tmp_path: Path, kind: str) -> None:
-    receipts = selections.write(tmp_path, pool_of(tmp_path, kind), per_class=60)
-    receipt = packed(tmp_path, receipts)
-    samples = [sample for tar in samples_of(receipt) for sample in tar]
+def test_the_packed_set_is_the_shuffled_selection(tmp_path: Path, kind: str) -> None:
+    receipts = selections.write(tmp_path, write_pool(tmp_path, kind), per_class=60)
+    receipt = run_pack(tmp_path, receipts)
+    samples = [sample for tar in read_samples(receipt) for sample in tar]
     rows = pq.read_table(tmp_path / "selection.parquet").to_pylist()
     selected = [
         (row["class"], pictures.picture(number % 4 - 1, 1000 + number))
@@ -89,51 +90,51 @@ def test_the_packed_set_is_the_selection_shuffled(tmp_path: Path, kind: str) -> 
     assert samples != sorted(samples)
     assert receipt.class_counts == [60, 60, 60]
     assert receipt.samples == 180
-    assert len(tars_of(receipt)) == receipt.tars > 10
-    assert sum(map(len, tars_of(receipt).values())) == receipt.size_bytes
-    assert not list((tmp_path / "work").rglob("excerpts/*")), "what was copied out of Parquet files is removed"
+    assert len(read_tars(receipt)) == receipt.tars > 10
+    assert sum(map(len, read_tars(receipt).values())) == receipt.size_bytes
+    assert not list((tmp_path / "work").rglob("excerpts/*")), "the extracts of Parquet files are deleted"
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_pods_and_their_order_change_no_byte(tmp_path: Path, kind: str) -> None:
-    pool = pool_of(tmp_path, kind)
-    found = []
+def test_the_bytes_do_not_depend_on_the_pods(tmp_path: Path, kind: str) -> None:
+    pool = write_pool(tmp_path, kind)
+    tars = []
     for pods, pod in ((1, 0), (2, 1), (7, 5)):
         root = tmp_path / f"{pods}"
         root.mkdir()
-        found.append(tars_of(packed(root, selections.write(root, pool, per_class=60, pods=pods), pod=pod)))
-    assert found[0] == found[1] == found[2]
+        tars.append(read_tars(run_pack(root, selections.write(root, pool, per_class=60, pods=pods), pod=pod)))
+    assert tars[0] == tars[1] == tars[2]
 
 
 def test_the_seed_decides_the_order(tmp_path: Path) -> None:
-    receipts = selections.write(tmp_path, pool_of(tmp_path, "tar"), per_class=60)
-    one, other = (list(chain(*samples_of(packed(tmp_path, receipts, seed=seed)))) for seed in (1, 2))
-    assert one != other
-    assert sorted(one) == sorted(other)
+    receipts = selections.write(tmp_path, write_pool(tmp_path, "tar"), per_class=60)
+    first, second = (list(chain(*read_samples(run_pack(tmp_path, receipts, seed=seed)))) for seed in (1, 2))
+    assert first != second
+    assert sorted(first) == sorted(second)
 
 
-def test_tars_that_are_there_are_not_written_again(tmp_path: Path) -> None:
-    receipts = selections.write(tmp_path, pool_of(tmp_path, "tar"), per_class=60)
-    first = packed(tmp_path, receipts)
+def test_existing_tars_are_not_written_again(tmp_path: Path) -> None:
+    receipts = selections.write(tmp_path, write_pool(tmp_path, "tar"), per_class=60)
+    first = run_pack(tmp_path, receipts)
     (Path(first.folder) / "receipt.json").unlink()
-    victim, *kept = sorted(Path(first.folder).glob("*.tar"))
-    expected, times = victim.read_bytes(), [path.stat().st_mtime_ns for path in kept]
+    victim, *others = sorted(Path(first.folder).glob("*.tar"))
+    expected, times = victim.read_bytes(), [path.stat().st_mtime_ns for path in others]
     victim.unlink()
-    again = packed(tmp_path, receipts)
+    again = run_pack(tmp_path, receipts)
     assert again.model_copy(update={"seconds": first.seconds}) == first
     assert victim.read_bytes() == expected
-    assert [path.stat().st_mtime_ns for path in kept] == times
+    assert [path.stat().st_mtime_ns for path in others] == times
 
 
 @pytest.mark.parametrize(("kind", "again"), [("tar", "1 of 4 pods: 1 of"), ("parquet", "4 of 4 pods: 1 of")])
-def test_the_packing_has_as_many_pods_as_there_is_work_for(tmp_path: Path, kind: str, again: str) -> None:
-    """The last tar's images may lie in all Parquet files, whose excerpts are made anew."""
-    plan, selection = selections.write(tmp_path, pool_of(tmp_path, kind), per_class=60, pods=4)
+def test_the_number_of_pods_follows_the_remaining_work(tmp_path: Path, kind: str, again: str) -> None:
+    # The images of the last tar may lie in all Parquet files, so all extracts are written again.
+    plan, selection = selections.write(tmp_path, write_pool(tmp_path, kind), per_class=60, pods=4)
     config = PackFanoutConfig(
         workdir=str(tmp_path / "work"), plan=plan, selection=selection, packed_tar_bytes=TAR_BYTES
     )
     assert plan_pack_fanout(config).pods == 4
-    receipt = packed(tmp_path, (plan, selection))
+    receipt = run_pack(tmp_path, (plan, selection))
     assert plan_pack_fanout(config).why == f"1 of 4 pods: 0 of {receipt.tars} tars to pack"
     (Path(receipt.folder) / "receipt.json").unlink()
     assert plan_pack_fanout(config).why == f"1 of 4 pods: 0 of {receipt.tars} tars to pack"
@@ -141,10 +142,10 @@ def test_the_packing_has_as_many_pods_as_there_is_work_for(tmp_path: Path, kind:
     assert plan_pack_fanout(config).why.startswith(f"{again} {receipt.tars} tars to pack")
 
 
-def test_each_of_the_counted_pods_begins_with_its_own_share_of_what_is_left(tmp_path: Path) -> None:
-    """The first two tars of eighteen are gone: of the four pods that there may be, two are worth it."""
-    plan, selection = selections.write(tmp_path, pool_of(tmp_path, "tar"), per_class=60, pods=4)
-    receipt = packed(tmp_path, (plan, selection))
+def test_each_pod_begins_with_its_own_share_of_the_missing_tars(tmp_path: Path) -> None:
+    # Two of eighteen tars are missing, so two of the four possible pods have work.
+    plan, selection = selections.write(tmp_path, write_pool(tmp_path, "tar"), per_class=60, pods=4)
+    receipt = run_pack(tmp_path, (plan, selection))
     config = PackFanoutConfig(
         workdir=str(tmp_path / "work"), plan=plan, selection=selection, packed_tar_bytes=TAR_BYTES
     )
@@ -154,47 +155,48 @@ def test_each_of_the_counted_pods_begins_with_its_own_share_of_what_is_left(tmp_
     counted = plan_pack_fanout(config)
     assert counted.pods == 2
     (tmp_path / "count.json").write_text(counted.model_dump_json())
-    packed(tmp_path, (plan, selection), pod=1, count=str(tmp_path / "count.json"))
+    run_pack(tmp_path, (plan, selection), pod=1, count=str(tmp_path / "count.json"))
     assert second.stat().st_mtime_ns < first.stat().st_mtime_ns
 
 
 @pytest.mark.parametrize("kind", ["tar", "files"])
-def test_a_source_that_changed_is_refused_also_where_other_images_lie_in_its_places(tmp_path: Path, kind: str) -> None:
-    receipts = selections.write(tmp_path, pool_of(tmp_path, kind), per_class=60)
+def test_a_changed_source_is_refused_even_if_its_locations_have_images(tmp_path: Path, kind: str) -> None:
+    receipts = selections.write(tmp_path, write_pool(tmp_path, kind), per_class=60)
     for path in (tmp_path / kind).iterdir():
         path.write_bytes(path.read_bytes() + bytes(10240))
     with pytest.raises(SemiscaleError, match=rf"^{tmp_path}/{kind}/.*: .*SEMI-E021"):
-        packed(tmp_path, receipts)
+        run_pack(tmp_path, receipts)
 
 
-@pytest.mark.parametrize("what", ["shorter", "no image", "gone"])
-def test_a_linked_image_that_changed_is_refused(tmp_path: Path, what: str) -> None:
-    links = sorted(str(path) for path in Path(pool_of(tmp_path, "files")).iterdir())
+@pytest.mark.parametrize("change", ["shorter", "no image", "deleted"])
+def test_a_changed_linked_image_is_refused(tmp_path: Path, change: str) -> None:
+    links = sorted(str(path) for path in Path(write_pool(tmp_path, "files")).iterdir())
     pq.write_table(pa.table({"image": links}), tmp_path / "links.parquet")
     receipts = selections.write(tmp_path, str(tmp_path / "links.parquet"), per_class=60)
     for link in links:
-        Path(link).write_bytes(b"short" if what == "shorter" else b"x" * 200_000)
-        if what == "gone":
+        Path(link).write_bytes(b"short" if change == "shorter" else b"x" * 200_000)
+        if change == "deleted":
             Path(link).unlink()
-    how = r": .*SEMI-E320" if what == "gone" else r", byte 0: .*SEMI-E321"
-    with pytest.raises(SemiscaleError, match=rf"\.png{how}"):
-        packed(tmp_path, receipts)
+    message = r": .*SEMI-E320" if change == "deleted" else r", byte 0: .*SEMI-E321"
+    with pytest.raises(SemiscaleError, match=rf"\.png{message}"):
+        run_pack(tmp_path, receipts)
 
 
-def test_a_parquet_source_that_changed_is_refused(tmp_path: Path) -> None:
-    receipts = selections.write(tmp_path, pool_of(tmp_path, "parquet"), per_class=60)
+def test_a_changed_parquet_source_is_refused(tmp_path: Path) -> None:
+    receipts = selections.write(tmp_path, write_pool(tmp_path, "parquet"), per_class=60)
     pictures.write_parquet(tmp_path / "parquet" / "3.parquet", 5, seed=1)
     with pytest.raises(SemiscaleError, match=r"3\.parquet: .*SEMI-E021"):
-        packed(tmp_path, receipts)
+        run_pack(tmp_path, receipts)
 
 
-def test_of_a_parquet_file_only_the_row_groups_with_a_selected_image_are_read(tmp_path: Path) -> None:
-    pool = Path(pool_of(tmp_path, "parquet"))
+def test_only_the_row_groups_with_a_selected_image_are_read(tmp_path: Path) -> None:
+    pool = Path(write_pool(tmp_path, "parquet"))
     [shard] = listing.list_shards([str(pool / "0.parquet")])
-    wanted = [3, 15, 16, 39]  # of row groups 0, 2, 2 and 5
-    everything = list(reader.iter_samples(shard, SampleFields("image", "")))
+    # They lie in row groups 0, 2, 2 and 5.
+    wanted = [3, 15, 16, 39]
+    samples = list(reader.iter_samples(shard, SampleFields("image", "")))
     assert list(parquet_reader.read_samples_at(shard, wanted, SampleFields("image", ""))) == [
-        everything[index] for index in wanted
+        samples[index] for index in wanted
     ]
     path = pool / "0.parquet"
     data = bytearray(path.read_bytes())
@@ -209,8 +211,14 @@ def test_of_a_parquet_file_only_the_row_groups_with_a_selected_image_are_read(tm
         list(parquet_reader.read_samples_at(damaged, [8], SampleFields("image", "")))
 
 
-def rows_of(images: int, classes: int, seed: int = 0) -> SelectionColumns:
-    """A selection of images in one to `classes` classes each, as the merge orders it, spread over 20 shards."""
+def random_selection(images: int, classes: int, seed: int = 0) -> SelectionColumns:
+    """Return a random selection from 20 shards, in the order of the merge.
+
+    Args:
+        images: The number of images of the pool.
+        classes: The number of classes. An image is selected for up to this many.
+        seed: Seeds the selection.
+    """
     rng = np.random.default_rng(seed)
     chosen = [(label, image) for label in range(classes) for image in np.flatnonzero(rng.random(images) < 0.6)]
     label, image = np.array(chosen).T
@@ -226,42 +234,42 @@ def rows_of(images: int, classes: int, seed: int = 0) -> SelectionColumns:
     )
 
 
-def sequence(rows: SelectionColumns, order: I64) -> list[tuple[int, str, int]]:
-    """Name rows by what they are, not by where they stand in the selection."""
+def identities(rows: SelectionColumns, order: I64) -> list[tuple[int, str, int]]:
+    """Return (class, shard name, index) of these rows."""
     return [(int(rows.label[row]), rows.shards[rows.shard[row]], int(rows.index[row])) for row in order]
 
 
 @pytest.mark.parametrize("tars", [1, 2, 3, 4, 5, 40])
-def test_copies_of_an_image_lie_far_apart(tars: int) -> None:
-    rows = rows_of(images=2000, classes=4)
-    drawn = tar_layout.plan_layout(rows, tar_bytes=-(-100 * len(rows) // tars), seed=3)
-    assert len(drawn.edges) == tars + 1
-    assert sorted(drawn.order.tolist()) == list(range(len(rows)))
-    where = defaultdict(list)
-    for place, (_, shard, index) in enumerate(sequence(rows, drawn.order)):
-        where[shard, index].append(place)
-    assert {len(places) for places in where.values()} == {1, 2, 3, 4}
-    for places in where.values():
-        copies = len(places)
-        in_tars = np.searchsorted(drawn.edges, places, side="right")
+def test_copies_of_an_image_are_far_apart(tars: int) -> None:
+    rows = random_selection(images=2000, classes=4)
+    layout = tar_layout.plan_layout(rows, tar_bytes=-(-100 * len(rows) // tars), seed=3)
+    assert len(layout.edges) == tars + 1
+    assert sorted(layout.order.tolist()) == list(range(len(rows)))
+    positions_of = defaultdict(list)
+    for position, (_, shard, index) in enumerate(identities(rows, layout.order)):
+        positions_of[shard, index].append(position)
+    assert {len(positions) for positions in positions_of.values()} == {1, 2, 3, 4}
+    for positions in positions_of.values():
+        copies = len(positions)
+        tar_of_copy = np.searchsorted(layout.edges, positions, side="right")
         if copies <= tars:
-            assert len(set(in_tars)) == copies, "never two in one tar"
-        # A copies-th of a tar, give or take chance; further with more tars.
-        assert np.diff(places).min(initial=len(rows)) > 0.8 * len(rows) / tars / copies
+            assert len(set(tar_of_copy)) == copies, "no tar has two copies"
+        # With c copies, the distance is a c-th of a tar except for chance. It is larger with more tars.
+        assert np.diff(positions).min(initial=len(rows)) > 0.8 * len(rows) / tars / copies
 
 
-def test_tars_are_about_equally_large() -> None:
-    rows = rows_of(images=10_000, classes=4)
-    drawn = tar_layout.plan_layout(rows, tar_bytes=100 * len(rows) // 20, seed=0)
-    sizes = np.diff(drawn.edges)
+def test_tars_have_similar_sizes() -> None:
+    rows = random_selection(images=10_000, classes=4)
+    layout = tar_layout.plan_layout(rows, tar_bytes=100 * len(rows) // 20, seed=0)
+    sizes = np.diff(layout.edges)
     assert abs(sizes / sizes.mean() - 1).max() < 0.15
 
 
-def test_where_a_row_goes_depends_on_what_it_is_alone() -> None:
-    """Not on its place in the selection, on the numbering of the shards, or on where they lie."""
-    rows = rows_of(images=500, classes=3)
-    lots = np.random.default_rng(5)
-    shuffled, renumbered = lots.permutation(len(rows)), lots.permutation(20)
+def test_the_tar_of_a_row_depends_on_its_identity_only() -> None:
+    # It depends neither on the order of the rows, nor on the numbers or the URIs of the shards.
+    rows = random_selection(images=500, classes=3)
+    rng = np.random.default_rng(5)
+    shuffled, renumbered = rng.permutation(len(rows)), rng.permutation(20)
     other = SelectionColumns(
         label=rows.label[shuffled],
         shard=np.argsort(renumbered)[rows.shard[shuffled]].astype(np.int32),
@@ -272,62 +280,65 @@ def test_where_a_row_goes_depends_on_what_it_is_alone() -> None:
         shards=[rows.shards[number] for number in renumbered],
         uris=pa.array([f"elsewhere-{number}" for number in range(20)]),
     )
-    one, two = (tar_layout.plan_layout(some, tar_bytes=9000, seed=7) for some in (rows, other))
-    assert one.edges == two.edges
-    assert sequence(rows, one.order) == sequence(other, two.order)
+    layout, other_layout = (tar_layout.plan_layout(some, tar_bytes=9000, seed=7) for some in (rows, other))
+    assert layout.edges == other_layout.edges
+    assert identities(rows, layout.order) == identities(other, other_layout.order)
 
 
-def test_neighbours_are_read_together_and_what_is_far_is_not(tmp_path: Path) -> None:
+def test_near_images_are_read_together_and_distant_ones_are_not(tmp_path: Path) -> None:
     path = tmp_path / "shard"
     image = b"\xff\xd8\xff" + bytes(range(100))
-    apart = range_reads.COALESCE_GAP_BYTES
-    places = [
-        ByteLocation(str(path), offset, len(image)) for offset in (0, 500, 500 + len(image) + apart, 3 * apart, 500)
+    gap = range_reads.COALESCE_GAP_BYTES
+    locations = [
+        ByteLocation(str(path), offset, len(image)) for offset in (0, 500, 500 + len(image) + gap, 3 * gap, 500)
     ]
-    data = bytearray(4 * apart)
-    for place in places:
-        data[place.offset : place.end] = image
+    data = bytearray(4 * gap)
+    for location in locations:
+        data[location.offset : location.end] = image
     path.write_bytes(data)
-    found = range_reads.coalesce(places)
-    assert [one.images for one in found] == [[0, 1, 4, 2], [3]]
-    assert [(one.start, one.end) for one in found] == [(0, places[2].end), (places[3].offset, places[3].end)]
-    assert range_reads.read_images(places) == [image] * 5
+    ranges = range_reads.coalesce(locations)
+    assert [part.images for part in ranges] == [[0, 1, 4, 2], [3]]
+    assert [(part.start, part.end) for part in ranges] == [
+        (0, locations[2].end),
+        (locations[3].offset, locations[3].end),
+    ]
+    assert range_reads.read_images(locations) == [image] * 5
 
 
 def test_a_dense_shard_is_read_in_several_requests() -> None:
     size = 1 << 20
-    found = range_reads.coalesce([ByteLocation("a", number * size, size) for number in range(20)])
-    assert [one.end - one.start for one in found] == [range_reads.MAX_RANGE_BYTES] * 2 + [4 * size]
-    assert [number for one in found for number in one.images] == list(range(20))
+    ranges = range_reads.coalesce([ByteLocation("a", number * size, size) for number in range(20)])
+    assert [part.end - part.start for part in ranges] == [range_reads.MAX_RANGE_BYTES] * 2 + [4 * size]
+    assert [number for part in ranges for number in part.images] == list(range(20))
 
 
 @pytest.mark.parametrize("name", ["jpg", "png", "webp", "gif", "bmp"])
-def test_an_image_is_called_what_it_is(name: str) -> None:
+def test_the_extension_of_an_image_is_its_format(name: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2)).save(buffer, "JPEG" if name == "jpg" else name)
     assert range_reads.detect_extension(buffer.getvalue()) == name
 
 
 def test_loose_gifs_and_bitmaps_are_listed_scored_and_packed(tmp_path: Path) -> None:
-    written = {}
+    originals = {}
     (tmp_path / "loose").mkdir()
     for number in range(12):
         frames = [Image.open(io.BytesIO(pictures.picture((number + shift) % 3, number))) for shift in (0, 1)]
         path = tmp_path / "loose" / f"{number:02}.{('gif', 'bmp')[number % 2]}"
         animated: dict[str, Any] = {"save_all": True, "append_images": frames[1:]} if path.suffix == ".gif" else {}
         frames[0].save(path, **animated)
-        written[path.name] = path.read_bytes()
+        originals[path.name] = path.read_bytes()
     with Image.open(tmp_path / "loose" / "00.gif") as animation:
         assert getattr(animation, "n_frames", 1) == 2
     stages = Stages(tmp_path, unlabeled=[str(tmp_path / "loose")], images_per_class=12, classes_per_image=1)
-    assert sum(one.listed for one in stages.scores) == sum(one.scored for one in stages.scores) == 12
+    assert sum(pod.listed for pod in stages.scores) == sum(pod.scored for pod in stages.scores) == 12
     rows = stages.selection_rows()
-    assert {row["key"] for row in rows} == written.keys()
-    right = sum(row["class"] == int(row["key"][:2]) % 3 for row in rows)
-    assert right >= 10, "the first frame's class, by a teacher that was trained on PNG"
-    found = []
-    for data in tars_of(stages.packed).values():
+    assert {row["key"] for row in rows} == originals.keys()
+    num_correct = sum(row["class"] == int(row["key"][:2]) % 3 for row in rows)
+    assert num_correct >= 10, "the teacher, trained on PNG, recognises the first frame"
+    members = []
+    for data in read_tars(stages.packed).values():
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            found += [(Path(one.name).suffix, tar.extractfile(one).read()) for one in tar if one.isfile()]  # type: ignore[union-attr]
-    images = [(suffix, data) for suffix, data in found if suffix in (".gif", ".bmp")]
-    assert sorted(images) == sorted((Path(name).suffix, data) for name, data in written.items())
+            members += [(Path(member.name).suffix, tar.extractfile(member).read()) for member in tar if member.isfile()]  # type: ignore[union-attr]
+    images = [(suffix, data) for suffix, data in members if suffix in (".gif", ".bmp")]
+    assert sorted(images) == sorted((Path(name).suffix, data) for name, data in originals.items())
