@@ -1,4 +1,4 @@
-"""Test that D̂ is packed as defined, with equal bytes for an equal selection and seed."""
+"""Test that an equal selection and seed pack D̂ into equal bytes."""
 
 import io
 import json
@@ -58,7 +58,7 @@ def read_samples(receipt: PackReceipt) -> list[list[tuple[int, bytes]]]:
 
 
 def write_pool(root: Path, kind: str) -> str:
-    """Write 240 images into tars, into Parquet files of several row groups, or as loose files."""
+    """Write 240 images into tars or Parquet files, or as loose files."""
     images = {f"{number:05}.png": pictures.picture(number % 4 - 1, 1000 + number) for number in range(240)}
     parts = [dict(list(images.items())[start : start + 40]) for start in range(0, 240, 40)]
     folder = root / kind
