@@ -146,7 +146,7 @@ def test_a_score_file_that_lost_rows_is_refused(tmp_path: Path, rows: int) -> No
     stages = Stages(tmp_path)
     victim = next(Path(stages.scores[0].folder).glob("*/scores.parquet"))
     num_rows = pq.read_metadata(victim).num_rows
-    rewritten(victim, rows)
+    truncate_rows(victim, rows)
     with pytest.raises(
         SemiscaleError, match=f"{victim}: {rows} rows; expected 3 for each of {num_rows // 3} images.*SEMI-E027"
     ):

@@ -16,6 +16,8 @@ from semiscale.data.preprocessing import Preprocessing
 from semiscale.data.shard import SampleFields
 from semiscale.data.transforms import random_box
 from semiscale.stages.train.distributed import DistributedContext
+from semiscale.stages.train.input_pipeline.augmentation import OPERATIONS, Augment, random_erasing, trivial_augment
+from semiscale.stages.train.input_pipeline.dataset import TrainDataset
 from tests.stages.train.test_train import write_labeled_shards
 
 SETTINGS = Preprocessing(resolution=64, augmentation="crop-flip")
