@@ -80,6 +80,7 @@ format: setup ## rewrite the code in the project's format
 lint: setup
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
+	$(BIN)/python -m tests.style.check_words
 
 types: setup
 	$(BIN)/mypy
