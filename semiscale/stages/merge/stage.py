@@ -217,11 +217,12 @@ def choose_winners(config: MergeConfig, score_files: list[ScoreFileReader], clas
     if config.random_images:
         return select_random(score_files, config.random_images, config.seed)
     classes_per_image = min(config.classes_per_image, classes)
-    kept = max(score_file.classes_kept for score_file in score_files)
-    if classes_per_image > kept:
+    classes_kept = max(score_file.classes_kept for score_file in score_files)
+    if classes_per_image > classes_kept:
         raise InvalidInputError(
             "SEMI-E302",
-            f"classes_per_image: The scores keep the {kept} best classes of each image. Set it to at most {kept}.",
+            f"classes_per_image: The scores keep the {classes_kept} best classes of each image. "
+            f"Set it to at most {classes_kept}.",
         )
     min_score = logit(config.min_probability)
     return select_top_k(score_files, classes, config.images_per_class, classes_per_image, min_score)

@@ -55,6 +55,7 @@ def plan_extracts(rows: SelectionColumns, folder: str) -> tuple[SelectionColumns
         sizes = rows.size_bytes[shard_rows][first_row]
         uri[shard_rows] = len(rows.uris) + len(extracts)
         offset[shard_rows] = (np.cumsum(sizes) - sizes)[image]
+        # The folder in the workdir has the older name of the extracts.
         extract_uri = storage.join(folder, "excerpts", f"{len(extracts):06}")
         extracts.append(ParquetExtract(rows.shards[rows.shard[shard_rows[0]]], extract_uri, indexes, sizes))
     uris = pa.concat_arrays([rows.uris, pa.array([extract.uri for extract in extracts], rows.uris.type)])

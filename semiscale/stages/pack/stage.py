@@ -124,6 +124,7 @@ class _PackWriter:
     def write_extract(self, uri: str) -> None:
         """Copy the selected images of one Parquet file into one object."""
         extract = self._plan.extracts[uri]
+        # A label of a metric has this older name of the extracts.
         with self._progress.timer("excerpts"):
             storage.write_bytes(uri, parquet_extracts.read_extract(extract, self._shards[extract.shard], self._columns))
         log_info("pack", f"{extract.shard}: {len(extract.indexes):,} images copied out")

@@ -20,7 +20,7 @@ from semiscale.scores.score_file import ScoreFileReader, ScoreRows
 from semiscale.stages.merge.locate_winners import locate_winners
 from semiscale.stages.merge.top_k import select_top_k
 
-CLASSES, KEPT = 1000, 2
+CLASSES, CLASSES_KEPT = 1000, 2
 # Shards of a shard group.
 SHARDS = 8
 
@@ -30,13 +30,13 @@ def random_rows(group: int, codes: score_file.U64) -> ScoreRows:
     rng, images = np.random.default_rng(group), len(codes)
     first = rng.integers(0, CLASSES, images)
     labels_BP = np.column_stack([first, (first + rng.integers(1, CLASSES, images)) % CLASSES])
-    scores_BP = -np.sort(-rng.normal(0, 3, (images, KEPT)), axis=1)
+    scores_BP = -np.sort(-rng.normal(0, 3, (images, CLASSES_KEPT)), axis=1)
     return ScoreRows(
         labels_BP.astype(np.uint16).ravel(),
         scores_BP.astype(np.float32).ravel(),
-        np.repeat(codes, KEPT),
-        np.tile(np.arange(KEPT, dtype=np.uint8), images),
-        np.repeat(score_file.tie_breakers(codes, shard_names(group)), KEPT),
+        np.repeat(codes, CLASSES_KEPT),
+        np.tile(np.arange(CLASSES_KEPT, dtype=np.uint8), images),
+        np.repeat(score_file.tie_breakers(codes, shard_names(group)), CLASSES_KEPT),
     )
 
 
@@ -75,7 +75,7 @@ def test_merge_reads_at_most_three_times_the_winners(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_class: int, num_groups: int
 ) -> None:
     head = score_file.first_band_size(images_per_class, num_groups)
-    images = 2 * (head + 20) * CLASSES // KEPT // SHARDS * SHARDS
+    images = 2 * (head + 20) * CLASSES // CLASSES_KEPT // SHARDS * SHARDS
     codes = np.concatenate(
         [score_file.encode_sample_ids(shard, np.arange(images // SHARDS)) for shard in range(SHARDS)]
     )
@@ -91,7 +91,7 @@ def test_merge_reads_at_most_three_times_the_winners(
 
     monkeypatch.setattr(storage, "read_bytes", count_bytes)
     score_files = [ScoreFileReader(receipt.scores) for receipt in receipts]
-    winners = select_top_k(score_files, CLASSES, images_per_class, KEPT)
+    winners = select_top_k(score_files, CLASSES, images_per_class, CLASSES_KEPT)
     selection = locate_winners(winners, receipts, score_files, CLASSES)
     assert len(winners) == CLASSES * images_per_class
     reported = sum(file.bytes_read for file in score_files) + selection.bytes_read

@@ -16,7 +16,7 @@ from semiscale.scores.score_file import ScoreFileReader, ScoreRows
 from semiscale.stages.merge import top_k as selecting
 from semiscale.stages.merge.top_k import Candidates, prune, select_random, select_top_k
 
-CLASSES, KEPT = 7, 3
+CLASSES, CLASSES_KEPT = 7, 3
 # The class that no image has.
 EMPTY = 5
 # Log-odds whose softmax is 1 in single precision. Some are far apart, and two differ in their last bit.
@@ -38,10 +38,10 @@ def random_pool(images: int, seed: int, levels: int = 6) -> list[tuple[int, int,
     weights[EMPTY] = 0
     rows = []
     for image in range(images):
-        labels = rng.choice(CLASSES, KEPT, replace=False, p=weights / weights.sum())
-        drawn = rng.integers(0, levels, KEPT) / 2 if levels else rng.choice(SATURATED, KEPT)
+        labels = rng.choice(CLASSES, CLASSES_KEPT, replace=False, p=weights / weights.sum())
+        drawn = rng.integers(0, levels, CLASSES_KEPT) / 2 if levels else rng.choice(SATURATED, CLASSES_KEPT)
         values = np.sort(drawn)[::-1]
-        rows += [(image, int(labels[position]), float(values[position]), position) for position in range(KEPT)]
+        rows += [(image, int(labels[position]), float(values[position]), position) for position in range(CLASSES_KEPT)]
     return rows
 
 
@@ -159,7 +159,7 @@ def count_rows_read(score_files: list[ScoreFileReader], images_per_class: int, c
 
 def test_rows_that_cannot_win_are_not_read(tmp_path: Path) -> None:
     score_files = write_score_files(random_pool(3000, 2, levels=10**6), 4, 0, tmp_path)
-    assert count_rows_read(score_files, 3, KEPT) < 0.1 * 3000 * KEPT
+    assert count_rows_read(score_files, 3, CLASSES_KEPT) < 0.1 * 3000 * CLASSES_KEPT
 
 
 def test_a_short_class_is_not_searched_for_below_the_allowed_positions(tmp_path: Path) -> None:
