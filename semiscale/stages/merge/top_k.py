@@ -1,8 +1,8 @@
 """Select the exact top K of every class over the score files of all shard groups.
 
-A score file stores its rows in bands of descending rank, which a diagram in `semiscale/scores/score_file.py` shows. The
-selection reads band by band. It is a threshold algorithm (Fagin, Lotem & Naor 2003) in its distributed form, TPUT (Cao
-& Wang 2004), as in Hübschle-Schneider & Sanders (arXiv:1502.03942):
+A score file stores its rows in bands, the best ranks of each class first. A diagram in `semiscale/scores/score_file.py`
+shows them. The selection reads band by band. It is a threshold algorithm (Fagin, Lotem & Naor 2003) in its distributed
+form, TPUT (Cao & Wang 2004), as in Hübschle-Schneider & Sanders (arXiv:1502.03942):
 
 1. It reads the first band of every score file.
 2. It keeps the K best rows of each class. The K-th best score becomes the threshold of the class. A class that has
