@@ -35,51 +35,68 @@ GAINS = {
 
 
 def compare(settings_of: Callable[[int], RunConfig], seeds: Sequence[int], at_a_time: int) -> None:
-    """Run all seeds and print every test top-1, then means, and gains with their standard errors in points.
+    """Run all seeds and print test top-1 and gains.
 
-    Finished work is found, not repeated: more seeds may be added to a study.
+    The last lines are the means, and the gains with their standard errors in points. Finished stages are reused, so
+    more seeds may be added to a study.
+
+    Args:
+        settings_of: Returns the run file of a seed.
+        seeds: The seeds, two at least.
+        at_a_time: The number of seeds that run at the same time.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(at_a_time) as pool:
-        found = list(pool.map(partial(one_seed, settings_of), seeds))
-    models = list(found[0])
+        results_of_seeds = list(pool.map(partial(run_seed, settings_of), seeds))
+    models = list(results_of_seeds[0])
     print(f"{'seed':<6}" + "".join(f"{model:>12}" for model in models))
-    for seed, row in zip(seeds, found, strict=True):
+    for seed, row in zip(seeds, results_of_seeds, strict=True):
         print(f"{seed:<6}" + "".join(f"{row[model]:12.2%}" for model in models))
-    means = [statistics.mean(row[model] for row in found) for model in models]
+    means = [statistics.mean(row[model] for row in results_of_seeds) for model in models]
     print(f"{'mean':<6}" + "".join(f"{mean:12.2%}" for mean in means) + "\n")
-    for title, (one, other) in GAINS.items():
-        print(f"{title:32} {summary([100 * (row[one] - row[other]) for row in found])}")
+    for title, (model, reference) in GAINS.items():
+        print(f"{title:32} {summarize([100 * (row[model] - row[reference]) for row in results_of_seeds])}")
 
 
-def summary(points: list[float]) -> str:
-    """Return mean, standard error over the seeds, and range."""
+def summarize(points: list[float]) -> str:
+    """Return the mean, the standard error over the seeds, and the range."""
     error = statistics.stdev(points) / len(points) ** 0.5
     return f"{statistics.mean(points):+6.2f} ± {error:.2f} points ({min(points):+.2f} to {max(points):+.2f})"
 
 
-def one_seed(settings_of: Callable[[int], RunConfig], seed: int) -> dict[str, float]:
-    """Run one seed's pipeline and control; returns test top-1 of each model."""
+def run_seed(settings_of: Callable[[int], RunConfig], seed: int) -> dict[str, float]:
+    """Run the pipeline and the control of one seed.
+
+    Args:
+        settings_of: Returns the run file of a seed.
+        seed: The seed.
+
+    Returns:
+        The test top-1 of each model.
+    """
     settings = settings_of(seed)
     log = log_path(settings)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.with_name("stages.log").open("w") as file, contextlib.redirect_stdout(file):
         run_compiled(settings, log)
-        control = Control(settings).top1()
+        control = Control(settings).run()
     numbers = results(settings)
     models = ("teacher", "baseline", "pretrained", "student")
     return {**{model: numbers[model]["top1"] for model in models}, "control": control}
 
 
 class Control:
-    """The control of one finished run: its receipts, and the stages from merge on with another selection."""
+    """The control of one finished run.
+
+    It reads the receipts of the run, and repeats the stages from merge on with another selection.
+    """
 
     def __init__(self, settings: RunConfig) -> None:
         self._settings = settings
         self._receipts = Path(settings.workdir) / settings.name / "receipts"
 
-    def top1(self) -> float:
-        """Select at random, pack, pre-train, fine-tune and measure, as the run did with its own selection."""
+    def run(self) -> float:
+        """Select at random, pack, pre-train, fine-tune and evaluate; return test top-1."""
         settings, workdir, plan = self._settings, self._settings.workdir, self._uri("plan")
         ranked = load_document(self._uri("selection"), SelectionReceipt)
         selection = merge(
@@ -94,10 +111,10 @@ class Control:
                 seed=settings.seed,
             )
         )
-        packed = pack(PackConfig(workdir=workdir, plan=plan, selection=at(selection), seed=settings.seed))
+        packed = pack(PackConfig(workdir=workdir, plan=plan, selection=receipt_uri(selection), seed=settings.seed))
         pretrained = self._train(
             recipe="pretrain",
-            packed=at(packed),
+            packed=receipt_uri(packed),
             images_processed=settings.pretrain_images_processed,
             learning_rate=settings.pretrain_learning_rate,
         )
@@ -120,7 +137,7 @@ class Control:
     def _train(self, **changes: Any) -> str:
         shared = self._settings.model_dump(include=set(TrainConfig.model_fields))
         fixed = {"architecture": self._settings.student_architecture, "plan": self._uri("plan")}
-        return at(train(TrainConfig.model_validate({**shared, **fixed, **changes})))
+        return receipt_uri(train(TrainConfig.model_validate({**shared, **fixed, **changes})))
 
     def _uri(self, name: str) -> str:
         return str(self._receipts / f"{name}.json")
@@ -129,6 +146,6 @@ class Control:
         return sorted(map(str, self._receipts.glob(f"{name}-*.json")))
 
 
-def at(receipt: Receipt) -> str:
-    """Return where a stage keeps its receipt."""
+def receipt_uri(receipt: Receipt) -> str:
+    """Return the path of a stage's receipt."""
     return f"{receipt.folder}/receipt.json"

@@ -2,9 +2,9 @@
 
     python -m benchmarks.loading
 
-The packed set has bytes that stand for images of 110 kB, half a GB on this machine's disk. Each rank reads an epoch,
-one after the other. The shuffle window is a 16th of the set. Nothing is decoded, so the figure is an upper limit that
-the parsing of tars allows.
+The packed set has random bytes in place of images of 110 kB. It takes half a GB on this machine's disk. The ranks read
+an epoch one after the other. The shuffle window is a 16th of the set. Nothing is decoded, so the figure is the upper
+limit that the parsing of tars allows.
 """
 
 import io
@@ -30,8 +30,8 @@ TARS = 256
 WINDOWS = 16
 
 
-def write(folder: Path) -> list[LabeledShard]:
-    """Write the tars: of random sizes, so that lanes begin anywhere in them."""
+def write_tars(folder: Path) -> list[LabeledShard]:
+    """Write tars of random sizes, so that streams begin anywhere in them."""
     sizes = np.random.default_rng(1).integers(10, 30, TARS).tolist()
     image = np.random.default_rng(0).bytes(IMAGE_BYTES)
     for number, samples in enumerate(sizes):
@@ -41,12 +41,12 @@ def write(folder: Path) -> list[LabeledShard]:
                     member = tarfile.TarInfo(f"{key:09}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-    found = list_shards([str(folder)])
-    return [LabeledShard(shard, np.ones(samples, np.int32)) for shard, samples in zip(found, sizes, strict=True)]
+    shards = list_shards([str(folder)])
+    return [LabeledShard(shard, np.ones(samples, np.int32)) for shard, samples in zip(shards, sizes, strict=True)]
 
 
-def read_bytes() -> int:
-    """What this process has read so far; Linux counts it."""
+def bytes_read() -> int:
+    """Return the bytes that this process has read, as Linux counts them."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
@@ -64,7 +64,7 @@ def measure(shards: list[LabeledShard], ranks: DistributedContext) -> str:
 
 
 def main() -> None:
-    """Measure, and print a line for each rank."""
+    """Measure each rank, and print a line for it."""
     with tempfile.TemporaryDirectory() as folder:
         shards = write(Path(folder))
         for count in (1, 2, 4):

@@ -31,21 +31,22 @@ from semiscale.stages.pack.range_reads import ByteLocation
 from semiscale.stages.pack.selection_columns import SelectionColumns
 from semiscale.stages.pack.stage import build_tar
 
-IMAGE_BYTES = 110_000  # the mean of 400 photographs
-POOL_IMAGES, PACKED = 4000, 1000
+# The mean of 400 photographs.
+IMAGE_BYTES = 110_000
+POOL_IMAGES, PACKED_IMAGES = 4000, 1000
 REQUESTS = 4000
 LATENCY_S = 0.03
 
 
 def random_images(count: int) -> list[bytes]:
-    """Return noise that begins as a JPEG does: nothing here decodes."""
+    """Return noise that begins like a JPEG. Nothing decodes it."""
     rng = np.random.default_rng(0)
     return [b"\xff\xd8\xff" + rng.bytes(IMAGE_BYTES - 3) for _ in range(count)]
 
 
 def write_pool(folder: Path) -> list[ByteLocation]:
-    """Write tars of a thousand images each, and return where every image lies."""
-    images, places = random_images(200), []
+    """Write tars of a thousand images each, and return the location of every image."""
+    images, locations = random_images(200), []
     for number in range(POOL_IMAGES // 1000):
         path = folder / f"{number}.tar"
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -53,37 +54,39 @@ def write_pool(folder: Path) -> list[ByteLocation]:
                 member = tarfile.TarInfo(f"{image}.jpg")
                 member.size = IMAGE_BYTES
                 tar.addfile(member, io.BytesIO(images[image % len(images)]))
-                places.append(ByteLocation(str(path), tar.offset - (-(-IMAGE_BYTES // 512) * 512), IMAGE_BYTES))
-    return places
+                locations.append(ByteLocation(str(path), tar.offset - (-(-IMAGE_BYTES // 512) * 512), IMAGE_BYTES))
+    return locations
 
 
-def spent(work: Callable[[], object]) -> tuple[float, float]:
-    """Return the processor and the wall seconds of some work."""
+def measure_time(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the processor seconds and the wall seconds of some work."""
     cpu_s, wall_s = time.process_time(), time.monotonic()
     work()
     return time.process_time() - cpu_s, time.monotonic() - wall_s
 
 
-def copied(folder: Path) -> float:
-    """Return processor seconds for one image read from its range and written into a tar."""
-    places = write_pool(folder)
-    lots = np.random.default_rng(1).permutation(len(places))[:PACKED]
-    chosen = [places[lot] for lot in lots]
+def measure_copy(folder: Path) -> float:
+    """Return the processor seconds to read an image from its range and write it."""
+    locations = write_pool(folder)
+    indexes = np.random.default_rng(1).permutation(len(locations))[:PACKED_IMAGES]
+    selected = [locations[index] for index in indexes]
 
     def work() -> None:
-        storage.write_bytes(str(folder / "packed.tar"), build_tar(range_reads.read_images(chosen), [0] * PACKED, 0))
+        storage.write_bytes(
+            str(folder / "packed.tar"), build_tar(range_reads.read_images(selected), [0] * PACKED_IMAGES, 0)
+        )
 
-    return spent(work)[0] / PACKED
+    return measure_time(work)[0] / PACKED_IMAGES
 
 
 class Store(BaseHTTPRequestHandler):
-    """Answers every ranged request with an image's worth of bytes, after an object store's latency."""
+    """Answers every ranged request with the bytes of an image, after a latency."""
 
     protocol_version = "HTTP/1.1"
     body = random_images(1)[0]
 
     def do_GET(self) -> None:
-        """Answer."""
+        """Send the bytes of an image."""
         time.sleep(LATENCY_S)
         self.send_response(206)
         for name, value in (("Content-Length", len(self.body)), ("ETag", '"1"'), ("Content-Type", "image/jpeg")):
@@ -92,7 +95,7 @@ class Store(BaseHTTPRequestHandler):
         self.wfile.write(self.body)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def serve() -> None:
@@ -105,8 +108,8 @@ def serve() -> None:
         server.shutdown()
 
 
-def requested() -> tuple[float, float]:
-    """Return processor and wall seconds of one ranged request among READERS at a time."""
+def measure_request() -> tuple[float, float]:
+    """Return the processor and the wall seconds of a ranged request among concurrent ones."""
     command = [sys.executable, "-c", "from benchmarks.pack import serve; serve()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin
@@ -114,15 +117,16 @@ def requested() -> tuple[float, float]:
         port = server.stdout.readline().strip()
         os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x")
         os.environ.update(AWS_DEFAULT_REGION="us-east-1", NO_PROXY="127.0.0.1")
-        places = [ByteLocation("s3://pool/shard.tar", number << 20, IMAGE_BYTES) for number in range(REQUESTS)]
-        range_reads.read_images(places[:64])  # opens the connections
-        cpu_s, wall_s = spent(lambda: range_reads.read_images(places))
+        locations = [ByteLocation("s3://pool/shard.tar", number << 20, IMAGE_BYTES) for number in range(REQUESTS)]
+        # The first requests open the connections.
+        range_reads.read_images(locations[:64])
+        cpu_s, wall_s = measure_time(lambda: range_reads.read_images(locations))
         server.stdin.close()
     return cpu_s / REQUESTS, wall_s / REQUESTS
 
 
-def drawn_up(rows: int) -> float:
-    """Return processor seconds of the layout of so many rows over a million shards."""
+def measure_layout(rows: int) -> float:
+    """Return the processor seconds of the layout of rows, 16 of them in each shard."""
     rng = np.random.default_rng(2)
     shards = max(rows // 16, 1)
     names = [f"part-{number:07}.tar" for number in range(shards)]
@@ -136,21 +140,21 @@ def drawn_up(rows: int) -> float:
         shards=names,
         uris=pa.array(names),
     )
-    return spent(lambda: tar_layout.plan_layout(selection, 256 << 20, 0))[0]
+    return measure_time(lambda: tar_layout.plan_layout(selection, 256 << 20, 0))[0]
 
 
 def main() -> None:
-    """Measure all three, and print the numbers as JSON in the last line."""
+    """Measure copy, request and layout, and print the numbers as JSON in the last line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=16_000_000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        copied_s = copied(Path(folder))
-    request_cpu_s, request_wall_s = requested()
+        copy_s = measure_copy(Path(folder))
+    request_cpu_s, request_wall_s = measure_request()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    layout_s = drawn_up(arguments.rows)
+    layout_s = measure_layout(arguments.rows)
     numbers = {
-        "cpu_ms_per_image_from_disk": round(copied_s * 1e3, 3),
+        "cpu_ms_per_image_from_disk": round(copy_s * 1e3, 3),
         "cpu_ms_per_request": round(request_cpu_s * 1e3, 3),
         "requests_per_s": round(1 / request_wall_s),
         "layout_rows": arguments.rows,

@@ -27,44 +27,52 @@ from tests.support.flaky import relayed
 from tests.support.servers import serving
 
 IMAGES, IMAGE_BYTES, LATENCY_S, WORK_S = 256, 110_000, 0.03, 0.001
-TARRED = 1024
+IMAGES_IN_TAR = 1024
 
 
 def main() -> None:
-    """Print a line a kind of shard."""
+    """Measure each kind of shard, and print a line for it."""
     os.environ |= {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark", "AWS_REGION": "us-east-1"}
     with serving("s3") as address:
         os.environ["AWS_ENDPOINT_URL"] = address
         boto3.client("s3").create_bucket(Bucket="pool")
-        write("s3://pool")
-        found = list_shards(["s3://pool/files", "s3://pool/links.parquet", "s3://pool/a.tar"])
+        write_images("s3://pool")
+        shards = list_shards(["s3://pool/files", "s3://pool/links.parquet", "s3://pool/a.tar"])
         storage._open_store.cache_clear()
         with relayed(address, LATENCY_S) as relay:
             os.environ["AWS_ENDPOINT_URL"] = relay.address
-            for shard in found:
-                before, after = (measure(shard, prefetch) for prefetch in (False, True))
-                print(f"{shard.kind:8} {before:6.0f} images/s one after the other, {after:6.0f} ahead", flush=True)
+            for shard in shards:
+                sequential, prefetched = (measure(shard, prefetch) for prefetch in (False, True))
+                print(
+                    f"{shard.kind:8} {sequential:6.0f} images/s in sequence, {prefetched:6.0f} with prefetching",
+                    flush=True,
+                )
 
 
-def write(root: str) -> None:
-    """Write the images in the three ways."""
+def write_images(root: str) -> None:
+    """Write the images as files, as links and as members of a tar."""
     rng = np.random.default_rng(0)
     links = [f"{root}/files/{number:05}.jpg" for number in range(IMAGES)]
     for link in links:
         storage.write_bytes(link, rng.bytes(IMAGE_BYTES))
-    with tempfile.TemporaryDirectory() as here:
-        pq.write_table(pa.table({"image": links}), f"{here}/links.parquet")
-        with tarfile.open(f"{here}/a.tar", "w") as tar:
-            for number in range(TARRED):
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(pa.table({"image": links}), f"{folder}/links.parquet")
+        with tarfile.open(f"{folder}/a.tar", "w") as tar:
+            for number in range(IMAGES_IN_TAR):
                 member = tarfile.TarInfo(f"{number:05}.jpg")
                 member.size = IMAGE_BYTES
                 tar.addfile(member, io.BytesIO(rng.bytes(IMAGE_BYTES)))
         for name in ("links.parquet", "a.tar"):
-            storage.upload(Path(here) / name, f"{root}/{name}")
+            storage.upload(Path(folder) / name, f"{root}/{name}")
 
 
 def measure(shard: Shard, prefetch: bool) -> float:
-    """Return the images a second of reading a shard."""
+    """Return the images a second of reading a shard.
+
+    Args:
+        shard: The shard.
+        prefetch: Whether the next images are read while one is decoded.
+    """
     started, images = time.perf_counter(), 0
     for _ in iter_samples(shard, SampleFields(label=""), prefetch=prefetch):
         images += 1

@@ -49,15 +49,21 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the images")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 1 on")
     parser.add_argument("--labels", type=int, default=100, help="labeled images a class")
-    given = parser.parse_args()
-    compare(partial(settings_of, given.data, given.labels), range(1, given.seeds + 1), at_a_time=1)
+    arguments = parser.parse_args()
+    compare(partial(settings_of, arguments.data, arguments.labels), range(1, arguments.seeds + 1), at_a_time=1)
 
 
 def settings_of(data: Path, labels: int, seed: int) -> RunConfig:
-    """Return the run file of one seed, its labeled images drawn."""
+    """Return the run file of one seed, and draw its labeled images.
+
+    Args:
+        data: The folder of the images.
+        labels: The number of labeled images of each class.
+        seed: The seed.
+    """
     labeled = FOLDER / f"labeled-{labels}-{seed}"
     if not labeled.exists():
-        draw(data, labels, labeled, seed)
+        draw_labeled(data, labels, labeled, seed)
     content = {
         **SETTINGS,
         "name": f"labels-{labels}-seed-{seed}",
@@ -72,17 +78,24 @@ def settings_of(data: Path, labels: int, seed: int) -> RunConfig:
     return run_config.validate_run_config(content, where=f"seed {seed}").with_absolute_uris()
 
 
-def draw(data: Path, labels: int, folder: Path, seed: int) -> None:
-    """Write so many labeled images a class into class folders."""
+def draw_labeled(data: Path, labels: int, folder: Path, seed: int) -> None:
+    """Draw labeled images and write them into class folders.
+
+    Args:
+        data: The folder of the images.
+        labels: The number of labeled images of each class.
+        folder: The folder of the class folders.
+        seed: The seed.
+    """
     classes = (data / "classes.txt").read_text().split()
     shards = listing.list_shards([str(path.resolve()) for path in sorted(data.glob("labeled-*.tar"))])
     samples = [sample for shard in shards for sample in reader.iter_samples(shard, SampleFields("image", "label"))]
     rng = np.random.default_rng([seed, 4])
     for number, name in enumerate(classes):
-        own = [sample for sample in samples if sample.label == str(number)]
+        of_class = [sample for sample in samples if sample.label == str(number)]
         (folder / name).mkdir(parents=True)
-        for place in rng.permutation(len(own))[:labels]:
-            (folder / name / f"{place:05}.jpg").write_bytes(own[place].image)
+        for index in rng.permutation(len(of_class))[:labels]:
+            (folder / name / f"{index:05}.jpg").write_bytes(of_class[index].image)
 
 
 if __name__ == "__main__":

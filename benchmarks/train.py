@@ -14,11 +14,11 @@ that warms up for some steps and then trains for the same time:
 * timm: the parts and the order of its train.py: create_dataset, create_loader, create_optimizer_v2, its step.
   Our target is to be no slower than the faster of the two.
 
-The time includes reading, decoding, cutting and the step. Before the first turn, queued batches are discarded until
+The time includes reading, decoding, cropping and the step. Before the first turn, queued batches are discarded until
 one has to be waited for. Batches in the queue at the end were paid for and are not counted. Our set is several
 windows large, so that tars are read during the measurement, as those of a large set are. All files are in the
 system's cache. On a CPU, decoding takes cores from the network. The benchmark measures and prints that share. The
-default network is heavy, so that the share is small.
+default network is large, so that the share is small.
 
 Contestants take turns of a second, so that the machine's load affects all alike (benchmarks/turns.py). Four trainings
 are in memory at once.
@@ -45,24 +45,28 @@ from semiscale.stages.train.recipes import RECIPES
 
 CONTESTANTS = ("ours", "memory", "torchvision", "timm")
 CLASSES = 10
-WINDOWS = 4  # of our set
-WAITED_S = 0.01  # a batch that took longer was not there yet
-QUEUED = 64  # more batches than any contestant prepares ahead
+# Our set is as large as this number of shuffle windows.
+WINDOWS = 4
+# A batch that took longer was not in the queue.
+MAX_WAIT_FOR_QUEUED_BATCH_S = 0.01
+# No contestant prefetches as many batches.
+MAX_QUEUED_BATCHES = 64
 
-Contestant = tuple[Iterator[Any], Callable[[Any], float]]  # its batches, and a step on one, which returns the loss
+# The batches of a contestant, and a step on a batch, which returns the loss.
+Contestant = tuple[Iterator[Any], Callable[[Any], float]]
 
 
 def photographs(folder: Path) -> list[bytes]:
     """Read the JPEGs of a folder of tars."""
-    found = []
+    files = []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
-            found += [file.read() for member in tar if member.isfile() and (file := tar.extractfile(member))]
-    return [data for data in found if data[:2] == b"\xff\xd8"]
+            files += [file.read() for member in tar if member.isfile() and (file := tar.extractfile(member))]
+    return [data for data in files if data[:2] == b"\xff\xd8"]
 
 
-def drawn(count: int) -> list[bytes]:
-    """Draw photograph-like JPEGs of 500 x 375 pixels, where there are no photographs."""
+def draw_photographs(count: int) -> list[bytes]:
+    """Draw JPEGs of 500 x 375 pixels that are as hard to decode as photographs."""
     import numpy as np
     from PIL import Image
 
@@ -80,7 +84,12 @@ def drawn(count: int) -> list[bytes]:
 
 
 def write_sets(folder: Path, images: list[bytes]) -> None:
-    """Write the images as tars for us, and as class folders for the others."""
+    """Write the images as tars for our stage, and as class folders for the others.
+
+    Args:
+        folder: The folder of both sets.
+        images: The JPEG files.
+    """
     for number, data in enumerate(images):
         path = folder / "folders" / f"{number % CLASSES}" / f"{number:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +104,12 @@ def write_sets(folder: Path, images: list[bytes]) -> None:
 
 
 def ours(folder: Path, options: argparse.Namespace) -> Contestant:
-    """The stage's own training loop, without its checkpoints and validations."""
+    """Prepare the stage's training step and loader, without checkpoints and validations.
+
+    Args:
+        folder: The folder of both sets.
+        options: The arguments of the benchmark.
+    """
     import numpy as np
 
     from semiscale.data import listing, reader
@@ -115,19 +129,24 @@ def ours(folder: Path, options: argparse.Namespace) -> Contestant:
     vars(training_data)["SHUFFLE_BUFFER_BYTES"] = sum(shard.size_bytes for shard in listed) // WINDOWS
     preprocessing = Preprocessing(resolution=options.resolution, augmentation="crop-flip")
     data = training_data.TrainDataset(shards, SampleFields(), preprocessing, 0, DistributedContext())
-    training = bench_training(options)
+    training = build_train_step(options)
     batches = device_batches(data, options.batch_size, 10**6, 0, training._device)
     steps = itertools.count(1)
     return batches, lambda batch: training.all_reduce_step(batch, 0.01, next(steps)).item()
 
 
 def memory(folder: Path, options: argparse.Namespace) -> Contestant:
-    """The same step on a batch that is there already."""
+    """Prepare the same step on one batch in memory.
+
+    Args:
+        folder: The folder of both sets, which is not read.
+        options: The arguments of the benchmark.
+    """
     import torch
 
     from semiscale.stages.train.input_pipeline.device_loader import DeviceBatch
 
-    training = bench_training(options)
+    training = build_train_step(options)
     shape = (options.batch_size, options.resolution, options.resolution, 3)
     images_BHWC = torch.randint(0, 255, shape, dtype=torch.uint8, device=training._device)
     labels_B = (torch.arange(options.batch_size) % CLASSES).to(training._device)
@@ -136,8 +155,8 @@ def memory(folder: Path, options: argparse.Namespace) -> Contestant:
     return itertools.repeat(batch), lambda batch: training.all_reduce_step(batch, 0.01, next(steps)).item()
 
 
-def bench_training(options: argparse.Namespace) -> Any:
-    """Our training of one network, ready to step."""
+def build_train_step(options: argparse.Namespace) -> Any:
+    """Build our training step of one network."""
     import torch
 
     from semiscale.models import checkpoint_io, networks
@@ -162,7 +181,12 @@ def bench_training(options: argparse.Namespace) -> Any:
 
 
 def torchvision(folder: Path, options: argparse.Namespace) -> Contestant:
-    """Torchvision's references/classification/train.py, its presets and its train_one_epoch, on one process."""
+    """Prepare the presets and train_one_epoch of torchvision's reference, on one process.
+
+    Args:
+        folder: The folder of both sets.
+        options: The arguments of the benchmark.
+    """
     import torch
     from torchvision import datasets, models, transforms
 
@@ -195,11 +219,18 @@ def torchvision(folder: Path, options: argparse.Namespace) -> Contestant:
         optimizer.step()
         return float(loss.item())
 
-    return forever(loader), step
+    return iterate_forever(loader), step
 
 
 def timm(folder: Path, options: argparse.Namespace) -> Contestant:
-    """Timm's train.py: its dataset, loader, optimizer and step, with its defaults but for the recipe's."""
+    """Prepare the dataset, loader, optimizer and step of timm's train.py.
+
+    All settings that the recipe does not give have timm's defaults.
+
+    Args:
+        folder: The folder of both sets.
+        options: The arguments of the benchmark.
+    """
     import torch
     from timm import create_model
     from timm.data import create_dataset, create_loader
@@ -227,24 +258,24 @@ def timm(folder: Path, options: argparse.Namespace) -> Contestant:
         optimizer.step()
         return float(loss.item())
 
-    return forever(loader), step
+    return iterate_forever(loader), step
 
 
-def forever(loader: Any) -> Iterator[Any]:
-    """Go through a loader again and again."""
+def iterate_forever(loader: Any) -> Iterator[Any]:
+    """Yield the batches of one epoch after the other."""
     while True:
         yield from loader
 
 
-def contest(options: argparse.Namespace) -> None:
-    """Be one contestant: warm up, empty the queue, train, print a line at the end of each step."""
+def run_contestant(options: argparse.Namespace) -> None:
+    """Be one contestant: warm up, empty the queue, train, print a line after each step."""
     batches, step = globals()[options.contestant](Path(options.folder), options)
     for _ in range(options.warm_up):
         step(next(batches))
-    for _ in range(QUEUED):
+    for _ in range(MAX_QUEUED_BATCHES):
         started = time.monotonic()
         next(batches)
-        if time.monotonic() - started > WAITED_S:
+        if time.monotonic() - started > MAX_WAIT_FOR_QUEUED_BATCH_S:
             break
     wait_for_go()
     for number in itertools.count(1):
@@ -252,15 +283,20 @@ def contest(options: argparse.Namespace) -> None:
         print(number, flush=True)
 
 
-def device() -> str:
-    """Name what the network runs on."""
+def device_name() -> str:
+    """Return the name of the device that runs the network."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def decoding_s(images: list[bytes], resolution: int) -> float:
-    """Return the seconds of one core that decoding and cutting an image takes."""
+def measure_decoding_s(images: list[bytes], resolution: int) -> float:
+    """Return the seconds of one core to decode and crop an image.
+
+    Args:
+        images: The JPEG files.
+        resolution: The resolution of the crops, in pixels.
+    """
     import numpy as np
 
     from semiscale.data.image_decoding import decode_image
@@ -275,8 +311,8 @@ def decoding_s(images: list[bytes], resolution: int) -> float:
     return (time.process_time() - started) / len(images[:200])
 
 
-def installed(contestant: str) -> bool:
-    """Say whether a contestant can take part."""
+def is_installed(contestant: str) -> bool:
+    """Return whether the packages of a contestant are installed."""
     try:
         version({"timm": "timm"}.get(contestant, "torch"))
     except PackageNotFoundError:
@@ -285,43 +321,59 @@ def installed(contestant: str) -> bool:
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, float], float]:
-    """Let the contestants train; images a second of each, and a core's seconds to decode an image."""
+    """Let the contestants train.
+
+    Returns:
+        The images a second of each contestant, and the seconds of one core to decode an image.
+    """
     with tempfile.TemporaryDirectory() as root:
-        images = photographs(Path(options.photos)) if options.photos else drawn(400)
+        images = photographs(Path(options.photos)) if options.photos else draw_photographs(400)
         print(f"{len(images)} JPEGs of {sum(map(len, images)) / len(images) / 1000:.0f} kB", flush=True)
         write_sets(Path(root), images)
         this = [sys.executable, "-m", "benchmarks.train", *sys.argv[1:], "--folder", root, "--contestant"]
-        printed = by_turns({name: [*this, name] for name in CONTESTANTS if installed(name)}, options.seconds)
-    return {name: rate(lines, options) for name, lines in printed.items()}, decoding_s(images, options.resolution)
+        printed = by_turns({name: [*this, name] for name in CONTESTANTS if is_installed(name)}, options.seconds)
+    return {name: images_per_s(lines, options) for name, lines in printed.items()}, measure_decoding_s(
+        images, options.resolution
+    )
 
 
-def rate(lines: list[tuple[float, str]], options: argparse.Namespace) -> float:
-    """Return images a second from the end of the first step to that of the last."""
-    ended_s = [at for at, _ in lines]
+def images_per_s(lines: list[tuple[float, str]], options: argparse.Namespace) -> float:
+    """Return the images a second between the ends of the first and the last step.
+
+    Args:
+        lines: A line for each step, after the seconds of the contestant's own turns.
+        options: The arguments of the benchmark.
+
+    Raises:
+        SystemExit: There are less than two steps.
+    """
+    ended_s = [end_s for end_s, _ in lines]
     if len(ended_s) < 2:
         raise SystemExit(f"a step takes more than a third of {options.seconds:g} s: give more --seconds")
     return float(options.batch_size) * (len(ended_s) - 1) / (ended_s[-1] - ended_s[0])
 
 
 def main() -> None:
-    """Measure and print; the last line is one JSON object."""
+    """Measure, and print the numbers as JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", help="a folder of tars of JPEGs")
     parser.add_argument("--architecture", default="resnet50")
     parser.add_argument("--batch-size", type=int, default=24)
-    parser.add_argument("--device-batch-size", type=int, default=RECIPE_DEFAULT, help="ours; -1: the recipe's, 24")
+    parser.add_argument(
+        "--device-batch-size", type=int, default=RECIPE_DEFAULT, help="of our training; -1 is the recipe's, 24"
+    )
     parser.add_argument("--resolution", type=int, default=224)
     parser.add_argument("--warm-up", type=int, default=4, help="steps before the first turn")
-    parser.add_argument("--seconds", type=float, default=150, help="of training, each")
+    parser.add_argument("--seconds", type=float, default=150, help="training time of each contestant")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
-        contest(options)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm") if installed(name))
+        run_contestant(options)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm") if is_installed(name))
     print(f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}")
     rates, decode_s = measure(options)
-    of_the_recipe = options.device_batch_size == RECIPE_DEFAULT
+    is_recipe_default = options.device_batch_size == RECIPE_DEFAULT
     share = decode_s * rates["memory"] / (os.cpu_count() or 1)
     print(
         f"decoding: {decode_s * 1000:.2f} ms of a core an image, {share:.1%} of the {os.cpu_count()} cores at the rate "
@@ -334,10 +386,10 @@ def main() -> None:
                 "architecture": options.architecture,
                 "batch_size": options.batch_size,
                 "device_batch_size": RECIPES["baseline"].device_batch_size
-                if of_the_recipe
+                if is_recipe_default
                 else options.device_batch_size,
-                "device": device(),
-                "images_per_s": {name: round(found, 2) for name, found in rates.items()},
+                "device": device_name(),
+                "images_per_s": {name: round(rate, 2) for name, rate in rates.items()},
                 "ratio_to_memory": round(rates["ours"] / rates["memory"], 3),
                 "ratio_to_reference": round(min(references.values()), 3),
                 **{f"ratio_to_{name}": round(ratio, 3) for name, ratio in references.items()},

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 TURN_S = 1.0
@@ -19,13 +20,24 @@ READY = "ready"
 
 
 class Contestant:
-    """A process that prints `ready`, waits for a line, and from then on prints lines; stopped but for its turns."""
+    """A process that runs only in its turns.
+
+    It prints `ready`, waits for a line on its input, and then prints lines.
+    """
 
     def __init__(self, name: str, command: list[str]) -> None:
-        """Start it, and stop it when it is ready. Raises ChildProcessError where it ends before."""
+        """Start the process, and stop it when it is ready.
+
+        Args:
+            name: The name of the contestant.
+            command: The command line.
+
+        Raises:
+            ChildProcessError: The process ended before it was ready.
+        """
         self.name = name
         self.lines: list[tuple[float, str]] = []
-        self._ran_s, self._since = 0.0, 0.0
+        self._ran_s, self._turn_start_s = 0.0, 0.0
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin
         assert self._process.stdout
@@ -41,26 +53,26 @@ class Contestant:
         self._listening.start()
 
     @property
-    def ended(self) -> bool:
-        """Say whether it has closed its output."""
+    def has_ended(self) -> bool:
+        """Return whether the process has closed its output."""
         return not self._listening.is_alive()
 
-    def turn(self, seconds: float) -> float:
-        """Let it run for so long, or until it ends; returns the seconds that it has run in all its turns."""
-        self._since = time.monotonic()
+    def run_turn(self, seconds: float) -> float:
+        """Let the process run for a time or until it ends; return the seconds of all its turns."""
+        self._turn_start_s = time.monotonic()
         self._signal(signal.SIGCONT)
         self._listening.join(seconds)
         self._signal(signal.SIGSTOP)
-        self._ran_s, self._since = self._clock(), 0.0
+        self._ran_s, self._turn_start_s = self._clock(), 0.0
         return self._ran_s
 
     def kill(self) -> None:
-        """End it and everything that it has started."""
+        """Kill the process and all its descendants."""
         self._signal(signal.SIGKILL)
         self._process.wait()
 
     def _clock(self) -> float:
-        return self._ran_s + (time.monotonic() - self._since if self._since else 0.0)
+        return self._ran_s + (time.monotonic() - self._turn_start_s if self._turn_start_s else 0.0)
 
     def _listen(self) -> None:
         assert self._process.stdout
@@ -68,35 +80,45 @@ class Contestant:
             self.lines.append((self._clock(), line.strip()))
 
     def _signal(self, number: signal.Signals) -> None:
-        for process in list(family(self._process.pid)):
-            try:
+        for process in list(process_tree(self._process.pid)):
+            # A descendant may have ended meanwhile.
+            with suppress(ProcessLookupError):
                 os.kill(process, number)
-            except ProcessLookupError:
-                continue  # it has ended meanwhile
 
 
-def family(process: int) -> Iterator[int]:
-    """Yield a process and all that descend from it, as Linux lists them."""
+def process_tree(process: int) -> Iterator[int]:
+    """Yield the ids of a process and all its descendants, as Linux lists them."""
     yield process
     for children in Path(f"/proc/{process}/task").glob("*/children"):
         try:
-            found = children.read_text().split()
+            child_ids = children.read_text().split()
         except OSError:
-            continue  # the thread has ended meanwhile
-        for child in found:
-            yield from family(int(child))
+            # The thread has ended meanwhile.
+            continue
+        for child in child_ids:
+            yield from process_tree(int(child))
 
 
 def wait_for_go() -> None:
-    """In a contestant: say that all is prepared, and wait for the first turn."""
+    """Report in a contestant that all is prepared, and wait for the first turn."""
     print(READY, flush=True)
     sys.stdin.readline()
 
 
 def by_turns(commands: dict[str, list[str]], seconds: float) -> dict[str, list[tuple[float, str]]]:
-    """Let processes take turns until each has ended or has run for so many seconds; one that is alone is not stopped.
+    """Let processes take turns until each has ended or has used up its time.
 
-    Returns what each has printed: lines, and at how many seconds of its own turns. Memory is that of all together.
+    A process that is alone is not stopped between turns.
+
+    Args:
+        commands: The command line of each contestant.
+        seconds: The time of each contestant.
+
+    Returns:
+        The lines that each contestant has printed, each after the seconds of its own turns.
+
+    Cost:
+        All contestants are in memory at the same time.
     """
     contestants: list[Contestant] = []
     try:
@@ -105,8 +127,12 @@ def by_turns(commands: dict[str, list[str]], seconds: float) -> dict[str, list[t
         running = list(contestants)
         while running:
             turn_s = TURN_S if len(running) > 1 else seconds
-            running = [one for one in running if one.turn(turn_s) < seconds and not one.ended]
-        return {one.name: list(one.lines) for one in contestants}
+            running = [
+                contestant
+                for contestant in running
+                if contestant.run_turn(turn_s) < seconds and not contestant.has_ended
+            ]
+        return {contestant.name: list(contestant.lines) for contestant in contestants}
     finally:
-        for one in contestants:
-            one.kill()
+        for contestant in contestants:
+            contestant.kill()

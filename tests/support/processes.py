@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.turns import family
+from benchmarks.turns import process_tree
 
 
 def stat(process: int) -> list[str]:
@@ -20,5 +20,5 @@ def ended(process: int) -> bool:
 
 def besides(process: int) -> list[int]:
     """Return the processes that work beside another one (semiscale/common/worker_process.py)."""
-    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in family(process)}
+    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in process_tree(process)}
     return [child for child, command in commands.items() if b"semiscale.common.worker_process" in command]
