@@ -34,26 +34,18 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
+from benchmarks.train_contestants import CLASSES, CONTESTANTS
 from benchmarks.turns import by_turns, wait_for_go
 from semiscale.config.run_parameters import RECIPE_DEFAULT
 from semiscale.stages.train.recipes import RECIPES
 
-CONTESTANTS = ("ours", "memory", "torchvision", "timm")
-CLASSES = 10
-# Our set is as large as this number of shuffle windows.
-WINDOWS = 4
 # A batch that took longer was not in the queue.
 MAX_WAIT_FOR_QUEUED_BATCH_S = 0.01
 # No contestant prefetches as many batches.
 MAX_QUEUED_BATCHES = 64
-
-# The batches of a contestant, and a step on a batch, which returns the loss.
-Contestant = tuple[Iterator[Any], Callable[[Any], float]]
 
 
 def photographs(folder: Path) -> list[bytes]:
@@ -103,173 +95,9 @@ def write_sets(folder: Path, images: list[bytes]) -> None:
                 tar.addfile(member, io.BytesIO(images[number]))
 
 
-def ours(folder: Path, options: argparse.Namespace) -> Contestant:
-    """Prepare the stage's training step and loader, without checkpoints and validations.
-
-    Args:
-        folder: The folder of both sets.
-        options: The arguments of the benchmark.
-    """
-    import numpy as np
-
-    from semiscale.data import listing, reader
-    from semiscale.data.labeled import LabeledShard
-    from semiscale.data.preprocessing import Preprocessing
-    from semiscale.data.shard import SampleFields
-    from semiscale.stages.train.distributed import DistributedContext
-    from semiscale.stages.train.input_pipeline import dataset as training_data
-    from semiscale.stages.train.input_pipeline.device_loader import device_batches
-
-    listed = listing.list_shards([str(folder / "tars")])
-    shards = [
-        LabeledShard(shard, (100 * number + np.arange(samples, dtype=np.int32)) % CLASSES)
-        for number, shard in enumerate(listed)
-        for samples in [len(list(reader.iter_samples(shard, SampleFields())))]
-    ]
-    vars(training_data)["SHUFFLE_BUFFER_BYTES"] = sum(shard.size_bytes for shard in listed) // WINDOWS
-    preprocessing = Preprocessing(resolution=options.resolution, augmentation="crop-flip")
-    data = training_data.TrainDataset(shards, SampleFields(), preprocessing, 0, DistributedContext())
-    training = build_train_step(options)
-    batches = device_batches(data, options.batch_size, 10**6, 0, training._device)
-    steps = itertools.count(1)
-    return batches, lambda batch: training.all_reduce_step(batch, 0.01, next(steps)).item()
-
-
-def memory(folder: Path, options: argparse.Namespace) -> Contestant:
-    """Prepare the same step on one batch in memory.
-
-    Args:
-        folder: The folder of both sets, which is not read.
-        options: The arguments of the benchmark.
-    """
-    import torch
-
-    from semiscale.stages.train.input_pipeline.device_loader import DeviceBatch
-
-    training = build_train_step(options)
-    shape = (options.batch_size, options.resolution, options.resolution, 3)
-    images_BHWC = torch.randint(0, 255, shape, dtype=torch.uint8, device=training._device)
-    labels_B = (torch.arange(options.batch_size) % CLASSES).to(training._device)
-    batch = DeviceBatch(images_BHWC, labels_B, [])
-    steps = itertools.count(1)
-    return itertools.repeat(batch), lambda batch: training.all_reduce_step(batch, 0.01, next(steps)).item()
-
-
-def build_train_step(options: argparse.Namespace) -> Any:
-    """Build our training step of one network."""
-    import torch
-
-    from semiscale.models import checkpoint_io, networks
-    from semiscale.stages.train.config import TrainConfig
-    from semiscale.stages.train.distributed import DistributedContext
-    from semiscale.stages.train.train_state import TrainState
-    from semiscale.stages.train.train_step import TrainStep
-
-    checkpoint_io.configure_torch()
-    torch.manual_seed(0)
-    config = TrainConfig(
-        workdir="", recipe="baseline", architecture=options.architecture, plan="", learning_rate=0.01,
-        batch_size=options.batch_size, device_batch_size=options.device_batch_size, resolution=options.resolution,
-        augmentation="crop-flip",
-    )  # fmt: skip
-    device = checkpoint_io.default_device()
-    model = networks.build_model(options.architecture, CLASSES).to(device)
-    steps = 10**9 // options.batch_size
-    training = TrainStep(config, TrainState(config, model, steps), steps, 0, device, DistributedContext())
-    model.train()
-    return training
-
-
-def torchvision(folder: Path, options: argparse.Namespace) -> Contestant:
-    """Prepare the presets and train_one_epoch of torchvision's reference, on one process.
-
-    Args:
-        folder: The folder of both sets.
-        options: The arguments of the benchmark.
-    """
-    import torch
-    from torchvision import datasets, models, transforms
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(options.resolution, antialias=True),
-            transforms.RandomHorizontalFlip(0.5),
-            transforms.PILToTensor(),
-            transforms.ConvertImageDtype(torch.float),
-            transforms.Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-        ]
-    )
-    dataset = datasets.ImageFolder(str(folder / "folders"), transform)
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size=options.batch_size, shuffle=True, num_workers=os.cpu_count() or 1,
-        pin_memory=device.type == "cuda", drop_last=True, persistent_workers=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = getattr(models, options.architecture)(num_classes=CLASSES).to(device)
-    criterion = torch.nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-
-    def step(batch: Any) -> float:
-        images, labels = (tensor.to(device) for tensor in batch)
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            loss = criterion(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
-    return iterate_forever(loader), step
-
-
-def timm(folder: Path, options: argparse.Namespace) -> Contestant:
-    """Prepare the dataset, loader, optimizer and step of timm's train.py.
-
-    All settings that the recipe does not give have timm's defaults.
-
-    Args:
-        folder: The folder of both sets.
-        options: The arguments of the benchmark.
-    """
-    import torch
-    from timm import create_model
-    from timm.data import create_dataset, create_loader
-    from timm.optim import create_optimizer_v2
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = create_dataset("", root=str(folder / "folders"), is_training=True, batch_size=options.batch_size)
-    loader = create_loader(
-        dataset, input_size=(3, options.resolution, options.resolution), batch_size=options.batch_size,
-        is_training=True, use_prefetcher=device.type == "cuda", num_workers=os.cpu_count() or 1,
-        interpolation="bilinear", color_jitter=0.0, device=device, persistent_workers=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = create_model(options.architecture, num_classes=CLASSES).to(device)
-    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4)
-    criterion = torch.nn.CrossEntropyLoss()
-    model.train()
-
-    def step(batch: Any) -> float:
-        images, labels = (tensor.to(device) for tensor in batch)
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            loss = criterion(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
-    return iterate_forever(loader), step
-
-
-def iterate_forever(loader: Any) -> Iterator[Any]:
-    """Yield the batches of one epoch after the other."""
-    while True:
-        yield from loader
-
-
 def run_contestant(options: argparse.Namespace) -> None:
     """Be one contestant: warm up, empty the queue, train, print a line after each step."""
-    batches, step = globals()[options.contestant](Path(options.folder), options)
+    batches, step = CONTESTANTS[options.contestant](Path(options.folder), options)
     for _ in range(options.warm_up):
         step(next(batches))
     for _ in range(MAX_QUEUED_BATCHES):
@@ -365,7 +193,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=224)
     parser.add_argument("--warm-up", type=int, default=4, help="steps before the first turn")
     parser.add_argument("--seconds", type=float, default=150, help="training time of each contestant")
-    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--contestant", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
