@@ -23,8 +23,8 @@ from semiscale import storage
 from semiscale.data.listing import list_shards
 from semiscale.data.reader import iter_samples
 from semiscale.data.shard import SampleFields, Shard
-from tests.support.flaky import relayed
-from tests.support.servers import serving
+from tests.support.proxies import serve_delayed
+from tests.support.servers import serve_store
 
 IMAGES, IMAGE_BYTES, LATENCY_S, WORK_S = 256, 110_000, 0.03, 0.001
 IMAGES_IN_TAR = 1024
@@ -33,13 +33,13 @@ IMAGES_IN_TAR = 1024
 def main() -> None:
     """Measure each kind of shard, and print a line for it."""
     os.environ |= {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark", "AWS_REGION": "us-east-1"}
-    with serving("s3") as address:
+    with serve_store("s3") as address:
         os.environ["AWS_ENDPOINT_URL"] = address
         boto3.client("s3").create_bucket(Bucket="pool")
         write_images("s3://pool")
         shards = list_shards(["s3://pool/files", "s3://pool/links.parquet", "s3://pool/a.tar"])
         storage._open_store.cache_clear()
-        with relayed(address, LATENCY_S) as relay:
+        with serve_delayed(address, LATENCY_S) as relay:
             os.environ["AWS_ENDPOINT_URL"] = relay.address
             for shard in shards:
                 sequential, prefetched = (measure(shard, prefetch) for prefetch in (False, True))

@@ -11,7 +11,7 @@ import pytest
 
 from semiscale import storage
 from semiscale.stages.plan import shard_groups
-from tests.support.servers import serving
+from tests.support.servers import serve_store
 
 # Two test processes share two cores; torch's threads spin when there are more of them than cores. Read at first use.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -32,14 +32,14 @@ def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def gs_server() -> Iterator[str]:
     """The address of a Google Cloud Storage emulator, started once."""
-    with serving("gs") as address:
+    with serve_store("gs") as address:
         yield address
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of an S3 server, started once."""
-    with serving("s3") as address:
+    with serve_store("s3") as address:
         yield address
 
 

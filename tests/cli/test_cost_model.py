@@ -20,7 +20,7 @@ from semiscale.cli.throughput_probe import measure_inputs, measure_throughput
 from semiscale.common.errors import InvalidInputError
 from semiscale.config import run_config
 from semiscale.config.run_config import RunConfig
-from tests.support import pictures
+from tests.support import sample_images
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOGRAPHS = Path(os.environ.get("SEMISCALE_DATA", ROOT.parent / "shared" / "data"))
@@ -137,7 +137,7 @@ def test_published_rates_agree_with_the_published_training_rates() -> None:
 def write(folder: Path, **changes: Any) -> Path:
     """Write a small run's images and its run file."""
     path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(pictures.write_run(folder, **changes)))
+    path.write_text(yaml.safe_dump(sample_images.write_run(folder, **changes)))
     return path
 
 
@@ -156,7 +156,7 @@ def test_the_sets_are_counted_by_listing_and_a_few_images(tmp_path: Path) -> Non
 
 
 def test_what_parquet_files_link_is_counted_and_sized_as_files_are(tmp_path: Path) -> None:
-    links = sorted(str(path) for path in pictures.write_folders(tmp_path / "pictures", 70).rglob("*.png"))
+    links = sorted(str(path) for path in sample_images.write_folders(tmp_path / "pictures", 70).rglob("*.png"))
     (tmp_path / "links").mkdir()
     for number in range(12):  # more than are looked into
         pq.write_table(pa.table({"image": links}), tmp_path / "links" / f"{number}.parquet")

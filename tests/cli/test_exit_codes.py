@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from semiscale.observability.task_status import RunStatusStore, announce_submission
-from tests.support.boards import put
+from tests.support.run_statuses import write_status
 
 ROOT = Path(__file__).resolve().parents[2]
 # A busy machine can take so long.
@@ -69,7 +69,7 @@ def start_verb(folder: Path, name: str, *arguments: str) -> "subprocess.Popen[st
 def test_how_a_verb_ends(folder: Path, name: str) -> None:
     arguments, task, code, line = ENDS[name]
     if task:
-        put(RunStatusStore(f"file://{folder}/{name}", "birds"), started=1.0, updated=2.0, **task)
+        write_status(RunStatusStore(f"file://{folder}/{name}", "birds"), started=1.0, updated=2.0, **task)
     with start_verb(folder, name, *arguments) as process:
         _, error = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == code, error

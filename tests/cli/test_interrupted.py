@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 def scoring(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that soon scores a large pool, on two pods at once."""
     root = tmp_path_factory.mktemp("run")
-    pool = [str(pictures.write_pool(root / "large", 40, 400))]
+    pool = [str(sample_images.write_pool(root / "large", 40, 400))]
     stages = Stages(root, unlabeled=pool, baseline_learning_rates=[1.0])
     assert stages.teacher
     assert stages.train("baseline", learning_rate=1.0, epochs=stages.config.finetune_epochs)

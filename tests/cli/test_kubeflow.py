@@ -20,7 +20,7 @@ from semiscale.cli.submit import compile_for
 from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.config.resources import Resources
 from semiscale.observability.task_status import RunStatusStore
-from tests.support.kfp_server import KubeflowPipelines, serving
+from tests.support.kfp_server import KubeflowPipelines, serve_pipelines
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KubeflowPip
     for name in ("KUBECONFIG", "KF_PIPELINES_UI_ENDPOINT"):
         monkeypatch.setenv(name, str(tmp_path / "none") if name == "KUBECONFIG" else "https://kfp.example")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as (address, state):
+    with serve_pipelines() as (address, state):
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", address)
         yield state
 

@@ -20,7 +20,7 @@ from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.config import run_config
 from semiscale.config.run_config import RunConfig
 from semiscale.runtime.entrypoints import run_with_exit_code
-from tests.support import pictures
+from tests.support import sample_images
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = (
@@ -68,7 +68,7 @@ def test_invalid_options_are_refused_with_exit_code_2(
 ) -> None:
     verb, option = arguments
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(pictures.write_run(tmp_path)))
+    path.write_text(yaml.safe_dump(sample_images.write_run(tmp_path)))
     try:
         code: object = main(pipeline.semiscale, [verb, str(path), option])
     except SystemExit as left:
@@ -90,7 +90,7 @@ def test_the_cause_in_the_output_of_docker_comes_before_its_advice() -> None:
 
 def settings_of(root: Path, **changes: Any) -> RunConfig:
     """Return a run file on real images."""
-    return run_config.validate_run_config(pictures.write_run(root, **changes), "here").with_absolute_uris()
+    return run_config.validate_run_config(sample_images.write_run(root, **changes), "here").with_absolute_uris()
 
 
 def test_containers_see_the_inputs_and_write_to_the_workdir_alone(

@@ -14,7 +14,7 @@ from semiscale.cli.main import main
 from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.receipts.markdown import summarize
 from semiscale.receipts.merge import ExclusionStats, SelectionReceipt
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 # The verb does not compile the graph.
@@ -72,8 +72,8 @@ def test_a_key_in_the_list_is_removed_whatever_it_holds(tmp_path: Path, odd_keys
 def odd_keys(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     """A scored pool of images with such keys."""
     root = tmp_path_factory.mktemp("odd")
-    members = {f"{key}.png": pictures.picture(number % 3, number) for number, key in enumerate(ODD_KEYS)}
-    stages = Stages(root, unlabeled=[str(pictures.write_tar(root / "odd.tar", members))])
+    members = {f"{key}.png": sample_images.draw_png(number % 3, number) for number, key in enumerate(ODD_KEYS)}
+    stages = Stages(root, unlabeled=[str(sample_images.write_tar(root / "odd.tar", members))])
     assert stages.scores
     return stages
 

@@ -19,7 +19,7 @@ from semiscale.receipts.train import TrainReceipt
 from semiscale.stages.plan.stage import PlanConfig, plan
 from semiscale.stages.train.stage import train
 from semiscale.storage.documents import load_document
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 # The verbs do not compile the graph.
@@ -64,7 +64,7 @@ def other(tmp_path: Path) -> dict[str, Any]:
         name: [write_folders(tmp_path / name, count, seed)]
         for seed, (name, count) in enumerate({"labeled": 4, "validation": 4, "test": 3}.items())
     }
-    content = pictures.write_run(tmp_path, **sets, classes="", unlabeled=[])
+    content = sample_images.write_run(tmp_path, **sets, classes="", unlabeled=[])
     return {**content, "batch_size": 8, "device_batch_size": -1, "weight_decay": -1}
 
 

@@ -17,19 +17,19 @@ from semiscale.cli.main import main
 from semiscale.cli.watch import render, terminal_task, watch
 from semiscale.common.errors import InvalidInputError
 from semiscale.observability.task_status import RunStatusStore, TaskStatus, announce_submission
-from tests.support import pictures
-from tests.support.boards import put, task
+from tests.support import sample_images
+from tests.support.run_statuses import running_task, write_status
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_look_at_a_run() -> None:
     found = [
-        task("plan", state="finished", done=20, updated=1003.0),
-        task("score-0", done=8_000, total=48_000, per_s=1600.0, detail="12% of the pool", device_s=1800.0),
-        task("score-1", done=500, per_s=100.0, updated=1060.0),
-        task("train-baseline-0.1", state="failed", reason="the loss is nan"),
-        task("merge"),
+        running_task("plan", state="finished", done=20, updated=1003.0),
+        running_task("score-0", done=8_000, total=48_000, per_s=1600.0, detail="12% of the pool", device_s=1800.0),
+        running_task("score-1", done=500, per_s=100.0, updated=1060.0),
+        running_task("train-baseline-0.1", state="failed", reason="the loss is nan"),
+        running_task("merge"),
     ]
     assert render("birds", found, 1100.0, 200).splitlines() == [
         "birds: 1 finished, 3 running, 1 failed · 1:40 · 0.50 device-hours",
@@ -46,14 +46,14 @@ def test_a_look_at_a_run() -> None:
     ("found", "now", "code"),
     [
         ([], 0.0, None),
-        ([task("plan", state="submitted")], 9999.0, None),
-        ([task("report", state="finished")], 1101.0, 0),
-        ([task("plan", state="failed", exit_code=2)], 1101.0, 2),
-        ([task("score-0", state="failed", exit_code=1), task("score-1")], 1150.0, None),
-        ([task("score-0", state="failed", exit_code=1)], 1150.0, None),
-        ([task("score-0", state="failed", exit_code=1)], 1300.0, 1),
-        ([task("score-0", state="stopped", exit_code=143), task("merge")], 1300.0, 143),
-        ([task("score-0")], 99999.0, None),
+        ([running_task("plan", state="submitted")], 9999.0, None),
+        ([running_task("report", state="finished")], 1101.0, 0),
+        ([running_task("plan", state="failed", exit_code=2)], 1101.0, 2),
+        ([running_task("score-0", state="failed", exit_code=1), running_task("score-1")], 1150.0, None),
+        ([running_task("score-0", state="failed", exit_code=1)], 1150.0, None),
+        ([running_task("score-0", state="failed", exit_code=1)], 1300.0, 1),
+        ([running_task("score-0", state="stopped", exit_code=143), running_task("merge")], 1300.0, 143),
+        ([running_task("score-0")], 99999.0, None),
     ],
 )
 def test_when_a_run_is_over(found: list[TaskStatus], now: float, code: int | None) -> None:
@@ -63,20 +63,24 @@ def test_when_a_run_is_over(found: list[TaskStatus], now: float, code: int | Non
 
 def test_the_exit_code_is_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(pictures.write_run(tmp_path)))
+    path.write_text(yaml.safe_dump(sample_images.write_run(tmp_path)))
     with pytest.raises(InvalidInputError, match=r"SEMI-E410"):
         watch(path, once=True, every_s=1)
     board = RunStatusStore(str(tmp_path / "work"), "trial")
     announce_submission(str(tmp_path / "work"), "trial")
     watch(path, once=True, every_s=1)
     assert "waiting for a pod" in capsys.readouterr().out
-    put(board, "score-0", state="failed", reason="budget", exit_code=3, started=time.time(), updated=time.time() + 1)
+    write_status(
+        board, "score-0", state="failed", reason="budget", exit_code=3, started=time.time(), updated=time.time() + 1
+    )
     # The pod of a failed task may be started again.
     watch(path, once=True, every_s=1)
-    put(board, "plan", state="failed", reason="no class", exit_code=2, started=time.time(), updated=time.time() + 1)
+    write_status(
+        board, "plan", state="failed", reason="no class", exit_code=2, started=time.time(), updated=time.time() + 1
+    )
     assert main(pipeline.semiscale, ["watch", str(path)]) == 2
     assert capsys.readouterr().err == "failed: plan: no class [SEMI-E411]\n"
-    put(
+    write_status(
         board,
         "plan",
         state="failed",
@@ -93,7 +97,7 @@ def test_a_real_run_is_followed_from_a_bucket_while_its_pod_is_killed_and_replac
     tmp_path: Path, s3_bucket: str
 ) -> None:
     """The stage runs in its own process, as in a pod. `watch` runs in another process and ends with the run."""
-    content = {**pictures.write_run(tmp_path), "workdir": f"{s3_bucket}/work"}
+    content = {**sample_images.write_run(tmp_path), "workdir": f"{s3_bucket}/work"}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content))
     announce_submission(f"{s3_bucket}/work", "trial")
@@ -103,7 +107,9 @@ def test_a_real_run_is_followed_from_a_bucket_while_its_pod_is_killed_and_replac
         first = watching.stdout.readline() + watching.stdout.readline()
         plan(content, killed=True)
         plan(content, killed=False)
-        put(RunStatusStore(f"{s3_bucket}/work", "trial"), "report", started=time.time(), updated=time.time() + 1)
+        write_status(
+            RunStatusStore(f"{s3_bucket}/work", "trial"), "report", started=time.time(), updated=time.time() + 1
+        )
         out, _ = watching.communicate(timeout=60)
     assert watching.returncode == 0
     assert "waiting for a pod" in first

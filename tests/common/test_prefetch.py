@@ -102,10 +102,10 @@ def test_a_prefetched_generator_ends_and_fails_as_without_prefetching(count: int
 def test_a_prefetched_tar_has_the_same_samples(remote: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # A small tar takes several requests.
     monkeypatch.setattr(base, "READ_CHUNK_BYTES", 3000)
-    members = {f"{number:02}.png": pictures.picture(0, number, size=8 + number) for number in range(30)}
+    members = {f"{number:02}.png": sample_images.draw_png(0, number, size=8 + number) for number in range(30)}
     # The reader seeks past this member.
     members["17.txt"] = b"x" * 20_000
-    path = pictures.write_tar(tmp_path / "a.tar", members)
+    path = sample_images.write_tar(tmp_path / "a.tar", members)
     storage.upload(path, f"{remote}/a.tar")
     (local,), (remote_shard,) = list_shards([str(path)]), list_shards([remote])
     images = [sample.image for sample in iter_samples(local, SampleFields())]
@@ -124,7 +124,7 @@ def test_loose_and_linked_files_are_read_concurrently(
     names = [f"{number:02}.png" for number in range(2 * PREFETCH_FILES)]
     (tmp_path / "files").mkdir()
     for number, name in enumerate(names):
-        (tmp_path / "files" / name).write_bytes(pictures.picture(0, number))
+        (tmp_path / "files" / name).write_bytes(sample_images.draw_png(0, number))
     pq.write_table(pa.table({"image": [f"files/{name}" for name in names]}), tmp_path / "links.parquet")
     (shard,) = list_shards([str(tmp_path / ("files" if kind == "loose" else "links.parquet"))])
     expected = list(iter_samples(shard, SampleFields(label="")))

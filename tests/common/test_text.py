@@ -16,7 +16,7 @@ from semiscale.common.text import MAX_LINE_CHARS, has_credentials, redact_creden
 from semiscale.observability import progress
 from semiscale.observability.status_reporter import _final_fields
 from semiscale.runtime.entrypoints import run_with_exit_code
-from tests.support.boards import task
+from tests.support.run_statuses import running_task
 
 HOSTILE = "cat\x1b[2J\x1b]0;owned\x07\r\nrefused: all is lost\u202e\x9b1m\u2028\ud800"
 
@@ -37,7 +37,10 @@ def test_a_key_begins_no_line_and_moves_no_cursor(log: str, monkeypatch: pytest.
 
 def test_hostile_texts_of_a_task_are_displayed_on_one_line() -> None:
     screen = render(
-        "birds", [task("merge", state="failed", reason=HOSTILE), task("score-0", done=1, detail=HOSTILE)], 0, 400
+        "birds",
+        [running_task("merge", state="failed", reason=HOSTILE), running_task("score-0", done=1, detail=HOSTILE)],
+        0,
+        400,
     )
     assert len(screen.split("\n")) == 4
     assert screen.replace("\n", "").isprintable()

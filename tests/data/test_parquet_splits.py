@@ -11,7 +11,7 @@ from semiscale import storage
 from semiscale.data import listing, parquet_reader, reader
 from semiscale.data.shard import SampleFields, Shard
 from semiscale.stages.plan import shard_groups
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 NO_LABELS = SampleFields(label="")

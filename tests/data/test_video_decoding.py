@@ -104,7 +104,7 @@ def test_the_rotation_of_a_phone_video_is_applied() -> None:
 
 def test_the_middle_frame_represents_a_video() -> None:
     for kind in videos.FORMATS:
-        shown = decode_middle_frame(videos.encoded(videos.numbered(20), kind))
+        shown = decode_middle_frame(videos.encode_frames(videos.number_frames(20), kind))
         assert shown.shape == (48, 64, 3)
         assert frame_numbers(shown) == 10
 
@@ -128,7 +128,7 @@ def test_a_truncated_video_is_refused(kind: str, share: float) -> None:
 def test_a_damaged_video_gives_a_reason_or_pixels(kind: str) -> None:
     # No bytes may raise an error other than DecodeError.
     noise = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3), np.uint8)
-    data = np.frombuffer(videos.encoded(noise, kind), np.uint8)
+    data = np.frombuffer(videos.encode_frames(noise, kind), np.uint8)
     failed = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -159,7 +159,7 @@ def test_data_that_are_not_a_video_have_a_reason(data: bytes, reason: str) -> No
 
 
 def test_a_long_or_huge_video_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = videos.encoded(videos.numbered(9), "mp4")
+    data = videos.encode_frames(videos.number_frames(9), "mp4")
     monkeypatch.setattr(video_decoding, "MAX_FRAMES", 8)
     with pytest.raises(DecodeError, match=r"^more than 8 frames$"):
         decode_eval_clips(data, CLIPS)

@@ -24,7 +24,7 @@ from tests.deployment.test_manifests import (
     stage_pods,
 )
 from tests.stages.train.test_trainjob import LAUNCHED, command, config, leave_receipt
-from tests.support.api_server import PROGRAMS, ApiServer, program, serving_api
+from tests.support.api_server import PROGRAMS, ApiServer, find_program, serve_api
 
 __all__ = ["config"]  # a fixture
 
@@ -78,10 +78,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
     The second stands in the place of the first, as if a cluster had changed its store.
     """
-    if missing := [name for name in PROGRAMS if not program(name)]:
+    if missing := [name for name in PROGRAMS if not find_program(name)]:
         pytest.skip(f"no {', '.join(missing)}: tests/apiserver/build.sh builds them")
     folder = tmp_path_factory.mktemp("api")
-    with serving_api(folder) as server:
+    with serve_api(folder) as server:
         for brought in BROUGHT:
             server.done("create", "-f", "-", stdin=definition(*brought))
         server.done("wait", "--for", "condition=established", "crd", "--all", "--timeout", "60s")

@@ -28,7 +28,7 @@ from semiscale.cli.demo_images import write_images
 from semiscale.cli.images import IMAGE_KINDS, build_images
 from semiscale.config.run_config import RunConfig
 from semiscale.observability.task_status import RunStatusStore
-from tests.support import pictures
+from tests.support import sample_images
 
 pytestmark = pytest.mark.docker
 
@@ -165,7 +165,7 @@ def digits(root: Path, **changes: object) -> dict[str, object]:
     write_images(images, seed=0)
     sets = {name: [str(images / name)] for name in ("labeled", "test", "unlabeled")}
     validation = [str(images / "validation.parquet")]
-    return pictures.write_run(root, **sets, validation=validation, classes=str(images / "classes.txt"), **changes)
+    return sample_images.write_run(root, **sets, validation=validation, classes=str(images / "classes.txt"), **changes)
 
 
 def tag_of(image: str) -> str:

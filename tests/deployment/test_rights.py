@@ -11,8 +11,8 @@ from botocore.exceptions import ClientError
 
 from semiscale import storage
 from tests.conftest import use
-from tests.support import pictures
-from tests.support.servers import serving
+from tests.support import sample_images
+from tests.support.servers import serve_store
 from tests.support.stages import Stages
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, A
     files = {"AWS_CONFIG_FILE": nowhere, "AWS_SHARED_CREDENTIALS_FILE": nowhere, "AWS_DEFAULT_REGION": "us-east-1"}
     key = {"AWS_ACCESS_KEY_ID": "admin", "AWS_SECRET_ACCESS_KEY": "admin"}
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    with serving("s3") as address:
+    with serve_store("s3") as address:
         use(monkeypatch, {**files, **key, "AWS_ENDPOINT_URL": address, "NO_PROXY": "127.0.0.1"})
         content = written(tmp_path)
         monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the keys
@@ -45,7 +45,7 @@ def written(folder: Path) -> dict[str, Any]:
         session.create_bucket(Bucket=bucket)
     session.put_object(Bucket="bucket", Key="other/object", Body=b"of somebody else")
     session.close()
-    content = pictures.write_run(folder)
+    content = sample_images.write_run(folder)
     for path in (folder / "data").rglob("*.*"):
         storage.upload(path, f"s3://data/{path.relative_to(folder / 'data')}")
     places = {

@@ -20,7 +20,7 @@ from semiscale.models import checkpoint_metadata
 from semiscale.receipts.base import Receipt
 from semiscale.stages.pack.stage import build_tar
 from semiscale.storage.documents import load_document
-from tests.support import pictures
+from tests.support import sample_images
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [ROOT / "pipeline.py", *sorted((ROOT / "components").rglob("*.py"))]
@@ -72,7 +72,7 @@ def test_members_of_a_tar_name_no_paths(tmp_path: Path) -> None:
     names = ["../../outside.png", "/etc/outside.png", "a/../../outside2.png"]
     folder = tmp_path / "below" / "pool"
     folder.mkdir(parents=True)
-    pictures.write_tar(folder / "pool.tar", {name: pictures.picture(0, 0) for name in names})
+    sample_images.write_tar(folder / "pool.tar", {name: sample_images.draw_png(0, 0) for name in names})
     with tarfile.open(folder / "pool.tar", "a") as tar:
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -111,7 +111,7 @@ def test_what_comes_with_a_foreign_model_names_no_other_place(tmp_path: Path, na
 
 def test_credentials_are_in_no_line_and_no_object(s3_bucket: str, tmp_path: Path) -> None:
     """A stage that succeeds, and one whose bucket is missing."""
-    run = pictures.write_run(tmp_path, workdir=f"{s3_bucket}/work")
+    run = sample_images.write_run(tmp_path, workdir=f"{s3_bucket}/work")
     environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": SENTINEL, "AWS_SESSION_TOKEN": SENTINEL}
     results = [planned(run, environment)]
     assert results[0].returncode == 0, results[0].stderr

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     """Return a planned run whose test set is 60 photographs in six tars."""
     root = tmp_path_factory.mktemp("run")
-    return Stages(root, test=photographs(root / "photographs", 6, 10))
+    return Stages(root, test=write_photographs(root / "photographs", 6, 10))
 
 
 def make_loader(stages: Stages, monkeypatch: pytest.MonkeyPatch, batch: int = 7, cache_bytes: int = 0) -> EvalLoader:

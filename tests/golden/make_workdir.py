@@ -32,8 +32,8 @@ import pytest
 from tests.golden import program
 from tests.golden.bucket import FIXTURE, GOLDEN, HERE, NAME, PREDICTIONS, Bucket, pack_objects, path_of
 from tests.golden.whole_run import WholeRun, content_of
-from tests.support import pictures
-from tests.support.servers import serving
+from tests.support import sample_images
+from tests.support.servers import serve_store
 
 REVISION = "f0b0de0"
 RUN_FILE = HERE / "run.yaml"
@@ -46,21 +46,21 @@ def make_data() -> dict[str, bytes]:
     """Return labeled sets of three classes, five tars and a Parquet file of twenty images each, and twelve files."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        pictures.write_folders(root / "labeled", 4)
-        pictures.write_parquet(root / "validation.parquet", 4, seed=100)
-        pictures.write_labeled_tar(root / "test" / "test.tar", 6, seed=200)
-        pictures.write_pool(root / "pool", 5, 20)
-        members = {f"{number:05}.png": pictures.picture(number % 4 - 1, 1000 + number) for number in range(20)}
+        sample_images.write_folders(root / "labeled", 4)
+        sample_images.write_parquet(root / "validation.parquet", 4, seed=100)
+        sample_images.write_labeled_tar(root / "test" / "test.tar", 6, seed=200)
+        sample_images.write_pool(root / "pool", 5, 20)
+        members = {f"{number:05}.png": sample_images.draw_png(number % 4 - 1, 1000 + number) for number in range(20)}
         members[BROKEN] = members[BROKEN][:60]
-        pictures.write_tar(root / "pool" / "pool-000.tar", members)
+        sample_images.write_tar(root / "pool" / "pool-000.tar", members)
         data = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    images = [pictures.picture(number % 4 - 1, 3000 + number) for number in range(20)]
+    images = [sample_images.draw_png(number % 4 - 1, 3000 + number) for number in range(20)]
     table = io.BytesIO()
     pq.write_table(pa.table({"image": images, "key": [f"row-{number:03}" for number in range(20)]}), table)
     data["pool/pool.parquet"] = table.getvalue()
     for number in range(12):
-        data[f"loose/{number // 6}/{number:03}.png"] = pictures.picture(number % 4 - 1, 4000 + number)
-    data["classes.txt"] = "\n".join(pictures.CLASSES).encode()
+        data[f"loose/{number // 6}/{number:03}.png"] = sample_images.draw_png(number % 4 - 1, 4000 + number)
+    data["classes.txt"] = "\n".join(sample_images.CLASSES).encode()
     data["remove.txt"] = "\n".join(REMOVED).encode()
     for name in (SECOND_SHARD, THIRD_SHARD):
         data[f"later/{name}"] = data.pop(f"pool/{name}")
@@ -111,7 +111,7 @@ def possible_predictions(rounds: list[WholeRun]) -> list[str]:
 def main() -> None:
     """Make the archive and its list."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    with serving("s3") as address, tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with serve_store("s3") as address, tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
         settings = {"AWS_ENDPOINT_URL": address, "NO_PROXY": "127.0.0.1", **credentials}
         with mock.patch.dict(os.environ, settings):

@@ -18,11 +18,11 @@ from semiscale.models import checkpoint_io, networks, normalization
 from semiscale.models import export as exporting
 from semiscale.models.checkpoint_metadata import CheckpointMetadata
 from semiscale.models.export import ExportMetadata, Format
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 NO_PIPELINE: Any = None  # the verb needs no graph
-CLASSES = list(pictures.CLASSES)
+CLASSES = list(sample_images.CLASSES)
 PREPROCESSING = Preprocessing(resolution=32, augmentation="crop-flip")
 
 # torch's exporters and onnxscript cause these warnings themselves.
@@ -66,7 +66,8 @@ def test_an_exported_file_gives_the_models_logits_from_pixels(tmp_path: Path, ki
     exporting.export_model(uri, kind, noise_BHWC, str(tmp_path / "out"))
     path = tmp_path / "out" / exporting.FILENAMES[kind]
     cuts = [
-        center_crop(decode_image(pictures.picture(label, label, size=40)), PREPROCESSING) for label in (0, 1, 2, 0, 1)
+        center_crop(decode_image(sample_images.draw_png(label, label, size=40)), PREPROCESSING)
+        for label in (0, 1, 2, 0, 1)
     ]
     for images_BHWC in (np.stack(cuts), np.stack(cuts[:1])):
         with torch.inference_mode():

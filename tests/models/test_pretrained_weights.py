@@ -21,7 +21,7 @@ from semiscale.models.checkpoint_metadata import CheckpointRef
 from semiscale.receipts.train import TrainReceipt
 from semiscale.stages.plan.stage import PlanConfig, plan
 from semiscale.stages.train.pretrained_teacher import min_accepted_accuracy, swapped_classes
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 State = dict[str, Tensor]
@@ -341,7 +341,7 @@ def test_a_teacher_whose_classes_are_exchanged_is_refused(tmp_path: Path) -> Non
 
 
 def planned(root: Path, **changes: object) -> None:
-    plan(PlanConfig.model_validate(pictures.write_run(root, **changes)))
+    plan(PlanConfig.model_validate(sample_images.write_run(root, **changes)))
 
 
 def test_what_is_known_of_a_teacher_is_refused_before_a_gpu_is_asked_for(tmp_path: Path, trained: TrainReceipt) -> None:
@@ -363,7 +363,9 @@ def test_what_is_known_of_a_teacher_is_refused_before_a_gpu_is_asked_for(tmp_pat
     for number, (changes, line) in enumerate(cases):
         with pytest.raises(InvalidInputError, match=line):
             planned(tmp_path / str(number), **changes)
-    planned(tmp_path / "good", teacher_checkpoint=pth, teacher_classes=class_list(tmp_path / "c", *pictures.CLASSES))
+    planned(
+        tmp_path / "good", teacher_checkpoint=pth, teacher_classes=class_list(tmp_path / "c", *sample_images.CLASSES)
+    )
 
 
 def test_a_training_starts_from_weights_of_other_classes(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from semiscale import storage
 from semiscale.observability import prometheus
 from semiscale.observability.progress import Progress
-from tests.support.flaky import relayed
-from tests.support.servers import free_port
+from tests.support.proxies import serve_delayed
+from tests.support.servers import find_free_port
 from tests.support.stages import Stages
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "manifests" / "grafana" / "dashboard.json"
@@ -101,13 +101,13 @@ def test_a_stage_tells_how_far_it_is(
     stages: Stages, s3_server: str, s3_bucket: str, stage: str, last: str, unit: str, parts: set[str]
 ) -> None:
     """Each is held where it writes what it leaves, so that it is at work when it is scraped."""
-    plan, port = stages.plan, free_port()
+    plan, port = stages.plan, find_free_port()
     labeled = plan.train.samples + plan.validation.samples + plan.test.samples
     units, rows = len(json.loads(storage.read_bytes(plan.units))), stages.selection.images
     measured = {"evaluate": 4 * plan.test.samples, "promote": 2 * plan.test.samples}
     for kept in (Path(stages.workdir) / "stages/evaluate/predictions").iterdir() if stage in measured else []:
         storage.upload(kept, f"{s3_bucket}/stages/evaluate/predictions/{kept.name}")
-    with relayed(s3_server) as relay:
+    with serve_delayed(s3_server) as relay:
         relay.stall(f"^PUT .*/{last}")
         environment = {**os.environ, prometheus.PORT_ENV: str(port), "AWS_ENDPOINT_URL": relay.address}
         asked = command(stage, s3_bucket, options_of(stages, stage))
@@ -133,7 +133,7 @@ def test_a_stage_tells_how_far_it_is(
 
 
 def test_a_task_tells_before_it_counts_anything_and_no_longer_than_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = free_port()
+    port = find_free_port()
     monkeypatch.setenv(prometheus.PORT_ENV, str(port))
     for _ in range(2):  # one after the other at the same port
         with prometheus.serve_metrics("score", "score-3"):
@@ -145,7 +145,7 @@ def test_a_task_tells_before_it_counts_anything_and_no_longer_than_it_works(monk
 
 
 def test_the_first_rank_of_a_training_tells_for_the_process_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = free_port()
+    port = find_free_port()
     monkeypatch.setenv(prometheus.PORT_ENV, str(port))
     with prometheus.serve_metrics("train", "train-teacher-0.1"):
         prometheus.stop_serving()

@@ -21,7 +21,7 @@ from semiscale.observability.status_reporter import report_status
 from semiscale.observability.task_status import RunStatusStore, TaskStatus
 from semiscale.runtime.entrypoints import run_as_task
 from semiscale.stages.plan.stage import plan
-from tests.support.boards import put
+from tests.support.run_statuses import write_status
 from tests.support.stages import Stages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,7 +148,7 @@ def test_a_try_after_another_failure_runs(tmp_path: Path, monkeypatch: pytest.Mo
     stages = Stages(tmp_path)
     monkeypatch.setenv(status_reporter.RETRY_INDEX_ENV, "1")
     board = RunStatusStore(stages.workdir, "trial")
-    put(board, "plan", started=1000.0, updated=1001.0, state="failed", exit_code=1, reason="the store is gone")
+    write_status(board, "plan", started=1000.0, updated=1001.0, state="failed", exit_code=1, reason="the store is gone")
     assert run_as_task(stages.config, plan).name == "trial"
 
 
@@ -194,9 +194,9 @@ def test_a_store_that_fails_is_said_once_and_fails_nothing(
 
 def test_a_pod_goes_on_in_the_object_of_the_one_that_it_replaces(tmp_path: Path) -> None:
     board = RunStatusStore(str(tmp_path), "trial")
-    put(board, "plan", started=1000.0, updated=1001.0)
-    put(board, "score-0", started=1002.0, updated=1010.0, device_s=50.0, state="running")
-    put(board, "score-1", started=900.0, updated=990.0, device_s=70.0)
+    write_status(board, "plan", started=1000.0, updated=1001.0)
+    write_status(board, "score-0", started=1002.0, updated=1010.0, device_s=50.0, state="running")
+    write_status(board, "score-1", started=900.0, updated=990.0, device_s=70.0)
     assert [task.task for task in board.current_tasks()] == ["plan", "score-0"], "an earlier try's tasks are over"
     with report_status(board, "score-0", "score", on_device=True):
         time.sleep(0.2)
@@ -214,7 +214,9 @@ def test_a_process_that_has_others_work_leaves_the_telling_to_them(
         waited(board, lambda task: task.state == "running")
         for _ in range(20):  # it may cross with a write that is under way: another process tells again and again
             now = time.time() + 1
-            put(board, "train-teacher-0.1", state="running", started=now, updated=now, done=7, total=9, device_s=1e4)
+            write_status(
+                board, "train-teacher-0.1", state="running", started=now, updated=now, done=7, total=9, device_s=1e4
+            )
             time.sleep(0.05)
             if board.current_tasks()[0].done == 7:
                 break
@@ -226,7 +228,7 @@ def test_a_process_that_has_others_work_leaves_the_telling_to_them(
 
 def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
     board = RunStatusStore(str(tmp_path), "trial")
-    put(board, "score-0", started=1.0, updated=2.0, device_s=3600.0)
+    write_status(board, "score-0", started=1.0, updated=2.0, device_s=3600.0)
     worked = False
     with (
         pytest.raises(BudgetExceededError, match=r"SEMI-E003"),
@@ -242,7 +244,9 @@ def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
 def test_a_budget_that_runs_out_stops_the_work_as_sigterm_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_reporter, "HEARTBEAT_INTERVAL_S", 0.01)
     board = RunStatusStore(str(tmp_path), "trial")
-    put(board, "score-0", started=time.time(), updated=time.time(), device_s=3599.5, state="running", devices=1)
+    write_status(
+        board, "score-0", started=time.time(), updated=time.time(), device_s=3599.5, state="running", devices=1
+    )
     cleaned = []
 
     def work() -> None:

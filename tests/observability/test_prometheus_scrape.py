@@ -15,8 +15,8 @@ from semiscale.config.resources import METRICS_PORT
 from semiscale.observability.progress import Progress
 from semiscale.observability.prometheus import PORT_ENV, serve_metrics
 from tests.observability.test_metrics_endpoint import DASHBOARD, LIMIT_S
-from tests.support.api_server import program
-from tests.support.servers import free_port
+from tests.support.api_server import find_program
+from tests.support.servers import find_free_port
 
 pytestmark = pytest.mark.slow
 
@@ -70,10 +70,10 @@ def panels() -> dict[str, str]:
 
 
 def test_prometheus_scrapes_a_pod_once_and_fills_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    binary = program("prometheus")
+    binary = find_program("prometheus")
     if not binary:
         pytest.skip("no prometheus on the PATH or in ~/go/bin; .ci/run says how")
-    port, own = free_port(), free_port()
+    port, own = find_free_port(), find_free_port()
     address = f"http://127.0.0.1:{own}"
     monkeypatch.setenv(PORT_ENV, str(port))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -15,7 +15,7 @@ from semiscale import storage
 from semiscale.models import checkpoint_io
 from semiscale.receipts.train import TrainReceipt
 from semiscale.storage.documents import load_document
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def leaks(done: subprocess.CompletedProcess[str], everything: dict[str, bytes]) 
 def test_the_whole_pipeline_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, secret in SECRETS.items():
         monkeypatch.setenv(name, secret)
-    content = pictures.write_run(tmp_path, baseline_learning_rates=[1.0])  # the students are of two
+    content = sample_images.write_run(tmp_path, baseline_learning_rates=[1.0])  # the students are of two
     first = run(tmp_path, content)
     assert first.returncode == 0, first.stdout + first.stderr
     assert leaks(first, left(tmp_path, f"{tmp_path}/work")) == []
@@ -84,7 +84,7 @@ def test_the_whole_pipeline_with_a_ready_made_teacher(tmp_path: Path) -> None:
     """A foreign file of a teacher that another run trained: nothing is trained in its place."""
     trained, _ = checkpoint_io.load_model(Stages(tmp_path / "other").teacher.checkpoint)
     torch.save(trained.state_dict(), tmp_path / "teacher.pth")
-    content = pictures.write_run(tmp_path, teacher_checkpoint="teacher.pth", student_start_weights="teacher.pth")
+    content = sample_images.write_run(tmp_path, teacher_checkpoint="teacher.pth", student_start_weights="teacher.pth")
     done = run(tmp_path, content)
     assert done.returncode == 0, done.stdout + done.stderr
     receipts = tmp_path / "work" / "trial" / "receipts"
@@ -107,7 +107,7 @@ def test_the_whole_pipeline_with_a_ready_made_teacher(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_ends_a_run_in_one_line_with_code_2(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
-    done = run(tmp_path, pictures.write_run(tmp_path, **changes))
+    done = run(tmp_path, sample_images.write_run(tmp_path, **changes))
     assert done.returncode == 2
     assert line in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -116,14 +116,14 @@ def test_bad_input_ends_a_run_in_one_line_with_code_2(tmp_path: Path, changes: d
 
 def test_a_spent_budget_ends_a_run_with_code_3(tmp_path: Path) -> None:
     """Of the one training that is at work, too: nobody else's spending is looked at."""
-    done = run(tmp_path, pictures.write_run(tmp_path, budget_hours=0.00001, teacher_images_processed=480_000))
+    done = run(tmp_path, sample_images.write_run(tmp_path, budget_hours=0.00001, teacher_images_processed=480_000))
     assert done.returncode == 3, done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("failed: budget_hours: ")
 
 
 def test_where_lines_are_json_a_run_ends_with_the_same_reason_and_code(tmp_path: Path) -> None:
-    done = run(tmp_path, pictures.write_run(tmp_path, test="/nowhere"), log="json")
+    done = run(tmp_path, sample_images.write_run(tmp_path, test="/nowhere"), log="json")
     assert done.returncode == 2
     (error,) = map(json.loads, done.stderr.splitlines())
     assert error["message"].startswith("refused: /nowhere: nothing here")
@@ -135,7 +135,7 @@ def test_the_whole_pipeline_in_a_bucket(tmp_path: Path, remote: str, monkeypatch
     """Data and workdir in one bucket: no stage has a disk that another sees. The keys that open it are told nowhere."""
     for name, secret in SECRETS.items():  # the S3 server takes any
         monkeypatch.setenv(name, secret)
-    content = pictures.write_run(tmp_path)
+    content = sample_images.write_run(tmp_path)
     for path in (tmp_path / "data").rglob("*.*"):
         storage.upload(path, storage.join(remote, str(path.relative_to(tmp_path))))
     for name in ("labeled", "validation", "test", "unlabeled"):

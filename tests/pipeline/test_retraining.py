@@ -28,7 +28,7 @@ from semiscale.stages.promote.champion import (
 )
 from semiscale.stages.promote.stage import SIGNIFICANCE_LEVEL, PromoteConfig, decide
 from semiscale.storage.documents import load_document
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 NO_PIPELINE: Any = None
@@ -47,7 +47,7 @@ class Rounds:
         shutil.rmtree(pool)
         self.stages = []
         for name, shards, images, seed in GROWTH:
-            pictures.write_pool(pool / name, shards, images, seed)
+            sample_images.write_pool(pool / name, shards, images, seed)
             for path in (pool / name).iterdir() if bucket else []:
                 storage.upload(path, f"{bucket}/pool/{name}/{path.name}")
             stages = Stages.on(first.config, root)
@@ -143,7 +143,7 @@ def test_a_round_that_changes_much_trains_anew(rounds: Rounds) -> None:
 def test_a_new_label_trains_everything_anew(rounds: Rounds) -> None:
     stages = rounds.stages[-1]
     path = Path(str(stages.content["labeled"][0])) / "red" / "new.png"
-    path.write_bytes(pictures.picture(0, 77))
+    path.write_bytes(sample_images.draw_png(0, 77))
     try:
         assert plan(stages.config).digest != stages.plan.digest
     finally:

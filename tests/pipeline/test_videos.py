@@ -32,7 +32,7 @@ from semiscale.stages.plan.stage import PlanConfig, plan
 from semiscale.stages.score.scorer import top_class_log_odds, top_class_mean_log_odds
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.recipes import RECIPES
-from tests.support import pictures, videos
+from tests.support import sample_images, videos
 from tests.support.stages import Stages
 
 REAL = Path(os.environ.get("SEMISCALE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "clips"
@@ -72,14 +72,14 @@ def test_a_class_folder_of_images_has_no_video(tmp_path: Path) -> None:
     content = videos.write_run(tmp_path)
     picture = tmp_path / "data" / "labeled" / "yellow" / "0.png"
     picture.parent.mkdir()
-    picture.write_bytes(pictures.picture(0, 0))
+    picture.write_bytes(sample_images.draw_png(0, 0))
     with pytest.raises(InvalidInputError, match="yellow has no video.*SEMI-E204"):
         plan(PlanConfig.model_validate(content))
 
 
 def test_of_a_sample_with_both_a_run_of_videos_reads_the_video(tmp_path: Path) -> None:
-    film, still = videos.video(0, 0), pictures.picture(0, 0)
-    pictures.write_tar(tmp_path / "a.tar", {"a.png": still, "a.avi": film, "b.png": still})
+    film, still = videos.draw_video(0, 0), sample_images.draw_png(0, 0)
+    sample_images.write_tar(tmp_path / "a.tar", {"a.png": still, "a.avi": film, "b.png": still})
     (tmp_path / "c.webm").write_bytes(film)
     (tmp_path / "d.png").write_bytes(still)
     found = {
@@ -99,7 +99,7 @@ def test_damaged_and_truncated_videos_are_counted_with_their_reasons(tmp_path: P
     red = tmp_path / "data" / "labeled" / "red"
     whole = (red / "0.avi").read_bytes()
     (red / "cut.avi").write_bytes(whole[:-100])
-    (red / "still.mp4").write_bytes(pictures.picture(0, 0))
+    (red / "still.mp4").write_bytes(sample_images.draw_png(0, 0))
     (red / "sound.mkv").write_bytes(b"\x1aE\xdf\xa3" + bytes(64))
     planned = plan(PlanConfig.model_validate(content))
     reasons = {failure.key: failure.reason for failure in planned.failures}
@@ -126,7 +126,7 @@ def test_digests_of_images_are_what_they_were_before_there_were_videos(tmp_path:
 
 
 def test_a_run_file_of_an_earlier_version_is_the_same_run(tmp_path: Path) -> None:
-    config = PlanConfig.model_validate(pictures.write_run(tmp_path))
+    config = PlanConfig.model_validate(sample_images.write_run(tmp_path))
     plan(config)
     run = tmp_path / "work" / "trial" / "run.json"
     kept = json.loads(run.read_text())
@@ -241,7 +241,7 @@ def test_the_whole_pipeline_on_videos(tmp_path: Path) -> None:
     The teacher sees longer clips than the students (Table 7).
     """
     content = videos.write_run(tmp_path, max_failed_fraction=0.1, frames=2, teacher_frames=4)
-    (tmp_path / "data" / "pool" / "broken.avi").write_bytes(videos.video(0, 0)[:-50])
+    (tmp_path / "data" / "pool" / "broken.avi").write_bytes(videos.draw_video(0, 0)[:-50])
     run = Stages.on(PlanConfig.model_validate(content), tmp_path)
     report: Receipt = run.report
     assert run.selection.ledger.model_dump() == {"listed": 32, "scored": 31, "failed": 1, "removed": 0}

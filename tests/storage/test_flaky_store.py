@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from semiscale import storage
-from tests.support import pictures
-from tests.support.flaky import flaky
+from tests.support import sample_images
+from tests.support.proxies import serve_flaky
 from tests.support.stages import Stages
 
 # The vendors' clients do not close a connection that was reset. The garbage collector warns about it.
@@ -29,7 +29,7 @@ def test_every_call_gets_through(
 ) -> None:
     server = request.getfixturevalue(f"{scheme}_server")
     content = bytes(range(256)) * 32
-    with flaky(server, seed=1) as proxy:
+    with serve_flaky(server, seed=1) as proxy:
         monkeypatch.setenv(ADDRESS[scheme], proxy.address)
         storage._open_store.cache_clear()
         for number in range(15):
@@ -51,12 +51,12 @@ def test_scan_merge_and_pack_leave_the_same_bytes(
     tmp_path: Path, remote: str, scheme: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = Stages(tmp_path, unlabeled=[f"{remote}/pool"])
-    for path in pictures.write_pool(tmp_path / "pool", 4, 50).iterdir():
+    for path in sample_images.write_pool(tmp_path / "pool", 4, 50).iterdir():
         storage.upload(path, f"{remote}/pool/{path.name}")
     expected = [
         storage.read_bytes(uri) for uri in (good.selection.selection, f"{good.packed.folder}/packed-000000.tar")
     ]
-    with flaky(request.getfixturevalue(f"{scheme}_server"), seed=2) as proxy:
+    with serve_flaky(request.getfixturevalue(f"{scheme}_server"), seed=2) as proxy:
         monkeypatch.setenv(ADDRESS[scheme], proxy.address)
         storage._open_store.cache_clear()
         config = good.config.model_copy(update={"workdir": f"{remote}/work"})

@@ -15,14 +15,14 @@ from typing import Any
 
 import yaml
 
-from tests.support.servers import free_port
+from tests.support.servers import find_free_port
 
 PROGRAMS = ("kube-apiserver", "kubectl", "etcd")
 START_S = 120
 ADMIN = "the-tests-own"  # a token
 
 
-def program(name: str) -> str | None:
+def find_program(name: str) -> str | None:
     """Return where a program is, if it is anywhere."""
     return shutil.which(name) or shutil.which(name, path=str(Path.home() / "go" / "bin"))
 
@@ -51,7 +51,7 @@ class ApiServer:
 
     def kubectl(self, *arguments: str, stdin: Any = None) -> "subprocess.CompletedProcess[str]":
         """Run kubectl; an object on its standard input is for `-f -`."""
-        kubectl = program("kubectl")
+        kubectl = find_program("kubectl")
         assert kubectl
         command = [kubectl, "--kubeconfig", str(self.kubeconfig), *arguments]
         text = None if stdin is None else json.dumps(stdin)
@@ -65,9 +65,9 @@ class ApiServer:
 
 
 @contextmanager
-def serving_api(folder: Path) -> Iterator[ApiServer]:
+def serve_api(folder: Path) -> Iterator[ApiServer]:
     """Serve an empty cluster's API."""
-    etcd, peer, port = (free_port() for _ in range(3))
+    etcd, peer, port = (find_free_port() for _ in range(3))
     key = folder / "key.pem"
     subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
     (folder / "tokens.csv").write_text(f"{ADMIN},admin,admin,system:masters\n")
@@ -88,7 +88,7 @@ def serving_api(folder: Path) -> Iterator[ApiServer]:
     with ExitStack() as stack:
         for name, *options in commands:
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
-            process = subprocess.Popen([program(name) or name, *options], stdout=log, stderr=log)
+            process = subprocess.Popen([find_program(name) or name, *options], stdout=log, stderr=log)
             stack.callback(process.wait)
             stack.callback(process.kill)
         server = ApiServer(folder, f"https://127.0.0.1:{port}")

@@ -86,7 +86,7 @@ class Cluster:
 
 
 @contextmanager
-def serving_cluster(folder: Path) -> Iterator[tuple[Cluster, Path]]:
+def serve_cluster(folder: Path) -> Iterator[tuple[Cluster, Path]]:
     """Serve a cluster; yields its state and the kubeconfig that leads to it."""
     cluster = Cluster()
     handler = type("Handler", (_Handler,), {"cluster": cluster})

@@ -166,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[tuple[str, KubeflowPipelines]]:
+def serve_pipelines() -> Iterator[tuple[str, KubeflowPipelines]]:
     """Serve for the length of a `with`; yields the address and the state."""
     state = KubeflowPipelines()
     handler = type("Bound", (Handler,), {"state": state})

@@ -5,7 +5,7 @@ from pathlib import Path
 from benchmarks.turns import process_tree
 
 
-def stat(process: int) -> list[str]:
+def read_stat(process: int) -> list[str]:
     """Return what the kernel says of a process from its state on; of one that is gone, what it says of the dead."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
@@ -13,12 +13,12 @@ def stat(process: int) -> list[str]:
         return ["X", "0"]
 
 
-def ended(process: int) -> bool:
+def has_ended(process: int) -> bool:
     """Say whether a process is over: gone, or waiting for somebody to ask how it went."""
-    return stat(process)[0] in "XZ"
+    return read_stat(process)[0] in "XZ"
 
 
-def besides(process: int) -> list[int]:
+def worker_processes(process: int) -> list[int]:
     """Return the processes that work beside another one (semiscale/common/worker_process.py)."""
     commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in process_tree(process)}
     return [child for child, command in commands.items() if b"semiscale.common.worker_process" in command]

@@ -19,7 +19,7 @@ CLASSES = 3
 NO_SPLIT = LabeledSplit(digest="", index="", shards="", samples=0, class_counts=[])
 
 
-def write(root: Path, pool: str, per_class: int, pods: int = 2) -> tuple[str, str]:
+def write_selection(root: Path, pool: str, per_class: int, pods: int = 2) -> tuple[str, str]:
     """Select images of a pool by lot, some of them for several classes; returns the URIs of both receipts."""
     shards = listing.list_shards([pool])
     rows = [
@@ -41,15 +41,15 @@ def write(root: Path, pool: str, per_class: int, pods: int = 2) -> tuple[str, st
         for label, places in enumerate(picked)
         for rank, place in enumerate(places)
     ]
-    (root / "selection.parquet").write_bytes(parquet(table))
+    (root / "selection.parquet").write_bytes(encode_rows(table))
     (root / "units.json").write_text(json.dumps([ShardGroup(digest="unit", shards=shards).model_dump()]))
-    plan, selection = receipts(root, content_digest([row["key"] for row in table]), len(table), pods)
+    plan, selection = build_receipts(root, content_digest([row["key"] for row in table]), len(table), pods)
     for name, receipt in (("plan", plan), ("selection", selection)):
         (root / f"{name}.json").write_text(receipt.model_dump_json())
     return str(root / "plan.json"), str(root / "selection.json")
 
 
-def parquet(rows: list[dict[str, object]]) -> bytes:
+def encode_rows(rows: list[dict[str, object]]) -> bytes:
     """Write a selection's rows as the merge does."""
     table = pa.Table.from_pylist(rows)
     narrow = table.set_column(0, "class", table["class"].cast(pa.uint16()))
@@ -58,7 +58,7 @@ def parquet(rows: list[dict[str, object]]) -> bytes:
     return buffer.getvalue()
 
 
-def receipts(root: Path, identity: str, images: int, pods: int) -> tuple[PlanReceipt, SelectionReceipt]:
+def build_receipts(root: Path, identity: str, images: int, pods: int) -> tuple[PlanReceipt, SelectionReceipt]:
     """Return the receipts that name what was written."""
     common = {"digest": identity, "folder": str(root), "seconds": 0.0, "failed": {}}
     plan = PlanReceipt(

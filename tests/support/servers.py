@@ -20,7 +20,7 @@ from typing import Any
 
 
 @contextmanager
-def serving(scheme: str) -> Iterator[str]:
+def serve_store(scheme: str) -> Iterator[str]:
     """Run the server of a scheme, gs or s3, and yield its address."""
     command = [sys.executable, __file__, scheme]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -35,7 +35,7 @@ def serving(scheme: str) -> Iterator[str]:
             process.wait(timeout=60)
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """Return a port that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])

@@ -30,7 +30,7 @@ from semiscale.stages.score.fanout import plan_score_fanout
 from semiscale.stages.score.stage import score
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.stage import train
-from tests.support import pictures
+from tests.support import sample_images
 
 
 class Stages:
@@ -38,7 +38,7 @@ class Stages:
 
     def __init__(self, root: Path, **changes: Any) -> None:
         self.root = root
-        self.content: dict[str, Any] = pictures.write_run(root, **changes)
+        self.content: dict[str, Any] = sample_images.write_run(root, **changes)
         self.config = PlanConfig.model_validate(self.content)
 
     @classmethod

@@ -14,13 +14,13 @@ from semiscale.data import listing
 from semiscale.data.labeled import LabeledShard
 from semiscale.receipts.train import TrainReceipt
 from semiscale.stages.train.config import TrainConfig
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 LONG = {"batch_size": 5, "images_processed": 1500, "learning_rate": 0.2}  # 12 samples: epochs begin inside batches
 
 
-def config_of(stages: Stages, workdir: str, **changes: Any) -> TrainConfig:
+def training_config(stages: Stages, workdir: str, **changes: Any) -> TrainConfig:
     """A training in a workdir of its own, on the planned set; it leaves a checkpoint several times a second."""
     settings = {
         "workdir": workdir,
@@ -37,14 +37,14 @@ def config_of(stages: Stages, workdir: str, **changes: Any) -> TrainConfig:
     return TrainConfig.model_validate(settings)
 
 
-def start(config: TrainConfig, *launcher: str) -> subprocess.Popen[bytes]:
+def start_training(config: TrainConfig, *launcher: str) -> subprocess.Popen[bytes]:
     """Start a training as a process of its own, by a launcher or without."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
     command = [sys.executable, *(launcher or ["-m"]), "semiscale.stages.train", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ))
 
 
-def vouchers(config: TrainConfig) -> list[str]:
+def list_checkpoints(config: TrainConfig) -> list[str]:
     """The checkpoints of a training, the newest last."""
     found = storage.list_objects(storage.join(config.folder(), "checkpoints"))
     return sorted(entry.uri for entry in found if entry.uri.endswith(".json"))
@@ -52,8 +52,8 @@ def vouchers(config: TrainConfig) -> list[str]:
 
 def wait_for_a_checkpoint(config: TrainConfig, process: subprocess.Popen[bytes]) -> None:
     """Wait until a training has written another checkpoint."""
-    before = vouchers(config)[-1:]
-    while vouchers(config)[-1:] == before and process.poll() is None:
+    before = list_checkpoints(config)[-1:]
+    while list_checkpoints(config)[-1:] == before and process.poll() is None:
         time.sleep(0.02)
 
 
@@ -63,12 +63,12 @@ def assert_equal(one: TrainReceipt, two: TrainReceipt) -> None:
     assert one.curve == two.curve
 
 
-def numbered(folder: Path, sizes: list[int]) -> list[LabeledShard]:
+def write_numbered_tars(folder: Path, sizes: list[int]) -> list[LabeledShard]:
     """Tars of so many images, each with its place in the whole set as its label."""
     ends = np.cumsum(sizes)
     for shard, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-        members = {f"{number:05}.png": pictures.picture(number % 3, number) for number in range(end - size, end)}
-        pictures.write_tar(folder / f"{shard:03}.tar", members)
+        members = {f"{number:05}.png": sample_images.draw_png(number % 3, number) for number in range(end - size, end)}
+        sample_images.write_tar(folder / f"{shard:03}.tar", members)
     found = listing.list_shards([str(folder)])
     return [
         LabeledShard(shard, np.arange(end - size, end, dtype=np.int32))

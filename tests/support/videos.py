@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from tests.support.pictures import CLASSES, write_tar
+from tests.support.sample_images import CLASSES, write_tar
 
 FORMATS = {  # suffix: FFmpeg's container, codec and its options
     "avi": ("avi", "mpeg4", {"g": "6", "bf": "2"}),
@@ -21,7 +21,7 @@ FORMATS = {  # suffix: FFmpeg's container, codec and its options
 }
 
 
-def encoded(frames: NDArray[np.uint8], kind: str = "avi") -> bytes:
+def encode_frames(frames: NDArray[np.uint8], kind: str = "avi") -> bytes:
     """Encode frames_THWC, 25 a second."""
     container, codec, options = FORMATS[kind]
     buffer = io.BytesIO()
@@ -37,13 +37,13 @@ def encoded(frames: NDArray[np.uint8], kind: str = "avi") -> bytes:
     return buffer.getvalue()
 
 
-def numbered(count: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+def number_frames(count: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
     """Return frames whose brightness says which one it is: frame t is 6 t + 20 all over."""
     levels = (6 * np.arange(count) + 20).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
 
 
-def video(label: int, seed: int, frames: int = 12, kind: str = "avi") -> bytes:
+def draw_video(label: int, seed: int, frames: int = 12, kind: str = "avi") -> bytes:
     """Return a video: noise that stands still, and a moving square of the label's colour; label -1 has no colour."""
     rng = np.random.default_rng([seed, label + 1])
     scene = np.repeat(rng.integers(0, 100, (1, 24, 32, 3), np.uint8), frames, axis=0)
@@ -52,7 +52,7 @@ def video(label: int, seed: int, frames: int = 12, kind: str = "avi") -> bytes:
         scene[time, 6:18, left : left + 12] = 90
         if label >= 0:
             scene[time, 6:18, left : left + 12, label] = 240
-    return encoded(scene, kind)
+    return encode_frames(scene, kind)
 
 
 def write_run(root: Path, **changes: object) -> dict[str, object]:
@@ -63,21 +63,24 @@ def write_run(root: Path, **changes: object) -> dict[str, object]:
         folder.mkdir(parents=True)
         for number in range(4):
             kind = ("avi", "mp4")[number % 2]
-            (folder / f"{number}.{kind}").write_bytes(video(label, number, kind=kind))
+            (folder / f"{number}.{kind}").write_bytes(draw_video(label, number, kind=kind))
     (data / "classes.txt").write_text("\n".join(CLASSES))
-    held = [(video(label, 100 + number), name) for label, name in enumerate(CLASSES) for number in range(2)]
+    held = [(draw_video(label, 100 + number), name) for label, name in enumerate(CLASSES) for number in range(2)]
     pq.write_table(
         pa.table({"image": [one for one, _ in held], "label": [name for _, name in held]}), data / "v.parquet"
     )
     members: dict[str, bytes] = {}
     for number in range(9):
-        members |= {f"{number}.mkv": video(number % 3, 200 + number, kind="mkv"), f"{number}.cls": b"%d" % (number % 3)}
+        members |= {
+            f"{number}.mkv": draw_video(number % 3, 200 + number, kind="mkv"),
+            f"{number}.cls": b"%d" % (number % 3),
+        }
     write_tar(data / "test" / "test.tar", members)
     for shard in range(2):
-        pool = {f"{number}.avi": video(number % 4 - 1, 300 + 12 * shard + number) for number in range(12)}
+        pool = {f"{number}.avi": draw_video(number % 4 - 1, 300 + 12 * shard + number) for number in range(12)}
         write_tar(data / "pool" / f"pool-{shard}.tar", pool)
-    (data / "pool" / "loose.webm").write_bytes(video(1, 400, kind="webm"))
-    inside = [video(number % 3, 500 + number, kind="mp4") for number in range(6)]
+    (data / "pool" / "loose.webm").write_bytes(draw_video(1, 400, kind="webm"))
+    inside = [draw_video(number % 3, 500 + number, kind="mp4") for number in range(6)]
     pq.write_table(pa.table({"image": inside}), data / "pool" / "inside.parquet")
     return {
         "name": "trial",

@@ -32,7 +32,7 @@ def test_each_class_gets_its_best_images(tmp_path: Path) -> None:
     assert receipt.ledger.model_dump() == {"listed": 120, "scored": 120, "failed": 0, "removed": 0}
     for row in rows:
         image = reader.read_sample_bytes(row["uri"], row["offset"], row["size_bytes"])
-        assert image == pictures.picture(int(row["key"]) % 4 - 1, 1000 + int(row["key"]))
+        assert image == sample_images.draw_png(int(row["key"]) % 4 - 1, 1000 + int(row["key"]))
 
 
 def test_the_receipt_counts_the_images_of_each_class(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_an_image_in_two_classes_counts_once_as_unique(tmp_path: Path) -> None:
 def test_the_bytes_of_the_selection_depend_neither_on_the_pods_nor_on_the_shard_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, pods_and_group_sizes: list[tuple[int, int]]
 ) -> None:
-    pool = pictures.write_pool(tmp_path / "many", shards, 256 // shards)
+    pool = sample_images.write_pool(tmp_path / "many", shards, 256 // shards)
     first = Stages(tmp_path, unlabeled=[str(pool)], images_per_class=70)
     selections = set()
     for pods, images_per_group in pods_and_group_sizes:
@@ -187,6 +187,6 @@ def test_a_pool_without_a_readable_image_is_refused(tmp_path: Path) -> None:
 
 def test_too_many_failures_in_the_pool_are_refused(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
-    pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
+    sample_images.write_tar(tmp_path / "data" / "pool" / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
     with pytest.raises(TooManyBadSamplesError, match=r"unlabeled: 5 of 125 .*bad.tar 0.*not an image.*SEMI-E307"):
         stages.merge()

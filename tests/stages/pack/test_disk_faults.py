@@ -25,7 +25,7 @@ from semiscale.stages.pack.stage import pack
 from semiscale.stages.score import shard_scores
 from semiscale.stages.score.config import ScoreConfig
 from semiscale.stages.score.stage import score
-from tests.support import pictures, selections
+from tests.support import sample_images, selections
 from tests.support.stages import Stages
 
 
@@ -94,10 +94,10 @@ def count_finished(workdir: Path) -> int:
 def pack_config(root: Path, workdir: Path, pod: int = 0) -> PackConfig:
     """Return the config of packing 80 small tars from Parquet files and tars."""
     if not (root / "selection.json").exists():
-        pictures.write_pool(root / "pool", 4, 100)
+        sample_images.write_pool(root / "pool", 4, 100)
         for number in range(4):
-            pictures.write_parquet(root / "pool" / f"{number}.parquet", 33, seed=5000 + 100 * number)
-        selections.write(root, str(root / "pool"), per_class=250)
+            sample_images.write_parquet(root / "pool" / f"{number}.parquet", 33, seed=5000 + 100 * number)
+        selections.write_selection(root, str(root / "pool"), per_class=250)
     plan, selection = str(root / "plan.json"), str(root / "selection.json")
     return PackConfig(workdir=str(workdir), plan=plan, selection=selection, pod=pod, packed_tar_bytes=2000)
 
@@ -161,7 +161,7 @@ def test_a_packing_pod_releases_its_lease_after_sigterm(tmp_path: Path) -> None:
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     """Return a scored pool."""
     root = tmp_path_factory.mktemp("scored")
-    stages = Stages(root, unlabeled=[str(pictures.write_pool(root / "large", 8, 100))])
+    stages = Stages(root, unlabeled=[str(sample_images.write_pool(root / "large", 8, 100))])
     assert stages.scores
     return stages
 

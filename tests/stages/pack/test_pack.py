@@ -25,7 +25,7 @@ from semiscale.stages.pack.fanout import plan_pack_fanout
 from semiscale.stages.pack.range_reads import ByteLocation
 from semiscale.stages.pack.selection_columns import I64, SelectionColumns
 from semiscale.stages.pack.stage import pack
-from tests.support import pictures, selections
+from tests.support import sample_images, selections
 from tests.support.stages import Stages
 
 # An image has about 200 bytes, so a tar has about ten.
@@ -65,7 +65,7 @@ def write_pool(root: Path, kind: str) -> str:
     folder.mkdir()
     for number, part in enumerate(parts):
         if kind == "tar":
-            pictures.write_tar(folder / f"{number}.tar", part)
+            sample_images.write_tar(folder / f"{number}.tar", part)
         elif kind == "parquet":
             table = pa.table({"key": [name[:5] for name in part], "image": list(part.values())})
             pq.write_table(table, folder / f"{number}.parquet", row_group_size=7)
@@ -82,7 +82,7 @@ def test_the_packed_set_is_the_shuffled_selection(tmp_path: Path, kind: str) -> 
     samples = [sample for tar in read_samples(receipt) for sample in tar]
     rows = pq.read_table(tmp_path / "selection.parquet").to_pylist()
     selected = [
-        (row["class"], pictures.picture(number % 4 - 1, 1000 + number))
+        (row["class"], sample_images.draw_png(number % 4 - 1, 1000 + number))
         for row in rows
         for number in [int(Path(row["key"]).stem)]
     ]
@@ -172,7 +172,7 @@ def test_a_changed_source_is_refused_even_if_its_locations_have_images(tmp_path:
 def test_a_changed_linked_image_is_refused(tmp_path: Path, change: str) -> None:
     links = sorted(str(path) for path in Path(write_pool(tmp_path, "files")).iterdir())
     pq.write_table(pa.table({"image": links}), tmp_path / "links.parquet")
-    receipts = selections.write(tmp_path, str(tmp_path / "links.parquet"), per_class=60)
+    receipts = selections.write_selection(tmp_path, str(tmp_path / "links.parquet"), per_class=60)
     for link in links:
         Path(link).write_bytes(b"short" if change == "shorter" else b"x" * 200_000)
         if change == "deleted":
@@ -323,7 +323,7 @@ def test_loose_gifs_and_bitmaps_are_listed_scored_and_packed(tmp_path: Path) -> 
     originals = {}
     (tmp_path / "loose").mkdir()
     for number in range(12):
-        frames = [Image.open(io.BytesIO(pictures.picture((number + shift) % 3, number))) for shift in (0, 1)]
+        frames = [Image.open(io.BytesIO(sample_images.draw_png((number + shift) % 3, number))) for shift in (0, 1)]
         path = tmp_path / "loose" / f"{number:02}.{('gif', 'bmp')[number % 2]}"
         animated: dict[str, Any] = {"save_all": True, "append_images": frames[1:]} if path.suffix == ".gif" else {}
         frames[0].save(path, **animated)

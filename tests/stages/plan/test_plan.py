@@ -26,7 +26,7 @@ from semiscale.stages.plan import concurrent_runs, shard_groups
 from semiscale.stages.plan.label_checks import check_classes_match, check_classes_per_image
 from semiscale.stages.plan.labeled_sets import LabeledSample, LabeledSet
 from semiscale.stages.plan.stage import PlanConfig, plan
-from tests.support import pictures
+from tests.support import sample_images
 
 
 def plan_run_file(content: dict[str, Any]) -> PlanReceipt:
@@ -40,8 +40,8 @@ def read_index(split: LabeledSplit) -> list[dict[str, Any]]:
 
 
 def test_all_kinds_of_sets_agree_on_the_classes(tmp_path: Path) -> None:
-    receipt = plan_run_file(pictures.write_run(tmp_path))
-    assert receipt.classes == list(pictures.CLASSES)
+    receipt = plan_run_file(sample_images.write_run(tmp_path))
+    assert receipt.classes == list(sample_images.CLASSES)
     assert (receipt.train.samples, receipt.validation.samples, receipt.test.samples) == (12, 12, 18)
     assert receipt.train.class_counts == [4, 4, 4]
     assert receipt.test.class_counts == [6, 6, 6]
@@ -49,7 +49,7 @@ def test_all_kinds_of_sets_agree_on_the_classes(tmp_path: Path) -> None:
 
 
 def test_a_validation_split_is_held_out_stratified_and_recorded(tmp_path: Path) -> None:
-    content = pictures.write_run(tmp_path, validation=[], validation_fraction=0.25)
+    content = sample_images.write_run(tmp_path, validation=[], validation_fraction=0.25)
     receipt = plan_run_file(content)
     assert receipt.train.class_counts == [3, 3, 3]
     assert receipt.validation.class_counts == [1, 1, 1]
@@ -63,13 +63,13 @@ def test_a_validation_split_is_held_out_stratified_and_recorded(tmp_path: Path) 
 def test_without_a_list_classes_are_the_sorted_labels(tmp_path: Path) -> None:
     content = pictures.write_run(tmp_path, classes="", validation=[])
     shutil.rmtree(tmp_path / "data" / "test")
-    pictures.write_folders(tmp_path / "data" / "test", 2, seed=50)
+    sample_images.write_folders(tmp_path / "data" / "test", 2, seed=50)
     content["test"] = [str(tmp_path / "data" / "test")]
     assert plan_run_file(content).classes == ["blue", "green", "red"]
 
 
 def test_more_classes_per_image_than_classes_is_clamped_and_noted(tmp_path: Path) -> None:
-    receipt = plan_run_file(pictures.write_run(tmp_path, classes_per_image=10))
+    receipt = plan_run_file(sample_images.write_run(tmp_path, classes_per_image=10))
     assert receipt.classes_per_image == 3
     assert "classes_per_image 10 clamped to the 3 classes there are" in receipt.notes
 
@@ -81,9 +81,9 @@ def test_a_second_plan_reuses_the_first(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_pool_that_grows_keeps_its_groups_and_the_digest_of_the_models(tmp_path: Path) -> None:
-    content = pictures.write_run(tmp_path)
+    content = sample_images.write_run(tmp_path)
     before = plan_run_file(content)
-    pictures.write_tar(tmp_path / "data" / "pool" / "pool-900.tar", {"x.png": pictures.picture(0, 9)})
+    sample_images.write_tar(tmp_path / "data" / "pool" / "pool-900.tar", {"x.png": sample_images.draw_png(0, 9)})
     after = plan_run_file(content)
     old, new = (
         {group["digest"] for group in json.loads(storage.read_bytes(receipt.units))} for receipt in (before, after)
@@ -95,9 +95,9 @@ def test_a_pool_that_grows_keeps_its_groups_and_the_digest_of_the_models(tmp_pat
 
 def test_a_changed_shard_makes_a_new_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_groups, "TARGET_IMAGES_PER_GROUP", 8_000_000)
-    uris = [str(pictures.write_pool(tmp_path / "pool", 3, 4))]
+    uris = [str(sample_images.write_pool(tmp_path / "pool", 3, 4))]
     (before,) = shard_groups.build_shard_groups(uris, str(tmp_path / "work"), SampleFields("image", ""))
-    pictures.write_tar(tmp_path / "pool" / "pool-001.tar", {"other.png": pictures.picture(0, 1)})
+    sample_images.write_tar(tmp_path / "pool" / "pool-001.tar", {"other.png": sample_images.draw_png(0, 1)})
     (after,) = shard_groups.build_shard_groups(uris, str(tmp_path / "work"), SampleFields("image", ""))
     assert len(before.shards) == len(after.shards) == 3
     assert before.digest != after.digest
@@ -121,7 +121,7 @@ def add_empty_class(root: Path, content: dict[str, Any]) -> None:
 def add_unknown_class_to_test(root: Path, content: dict[str, Any]) -> None:
     """Replace the test set by an image of a class that is not listed."""
     path = root / "data" / "odd" / "odd.tar"
-    content["test"] = [str(pictures.write_tar(path, {"0.png": pictures.picture(0, 0), "0.cls": b"mauve"}))]
+    content["test"] = [str(sample_images.write_tar(path, {"0.png": sample_images.draw_png(0, 0), "0.cls": b"mauve"}))]
 
 
 def list_class_without_image(root: Path, content: dict[str, Any]) -> None:
@@ -178,7 +178,7 @@ def damage_labeled_image(root: Path, content: dict[str, Any]) -> None:
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_in_one_line(tmp_path: Path, damage: Any, line: str) -> None:
-    content = pictures.write_run(tmp_path)
+    content = sample_images.write_run(tmp_path)
     damage(tmp_path, content)
     with pytest.raises(InvalidInputError, match=line) as refusal:
         plan_run_file(content)
@@ -202,7 +202,7 @@ def test_too_many_damaged_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_refused_run_file_can_be_corrected_under_the_same_name(tmp_path: Path) -> None:
-    content = pictures.write_run(tmp_path)
+    content = sample_images.write_run(tmp_path)
     with pytest.raises(InvalidInputError):
         plan_run_file({**content, "student_architecture": "resnet5"})
     with pytest.raises(InvalidInputError):
@@ -211,11 +211,13 @@ def test_a_refused_run_file_can_be_corrected_under_the_same_name(tmp_path: Path)
 
 
 def test_labels_that_are_long_numbers_are_names(tmp_path: Path) -> None:
-    content = pictures.write_run(tmp_path, classes="", validation=[])
+    content = sample_images.write_run(tmp_path, classes="", validation=[])
     long = "9" * 5000
-    members = {f"{number}{end}": data for number in range(6) for end, data in (
-        (".png", pictures.picture(number % 2, number)), (".txt", (long if number % 2 else "7").encode()))}  # fmt: skip
-    content["labeled"] = content["test"] = [str(pictures.write_tar(tmp_path / "long.tar", members))]
+    members: dict[str, bytes] = {}
+    for number in range(6):
+        members[f"{number}.png"] = sample_images.draw_png(number % 2, number)
+        members[f"{number}.txt"] = (long if number % 2 else "7").encode()
+    content["labeled"] = content["test"] = [str(sample_images.write_tar(tmp_path / "long.tar", members))]
     assert plan_run_file(content).classes == ["7", long]
 
 
@@ -227,7 +229,7 @@ def test_a_name_belongs_to_a_single_run_file(tmp_path: Path) -> None:
 
 
 def test_keys_that_change_no_result_may_change_under_the_same_name(tmp_path: Path) -> None:
-    content = pictures.write_run(tmp_path)
+    content = sample_images.write_run(tmp_path)
     before = plan_run_file(content)
     path = Path(str(content["workdir"])) / "trial" / "run.json"
     # An earlier version stored the pods too.
@@ -280,7 +282,7 @@ def test_a_second_run_of_one_name_is_refused_while_the_first_is_active(tmp_path:
 
 
 def test_an_active_plan_is_an_active_run(tmp_path: Path) -> None:
-    content = pictures.write_run(tmp_path)
+    content = sample_images.write_run(tmp_path)
     script = (
         "import sys, time; from semiscale.observability import status_reporter as reporter\n"
         "reporter.HEARTBEAT_INTERVAL_S = 0.2\n"
@@ -299,7 +301,7 @@ def test_an_active_plan_is_an_active_run(tmp_path: Path) -> None:
 
 
 def test_the_status_of_a_dead_pod_delays_a_run_only_briefly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = pictures.write_run(tmp_path)
+    content = sample_images.write_run(tmp_path)
     status_store = RunStatusStore(str(content["workdir"]), "trial")
     task = TaskStatus(task="score-0", stage="score", pod="elsewhere", state="running", started=1.0, updated=9e9)
     storage.write_bytes(status_store.uri("score-0"), task.model_dump_json().encode())
@@ -314,7 +316,7 @@ def test_a_pool_inside_another_is_used_once_or_refused(tmp_path: Path) -> None:
     groups = shard_groups.build_shard_groups(uris, str(tmp_path / "work"), SampleFields())
     names = sorted(shard.name for group in groups for shard in group.shards)
     assert names == ["b/pool-000.tar", "pool-000.tar", "pool-001.tar"]
-    (tmp_path / "pool" / "b" / "0.png").write_bytes(pictures.picture(0, 1))
+    (tmp_path / "pool" / "b" / "0.png").write_bytes(sample_images.draw_png(0, 1))
     assert shard_groups.build_shard_groups([uris[0], uris[0]], str(tmp_path / "work"), SampleFields())
     with pytest.raises(InvalidInputError, match=r"^unlabeled: .*/pool/b/0\.png .*SEMI-E201"):
         shard_groups.build_shard_groups(uris, str(tmp_path / "work"), SampleFields())
@@ -322,8 +324,8 @@ def test_a_pool_inside_another_is_used_once_or_refused(tmp_path: Path) -> None:
 
 def test_pools_of_equal_names_are_used_together(tmp_path: Path) -> None:
     for pool in ("a", "b"):
-        pictures.write_pool(tmp_path / pool, 2, 5)
-        (tmp_path / pool / "0.png").write_bytes(pictures.picture(0, 1))
+        sample_images.write_pool(tmp_path / pool, 2, 5)
+        (tmp_path / pool / "0.png").write_bytes(sample_images.draw_png(0, 1))
     before, after = (
         {
             shard.name: shard

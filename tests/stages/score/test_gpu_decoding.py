@@ -105,7 +105,7 @@ def is_same_image(image: ImageArray | None, other: ImageArray | None) -> bool:
 
 def test_both_decoders_fill_one_batch_in_order(tmp_path: Path) -> None:
     images = [image for pair in zip(plain_jpegs(), unsupported_files().values(), strict=False) for image in pair]
-    pictures.write_tar(tmp_path / "a.tar", {f"{number:03}.jpg": data for number, data in enumerate(images)})
+    sample_images.write_tar(tmp_path / "a.tar", {f"{number:03}.jpg": data for number, data in enumerate(images)})
     columns = SampleFields("image", "")
     slots = np.zeros((5, len(images), 64, 64, 3), np.uint8)
     loader = ThreadShardLoader(LARGE, columns, slots, 1, 2, GpuDecoder(LARGE, CPU))

@@ -17,7 +17,7 @@ from semiscale.stages.plan import shard_groups
 from semiscale.stages.score import group_compaction, shard_scores
 from semiscale.stages.score.group_compaction import GroupCompactor
 from semiscale.stages.score.shard_scores import ShardScores
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 # One and a half times the number of images that a shard group is planned to have in tests (conftest.py).
@@ -32,8 +32,8 @@ def misleading_pool(root: Path) -> Path:
     for shard in range(24):
         count, size = (2, 128) if shard % (24 // shard_groups.SAMPLED_SHARDS) == 0 else (20, 8)
         numbers = range(shard * 20, shard * 20 + count)
-        members = {f"{number:05}.png": pictures.picture(number % 4 - 1, number, size) for number in numbers}
-        pictures.write_tar(root / f"pool-{shard:03}.tar", members)
+        members = {f"{number:05}.png": sample_images.draw_png(number % 4 - 1, number, size) for number in numbers}
+        sample_images.write_tar(root / f"pool-{shard:03}.tar", members)
     return root
 
 
@@ -112,7 +112,7 @@ def test_a_group_with_more_images_than_estimated_is_ranked_in_pieces(
     "kind", ["cut off", "empty", "another Parquet file", "overwritten", "another shard's", "another teacher's"]
 )
 def test_shard_scores_that_are_damaged_or_foreign_are_refused_by_name(tmp_path: Path, kind: str) -> None:
-    images = pictures.write_pool(tmp_path / "pool", 2, 4)
+    images = sample_images.write_pool(tmp_path / "pool", 2, 4)
     shards = list_shards([str(images)])
     for shard in shards:
         path = Path(shard_scores.shard_scores_uri(str(tmp_path), shard))

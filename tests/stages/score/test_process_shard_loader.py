@@ -24,9 +24,8 @@ from semiscale.stages.score.process_shard_loader import ProcessShardLoader
 from semiscale.stages.score.shard_loader import DecodedBatch, SampleInfo, ShardLoader
 from semiscale.stages.score.thread_shard_loader import ThreadShardLoader
 from tests.stages.score.test_score_faults import config_of, scores_in, start, wait_for_a_result
-from tests.support import pictures
-from tests.support.processes import besides as worker_processes
-from tests.support.processes import ended as has_ended
+from tests.support import sample_images
+from tests.support.processes import has_ended, worker_processes
 from tests.support.stages import Stages
 
 TINY = Preprocessing(resolution=16, augmentation="shift")
@@ -53,8 +52,10 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write_odd_pool(root: Path) -> list[Shard]:
     """Write five tars. One of them has two files that are no images."""
-    pictures.write_pool(root / "pool", 4, 25)
-    pictures.write_tar(root / "pool" / "odd.tar", {"a.png": pictures.picture(0, 1), "b.png": b"no image", "c.png": b""})
+    sample_images.write_pool(root / "pool", 4, 25)
+    sample_images.write_tar(
+        root / "pool" / "odd.tar", {"a.png": sample_images.draw_png(0, 1), "b.png": b"no image", "c.png": b""}
+    )
     return listing.list_shards([str(root / "pool")])
 
 
@@ -150,7 +151,7 @@ def test_a_killed_pod_ends_its_processes_and_resumes_to_the_same_scores(tmp_path
 
     A service manager sends SIGTERM to the whole process group. The worker processes ignore it, and the pod ends them.
     """
-    stages = Stages(tmp_path, unlabeled=[str(pictures.write_pool(tmp_path / "large", 16, 64))])
+    stages = Stages(tmp_path, unlabeled=[str(sample_images.write_pool(tmp_path / "large", 16, 64))])
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     stage.score(config_of(stages, undisturbed))
     pod = start(config_of(stages, disturbed), POD)

@@ -27,7 +27,7 @@ from semiscale.stages.score.scorer import top_class_log_odds
 from semiscale.stages.score.shard_loader import SampleInfo, ShardSpan
 from semiscale.stages.score.thread_shard_loader import ThreadShardLoader
 from semiscale.stages.score.timings import bottleneck_advice
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 
@@ -59,12 +59,12 @@ def test_every_image_is_scored_or_counted(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     bad = {
         "text.png": b"not an image",
-        "cut.png": pictures.picture(0, 1)[:70],
+        "cut.png": sample_images.draw_png(0, 1)[:70],
         "none.png": b"",
-        "good.png": pictures.picture(1, 2),
+        "good.png": sample_images.draw_png(1, 2),
         "only.json": b"{}",
     }
-    pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", bad)
+    sample_images.write_tar(tmp_path / "data" / "pool" / "bad.tar", bad)
     receipts = stages.scores
     assert sum(receipt.listed for receipt in receipts) == 3 * 40 + 5
     assert sum(receipt.scored for receipt in receipts) == 3 * 40 + 1
@@ -76,7 +76,7 @@ def test_an_image_of_one_pixel_by_a_million_is_scored(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("L", (1, 1_000_000)).save(buffer, "PNG")
     stages = Stages(tmp_path)
-    pictures.write_tar(tmp_path / "data" / "pool" / "thin.tar", {"thin.png": buffer.getvalue()})
+    sample_images.write_tar(tmp_path / "data" / "pool" / "thin.tar", {"thin.png": buffer.getvalue()})
     assert sum(receipt.scored for receipt in stages.scores) == 3 * 40 + 1
 
 
@@ -94,7 +94,7 @@ def test_finished_groups_are_reused_without_loading_the_teacher(tmp_path: Path) 
 def test_only_a_changed_shard_is_scored_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stages = Stages(tmp_path)
     assert len(stages.scores) == stages.plan.pods
-    pictures.write_tar(tmp_path / "data" / "pool" / "pool-001.tar", {"other.png": pictures.picture(0, 1)})
+    sample_images.write_tar(tmp_path / "data" / "pool" / "pool-001.tar", {"other.png": sample_images.draw_png(0, 1)})
     again = Stages.on(stages.config, tmp_path)
     again.__dict__["teacher"] = stages.teacher
     capsys.readouterr()
@@ -159,7 +159,7 @@ def test_score_folder_names_the_decoder_and_the_image_column() -> None:
 
 def test_a_group_receipt_names_shards_and_failures(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
-    pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", {"text.png": b"not an image"})
+    sample_images.write_tar(tmp_path / "data" / "pool" / "bad.tar", {"text.png": b"not an image"})
     folders = {receipt.folder for receipt in stages.scores}
     receipts = [ShardGroupReceipt(**json.loads(path.read_text())) for path in Path(folders.pop()).rglob("receipt.json")]
     assert sum(receipt.images.read for receipt in receipts) == 121
@@ -246,8 +246,8 @@ def test_the_progress_line_of_a_scan_ends_near_the_whole_pool(
 ) -> None:
     monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.0)
     for shard in range(6):
-        members = {f"{number}.png": pictures.picture(number % 3, number, size=64) for number in range(64)}
-        pictures.write_tar(tmp_path / "large" / f"{shard}.tar", members)
+        members = {f"{number}.png": sample_images.draw_png(number % 3, number, size=64) for number in range(64)}
+        sample_images.write_tar(tmp_path / "large" / f"{shard}.tar", members)
     stages = Stages(tmp_path, unlabeled=[str(tmp_path / "large")], pods=2)
     assert stages.teacher
     capsys.readouterr()

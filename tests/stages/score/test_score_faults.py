@@ -21,14 +21,14 @@ from semiscale.stages.score import stage
 from semiscale.stages.score.config import ScoreConfig
 from semiscale.storage import leases
 from semiscale.storage.leases import LeaseManager
-from tests.support import pictures
-from tests.support.flaky import relayed
+from tests.support import sample_images
+from tests.support.proxies import serve_delayed
 from tests.support.stages import Stages
 
 
 def stages_of(root: Path, shards: int, per_shard: int) -> Stages:
     """Return a run with a larger pool and a trained teacher."""
-    stages = Stages(root, unlabeled=[str(pictures.write_pool(root / "large", shards, per_shard))])
+    stages = Stages(root, unlabeled=[str(sample_images.write_pool(root / "large", shards, per_shard))])
     assert stages.teacher
     return stages
 
@@ -184,12 +184,12 @@ def test_a_hung_pod_loses_its_shards_and_changes_nothing_when_it_resumes(
     tmp_path: Path, gs_server: str, gs_bucket: str
 ) -> None:
     # The store of the first pod stops answering, and the second pod is frozen. The third pod does all of their work.
-    for path in pictures.write_pool(tmp_path / "large", 24, 64).iterdir():
+    for path in sample_images.write_pool(tmp_path / "large", 24, 64).iterdir():
         storage.upload(path, f"{gs_bucket}/pool/{path.name}")
     stages = Stages(tmp_path, unlabeled=[f"{gs_bucket}/pool"], pods=3)
     stage.score(config_of(stages, tmp_path / "undisturbed"))
     workdir = tmp_path / "disturbed"
-    with relayed(gs_server, latency_s=0.02) as relay:
+    with serve_delayed(gs_server, latency_s=0.02) as relay:
         reading, frozen = (
             start(config_of(stages, workdir, pod), SHORT_LEASES, STORAGE_EMULATOR_HOST=relay.address) for pod in (0, 1)
         )
@@ -294,7 +294,7 @@ def test_a_shard_that_disappeared_or_changed_is_refused_by_name(tmp_path: Path, 
     if damage == "gone":
         victim.unlink()
     else:
-        pictures.write_tar(victim, {"new.png": pictures.picture(0, 1)})
+        sample_images.write_tar(victim, {"new.png": sample_images.draw_png(0, 1)})
     with pytest.raises((SemiscaleError, FileNotFoundError), match=r"pool-001\.tar"):
         stage.score(config_of(stages, tmp_path / "work2"))
 
@@ -307,7 +307,7 @@ def test_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     scores = []
     for per_shard in (1, 7, 64, 200):
         root = tmp_path / str(per_shard)
-        pool = pictures.write_pool(root / "pool", -(-200 // per_shard), per_shard)
+        pool = sample_images.write_pool(root / "pool", -(-200 // per_shard), per_shard)
         stages = Stages(root, unlabeled=[str(pool)], images_per_class=1000, classes_per_image=3)
         rows = stages.selection_rows()
         scores.append({(row["key"], row["class"]): row["score"] for row in rows if int(row["key"]) < 200})

@@ -83,7 +83,7 @@ def test_a_killed_worker_process_is_an_error_and_a_new_one_resumes(tmp_path: Pat
     data = TrainDataset(numbered(tmp_path, [20, 20]), SampleFields(), CROPPED, 5, DistributedContext())
     batches = batches_from_worker(data, 10, 10**6, 0)
     next(batches)
-    (victim,) = besides(os.getpid())
+    (victim,) = worker_processes(os.getpid())
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(
         SemiscaleError, match="the process that reads and decodes training images .*exit code -9.*SEMI-E004"

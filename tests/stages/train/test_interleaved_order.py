@@ -21,9 +21,9 @@ from semiscale.stages.train.input_pipeline import dataset as training_data
 from semiscale.stages.train.input_pipeline.dataset import TrainDataset
 from semiscale.stages.train.input_pipeline.interleaved_order import num_streams
 from semiscale.stages.train.stage import train
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
-from tests.support.trainings import assert_equal, config_of, numbered, run_logged, vouchers
+from tests.support.trainings import assert_equal, list_checkpoints, run_logged, training_config, write_numbered_tars
 
 PIXELS = Preprocessing(resolution=8, augmentation="shift")
 # Bytes of a padded image.
@@ -68,7 +68,7 @@ def test_the_order_is_that_of_the_definition(
 ) -> None:
     sizes = [10, 3, 14, 1, 9, 12, 8]
     monkeypatch.setattr(training_data, "SHUFFLE_BUFFER_BYTES", HELD_BYTES * images)
-    data = TrainDataset(numbered(tmp_path, sizes), SampleFields(), PIXELS, SEED, DistributedContext())
+    data = TrainDataset(write_numbered_tars(tmp_path, sizes), SampleFields(), PIXELS, SEED, DistributedContext())
     seen = [int(label) for batch in data.batches(batch_size, 150 // batch_size) for label in batch.labels_B]
     window = max(images // num_streams(batch_size, len(sizes)), 1)
     assert seen == order_by_definition(sizes, batch_size, 150 // batch_size, window)
@@ -129,7 +129,7 @@ def test_a_killed_training_on_photographs_gives_the_same_bytes(
     Several threads decode and crop the photographs, which are in memory or in streams.
     """
     monkeypatch.setattr(training_data, "SHUFFLE_BUFFER_BYTES", window_bytes)
-    stages = Stages(tmp_path, labeled=pictures.photographs(tmp_path / "photographs", 8, 6))
+    stages = Stages(tmp_path, labeled=sample_images.write_photographs(tmp_path / "photographs", 8, 6))
     long = {"batch_size": 7, "images_processed": 7 * 30}
     undisturbed = train(build_config(stages, tmp_path / "undisturbed", checkpoint_minutes=10, **long))
     config = build_config(stages, tmp_path / "disturbed", checkpoint_minutes=0, **long)

@@ -32,7 +32,7 @@ from semiscale.receipts.train import TrainReceipt
 from semiscale.stages.train import linear_probe, logistic_regression
 from semiscale.stages.train.stage import fit_linear_probe
 from semiscale.storage.documents import load_document
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 # These verbs do not compile a pipeline.
@@ -157,7 +157,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def write_run_file(root: Path, digits: dict[str, str], **changes: Any) -> Path:
     """Write a run file of the digits."""
     root.mkdir(exist_ok=True)
-    content = pictures.write_run(root, classes="", unlabeled=[], **digits, **changes)
+    content = sample_images.write_run(root, classes="", unlabeled=[], **digits, **changes)
     (root / "run.yaml").write_text(yaml.safe_dump(content))
     return root / "run.yaml"
 

@@ -15,9 +15,9 @@ import pytest
 from semiscale import storage
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.stage import train
-from tests.support.processes import ended, stat
+from tests.support.processes import has_ended, read_stat
 from tests.support.stages import Stages
-from tests.support.trainings import config_of, run_logged, start, vouchers, wait_for_a_checkpoint
+from tests.support.trainings import list_checkpoints, run_logged, start_training, training_config, wait_for_a_checkpoint
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--")
 DEADLINE_S = 300
@@ -90,12 +90,12 @@ def test_ranks_stop_if_their_launcher_is_killed(tmp_path: Path) -> None:
         output = launcher.communicate(timeout=DEADLINE_S)[0].decode()
         assert "SEMI-E002" in output
         deadline = time.monotonic() + DEADLINE_S
-        while not all(ended(rank) for rank in ranks) and time.monotonic() < deadline:
+        while not all(has_ended(rank) for rank in ranks) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert all(ended(rank) for rank in ranks)
+        assert all(has_ended(rank) for rank in ranks)
     finally:
         for rank in ranks:
-            if not ended(rank):
+            if not has_ended(rank):
                 os.kill(rank, signal.SIGKILL)
     moment = json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]
     assert f"checkpoint after {moment['images_processed']:,} images" in output, "both ranks stop at the same step"

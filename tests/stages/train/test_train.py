@@ -30,7 +30,7 @@ from semiscale.stages.train.input_pipeline.dataset import TrainDataset
 from semiscale.stages.train.input_pipeline.device_loader import DeviceBatch
 from semiscale.stages.train.train_state import TrainState
 from semiscale.stages.train.train_step import TrainStep, split_microbatches
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.stages import Stages
 
 ALONE = DistributedContext()
@@ -111,9 +111,11 @@ def test_class_folders_are_mixed_before_the_shuffle_buffer(tmp_path: Path, monke
     monkeypatch.setattr(training_data, "SHUFFLE_BUFFER_BYTES", 4_000)
     monkeypatch.setattr(sample_source, "FILES_PER_RESHARD", 10)
     monkeypatch.setattr(listing, "FILES_PER_SHARD", 10)
-    folders = pictures.write_folders(tmp_path / "labeled", 30)
+    folders = sample_images.write_folders(tmp_path / "labeled", 30)
     shards = [
-        LabeledShard(shard, np.array([sorted(pictures.CLASSES).index(file.name.split("/")[0]) for file in shard.files]))
+        LabeledShard(
+            shard, np.array([sorted(sample_images.CLASSES).index(file.name.split("/")[0]) for file in shard.files])
+        )
         for shard in listing.list_shards([str(folders)])
     ]
     assert np.mean([len(set(shard.labels.tolist())) for shard in shards]) < 2
@@ -279,7 +281,7 @@ def test_a_model_of_the_same_classes_in_another_order_is_refused(tmp_path: Path)
     """Reverse the list of classes between two trainings, which changes their numbers."""
     stages = Stages(tmp_path)
     teacher = stages.train("teacher", images_processed=12)
-    (tmp_path / "data" / "classes.txt").write_text("\n".join(reversed(pictures.CLASSES)))
+    (tmp_path / "data" / "classes.txt").write_text("\n".join(reversed(sample_images.CLASSES)))
     again = Stages.on(stages.config, tmp_path)
     assert again.train("teacher", images_processed=12).digest != teacher.digest, "another training"
     line = "'red' for 'blue'.*SEMI-E244"

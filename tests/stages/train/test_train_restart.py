@@ -22,7 +22,14 @@ from semiscale.stages.train.checkpoint_manager import CheckpointManager
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.stage import train
 from tests.support.stages import Stages
-from tests.support.trainings import LONG, assert_equal, config_of, start, vouchers, wait_for_a_checkpoint
+from tests.support.trainings import (
+    LONG,
+    assert_equal,
+    list_checkpoints,
+    start_training,
+    training_config,
+    wait_for_a_checkpoint,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +52,7 @@ def test_a_training_that_is_killed_at_random_steps_gives_the_same_result(
     config = config_of(stages, str(tmp_path / "disturbed"), **long)
     rng = random.Random(kills)
     for number in range(kills):
-        process = start(config)
+        process = start_training(config)
         wait_for_a_checkpoint(config, process)
         time.sleep(rng.random() * 0.2)
         process.send_signal(signal.SIGTERM if number % 2 else signal.SIGKILL)
@@ -57,7 +64,7 @@ def test_a_training_that_is_killed_at_random_steps_gives_the_same_result(
         assert len(vouchers(config)) <= 3
     assert 0 < json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]["step"] < steps
     assert_equal(train(config.model_copy(update={"checkpoint_minutes": 10})), undisturbed)
-    assert len(vouchers(config)) == 2
+    assert len(list_checkpoints(config)) == 2
 
 
 def train_and_stop(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,9 +162,9 @@ def test_ranks_train_as_one_process_does(
         "batch_size": size, "device_batch_size": device_batch, "images_processed": 20 * size, "learning_rate": 0.5,
         "checkpoint_minutes": 10,
     }  # fmt: skip
-    alone = train(config_of(stages, str(tmp_path / "alone"), **shared))
+    alone = train(training_config(stages, str(tmp_path / "alone"), **shared))
     monkeypatch.setattr(distributed, "local_device_count", lambda: count)
-    together = train(config_of(stages, str(tmp_path / "together"), **shared))
+    together = train(training_config(stages, str(tmp_path / "together"), **shared))
     losses = [[point.loss for point in receipt.curve] for receipt in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert losses[0][-1] < 0.8 * losses[0][0]
@@ -169,17 +176,17 @@ def test_ranks_mix_their_images_as_one_process_does(tmp_path: Path, monkeypatch:
     # Mixup and CutMix are drawn for a microbatch by its offset in the global batch, and not for a rank.
     stages = Stages(tmp_path)
     shared = {"recipe": "modern", "batch_size": 12, "device_batch_size": 6, "images_processed": 120}
-    alone = train(config_of(stages, str(tmp_path / "alone"), checkpoint_minutes=10, **shared))
+    alone = train(training_config(stages, str(tmp_path / "alone"), checkpoint_minutes=10, **shared))
     monkeypatch.setattr(distributed, "local_device_count", lambda: 2)
-    together = train(config_of(stages, str(tmp_path / "together"), checkpoint_minutes=10, **shared))
+    together = train(training_config(stages, str(tmp_path / "together"), checkpoint_minutes=10, **shared))
     losses = [[point.loss for point in receipt.curve] for receipt in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_a_training_resumes_with_another_number_of_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stages = Stages(tmp_path)
-    config = config_of(stages, str(tmp_path / "work"))
-    process = start(config, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--")
+    config = training_config(stages, str(tmp_path / "work"))
+    process = start_training(config, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--")
     wait_for_a_checkpoint(config, process)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=300)[0].decode()
@@ -200,5 +207,5 @@ def test_the_failure_of_a_rank_is_the_failure_of_the_stage(
     stages = Stages(tmp_path)
     monkeypatch.setattr(distributed, "local_device_count", lambda: 2)
     with pytest.raises(InvalidInputError, match="exit code 2.*SEMI-E248"):
-        train(config_of(stages, str(tmp_path / "work"), batch_size=1))
+        train(training_config(stages, str(tmp_path / "work"), batch_size=1))
     assert "refused: batch_size: 1 images" in capfd.readouterr().err

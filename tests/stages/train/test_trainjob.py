@@ -30,10 +30,10 @@ from semiscale.stages.train import trainjob
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.stage import train
 from tests.observability.test_metrics_endpoint import scraped
-from tests.support.cluster import JOBS, RIGHTS, Cluster, serving_cluster
-from tests.support.servers import free_port
+from tests.support.cluster import JOBS, RIGHTS, Cluster, serve_cluster
+from tests.support.servers import find_free_port
 from tests.support.stages import Stages
-from tests.support.trainings import config_of, vouchers
+from tests.support.trainings import list_checkpoints, training_config
 
 SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "trainer.kubeflow.org_v1alpha1_TrainJob.json"
 MACHINE = {"nodes": 4, "gpus": 8, "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}}
@@ -65,7 +65,7 @@ def config(tmp_path: Path) -> TrainConfig:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Serve a cluster that the kubeconfig of this process and its children names."""
     with (
-        serving_cluster(tmp_path_factory.mktemp("cluster")) as (cluster, kubeconfig),
+        serve_cluster(tmp_path_factory.mktemp("cluster")) as (cluster, kubeconfig),
         pytest.MonkeyPatch.context() as m,
     ):
         # The client reads the variable once.
@@ -160,7 +160,7 @@ def test_the_trainjob_has_the_hardware_and_the_options_of_the_stage(config: Trai
 def test_two_nodes_train_with_the_command_of_the_trainjob(tmp_path: Path) -> None:
     """Run the command in two processes, with the variables of Kubeflow's runtime."""
     stages = Stages(tmp_path)
-    config = config_of(stages, str(stages.workdir), images_processed=60, checkpoint_minutes=10)
+    config = training_config(stages, str(stages.workdir), images_processed=60, checkpoint_minutes=10)
     launch = LAUNCHED.model_copy(update={"machine": type(LAUNCHED.machine)(nodes=2, gpus=0)})
     trainer = trainjob.build_trainjob(config, launch)["spec"]["trainer"]
     command = [str(Path(sys.executable).with_name("torchrun")), *trainer["command"][1:], *trainer["args"]]
@@ -168,7 +168,7 @@ def test_two_nodes_train_with_the_command_of_the_trainjob(tmp_path: Path) -> Non
         "PET_NNODES": "2",
         "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
         "PET_MASTER_ADDR": "127.0.0.1",
-        "PET_MASTER_PORT": str(free_port()),
+        "PET_MASTER_PORT": str(find_free_port()),
     }
     trainjob_env = {variable["name"]: variable["value"] for variable in trainer["env"] if variable["name"] != PORT_ENV}
     nodes = [
@@ -344,7 +344,7 @@ def test_the_watching_pod_exports_its_time_but_no_progress(
     # Node 0 exports the progress, which would otherwise be counted twice.
     plan = {**json.loads(storage.read_bytes(config.plan)), "name": "trial", "run": {}}
     storage.write_bytes(config.plan, json.dumps(plan).encode())
-    port = free_port()
+    port = find_free_port()
     monkeypatch.setenv(PORT_ENV, str(port))
     with running_stage(config) as process:
         cluster.created()

@@ -12,7 +12,7 @@ from PIL import Image
 CLASSES = ("red", "green", "blue")
 
 
-def picture(label: int, seed: int, size: int = 8) -> bytes:
+def draw_png(label: int, seed: int, size: int = 8) -> bytes:
     """Return a PNG: noise with the label's colour on top; label -1 is noise alone."""
     pixels = np.random.default_rng([seed, label + 1]).integers(0, 120, (size, size, 3), np.uint8)
     if label >= 0:
@@ -22,7 +22,7 @@ def picture(label: int, seed: int, size: int = 8) -> bytes:
     return buffer.getvalue()
 
 
-def jpeg(number: int) -> bytes:
+def draw_jpeg(number: int) -> bytes:
     """A small photograph, in one of three colours."""
     pixels = np.random.default_rng(number).integers(0, 120, (40, 52, 3), np.uint8)
     pixels[..., number % 3] += 110
@@ -31,11 +31,13 @@ def jpeg(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def photographs(folder: Path, shards: int, per_shard: int) -> list[str]:
+def write_photographs(folder: Path, shards: int, per_shard: int) -> list[str]:
     """Labeled tars of JPEGs whose keys are numbers."""
     for start in range(0, shards * per_shard, per_shard):
         numbers = range(start, start + per_shard)
-        members = {f"{n:05}.{end}": data for n in numbers for end, data in (("jpg", jpeg(n)), ("cls", b"%d" % (n % 3)))}
+        members = {
+            f"{n:05}.{end}": data for n in numbers for end, data in (("jpg", draw_jpeg(n)), ("cls", b"%d" % (n % 3)))
+        }
         write_tar(folder / f"{start:05}.tar", members)
     return [str(folder)]
 
@@ -46,7 +48,7 @@ def write_folders(root: Path, per_class: int, seed: int = 0) -> Path:
         for number in range(per_class):
             path = root / name / f"{number:03}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture(label, seed + number))
+            path.write_bytes(draw_png(label, seed + number))
     return root
 
 
@@ -65,7 +67,7 @@ def write_pool(root: Path, shards: int, per_shard: int, seed: int = 1000) -> Pat
     """Write tars of unlabeled images, one in four of no class."""
     for shard in range(shards):
         numbers = range(shard * per_shard, (shard + 1) * per_shard)
-        members = {f"{number:05}.png": picture(number % 4 - 1, seed + number) for number in numbers}
+        members = {f"{number:05}.png": draw_png(number % 4 - 1, seed + number) for number in numbers}
         write_tar(root / f"pool-{shard:03}.tar", members)
     return root
 
@@ -73,7 +75,7 @@ def write_pool(root: Path, shards: int, per_shard: int, seed: int = 1000) -> Pat
 def write_parquet(path: Path, per_class: int, seed: int) -> Path:
     """Write columns `image` and `label` (the class name)."""
     images = [
-        (picture(label, seed + number), name) for label, name in enumerate(CLASSES) for number in range(per_class)
+        (draw_png(label, seed + number), name) for label, name in enumerate(CLASSES) for number in range(per_class)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"image": [image for image, _ in images], "label": [name for _, name in images]}), path)
@@ -85,7 +87,7 @@ def write_labeled_tar(path: Path, per_class: int, seed: int) -> Path:
     members: dict[str, bytes] = {}
     for number in range(per_class * len(CLASSES)):
         label = number % len(CLASSES)
-        members[f"{number:04}.png"] = picture(label, seed + number)
+        members[f"{number:04}.png"] = draw_png(label, seed + number)
         members[f"{number:04}.cls"] = str(label).encode()
     return write_tar(path, members)
 

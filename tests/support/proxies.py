@@ -41,7 +41,7 @@ class _Proxy:
         raise NotImplementedError
 
 
-class Flaky(_Proxy):
+class FlakyProxy(_Proxy):
     """One connection in twenty is reset, one in twenty answered 503; every other is cut after 3 kB to 1 MB of answers.
 
     So downloads end short, in their headers or in their bodies. `faults` counts what was done to clients.
@@ -85,7 +85,7 @@ class Flaky(_Proxy):
         client.close()
 
 
-class Relay(_Proxy):
+class DelayProxy(_Proxy):
     """Passes everything on, each request `latency_s` late; between `stall` and `resume` it answers nothing at all, or
     not what it was told to hold. `held` is set as soon as there is such a request.
     """
@@ -136,9 +136,9 @@ class Relay(_Proxy):
 
 
 @contextmanager
-def relayed(address: str, latency_s: float = 0.0) -> Iterator[Relay]:
-    """Serve a server's address through a Relay for the length of a `with`."""
-    relay = Relay(address, latency_s)
+def serve_delayed(address: str, latency_s: float = 0.0) -> Iterator[DelayProxy]:
+    """Serve a server's address through a DelayProxy for the length of a `with`."""
+    relay = DelayProxy(address, latency_s)
     try:
         yield relay
     finally:
@@ -154,9 +154,9 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 @contextmanager
-def flaky(address: str, seed: int) -> Iterator[Flaky]:
+def serve_flaky(address: str, seed: int) -> Iterator[FlakyProxy]:
     """Serve a server's address badly for the length of a `with`."""
-    proxy = Flaky(address, seed)
+    proxy = FlakyProxy(address, seed)
     try:
         yield proxy
     finally:
