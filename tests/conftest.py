@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: object stores to work in."""
+"""Give the tests object stores, and small shard groups."""
 
 import importlib
 import os
@@ -13,60 +13,66 @@ from semiscale import storage
 from semiscale.stages.plan import shard_groups
 from tests.support.servers import serve_store
 
-# Two test processes share two cores; torch's threads spin when there are more of them than cores. Read at first use.
+# Two test processes share two cores. The threads of torch spin if there are more of them than cores. torch reads this
+# at its first use.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["SEMISCALE_LOG"] = "plain"  # lines as a person at a terminal sees them
-# kfp traces the graph at this import, and looks at the whole stack and all loaded modules as often as it is told of a
-# task's hardware. Where most modules are loaded and the stack is pytest's, that took six seconds of every test process.
+# The tests read the lines that a person at a terminal sees.
+os.environ["SEMISCALE_LOG"] = "plain"
+# kfp traces the graph at this import. It inspects the whole stack and all loaded modules at each setting of a task's
+# hardware. With pytest's stack that took six seconds of every test process, so a fresh thread imports the module.
 if "PYTEST_XDIST_WORKER" in os.environ:
     with ThreadPoolExecutor(1) as thread:
         thread.submit(importlib.import_module, "pipeline").result()
 
 
 @pytest.fixture(autouse=True)
-def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few dozen images are several units, as a few million would be."""
+def _use_small_shard_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make several shard groups of a few dozen images."""
     monkeypatch.setattr(shard_groups, "TARGET_IMAGES_PER_GROUP", 50)
 
 
 @pytest.fixture(scope="session")
 def gs_server() -> Iterator[str]:
-    """The address of a Google Cloud Storage emulator, started once."""
+    """Return the address of a Google Cloud Storage emulator that is started once."""
     with serve_store("gs") as address:
         yield address
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The address of an S3 server, started once."""
+    """Return the address of an S3 server that is started once."""
     with serve_store("s3") as address:
         yield address
 
 
 @pytest.fixture(params=["file", "gs", "s3"])
 def bucket(request: pytest.FixtureRequest) -> str:
-    """The URI of a fresh, empty place in each kind of store."""
+    """Return the URI of an empty bucket or folder in each kind of store."""
     return str(request.getfixturevalue(f"{request.param}_bucket"))
 
 
 @pytest.fixture(params=["gs", "s3"])
 def remote(request: pytest.FixtureRequest) -> str:
-    """The URI of a fresh, empty bucket in each kind of object store."""
+    """Return the URI of an empty bucket in each kind of object store."""
     return str(request.getfixturevalue(f"{request.param}_bucket"))
 
 
 @pytest.fixture
 def file_bucket(tmp_path: Path) -> str:
-    """An empty folder."""
+    """Return the path of an empty folder."""
     return str(tmp_path)
 
 
 @pytest.fixture
 def gs_bucket(gs_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket of the GCS emulator; the environment, which child processes inherit, leads there."""
-    use(monkeypatch, {"STORAGE_EMULATOR_HOST": gs_server, "NO_PROXY": "127.0.0.1"})
+    """Return the URI of an empty bucket of the GCS emulator.
+
+    The environment has its address, and child processes inherit it.
+    """
+    set_store_environment(monkeypatch, {"STORAGE_EMULATOR_HOST": gs_server, "NO_PROXY": "127.0.0.1"})
     name = f"bucket-{uuid.uuid4().hex}"
-    from google.cloud import storage as gcs  # here and below: a second of imports that few tests need
+    # This import and boto3's below take a second, and few tests need them.
+    from google.cloud import storage as gcs
 
     with gcs.Client() as client:
         client.create_bucket(name)
@@ -76,17 +82,20 @@ def gs_bucket(gs_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """An empty bucket of the S3 server; the environment, which child processes inherit, leads there."""
-    nowhere = str(tmp_path / "none")
-    use(
+    """Return the URI of an empty bucket of the S3 server.
+
+    The environment has its address, and child processes inherit it.
+    """
+    missing = str(tmp_path / "none")
+    set_store_environment(
         monkeypatch,
         {
             "AWS_ENDPOINT_URL": s3_server,
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": nowhere,
-            "AWS_SHARED_CREDENTIALS_FILE": nowhere,
+            "AWS_CONFIG_FILE": missing,
+            "AWS_SHARED_CREDENTIALS_FILE": missing,
             "NO_PROXY": "127.0.0.1",
         },
     )
@@ -100,8 +109,8 @@ def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     storage._open_store.cache_clear()
 
 
-def use(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
-    """Set the environment, and forget the stores that were opened in another."""
+def set_store_environment(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    """Set the environment, and forget the stores that were opened before."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     storage._open_store.cache_clear()

@@ -1,4 +1,7 @@
-"""`submit`, `schedule` and `cancel`, with the real client of kfp and a server that implements its API."""
+"""Test `submit`, `schedule` and `cancel` with the real client of kfp.
+
+A server of the tests implements the API.
+"""
 
 import json
 import re
@@ -25,7 +28,7 @@ from tests.support.kfp_server import KubeflowPipelines, serve_pipelines
 
 @pytest.fixture
 def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KubeflowPipelines]:
-    """A server that kfp's own configuration leads to."""
+    """Serve Kubeflow Pipelines at the address in kfp's own configuration."""
     for name in ("KUBECONFIG", "KF_PIPELINES_UI_ENDPOINT"):
         monkeypatch.setenv(name, str(tmp_path / "none") if name == "KUBECONFIG" else "https://kfp.example")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -36,36 +39,36 @@ def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KubeflowPip
 
 @pytest.fixture
 def run_file(tmp_path: Path) -> Path:
-    """A run file for a cluster, on a folder that every pod mounts."""
+    """Write a run file for a cluster, on a folder that every pod mounts."""
     (tmp_path / "work").mkdir()
-    places = {name: f"file://{tmp_path}/{name}" for name in ("labeled", "unlabeled", "test")}
-    return write(tmp_path, {"name": "birds", "workdir": f"file://{tmp_path}/work", **places})
+    uris = {name: f"file://{tmp_path}/{name}" for name in ("labeled", "unlabeled", "test")}
+    return write_run_file(tmp_path, {"name": "birds", "workdir": f"file://{tmp_path}/work", **uris})
 
 
-def write(folder: Path, content: dict[str, Any]) -> Path:
+def write_run_file(folder: Path, content: dict[str, Any]) -> Path:
     """Write a run file."""
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
 
 
-def verb(*arguments: str) -> int:
-    """Call the program."""
+def run_verb(*arguments: str) -> int:
+    """Run a verb, and return its exit code."""
     return main(pipeline.semiscale, arguments)
 
 
 def test_a_run_is_submitted_with_the_run_files_values(
     kfp: KubeflowPipelines, run_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert verb("submit", str(run_file), "--images-on-nodes") == 0
-    (run,) = kfp.things["runs"]
+    assert run_verb("submit", str(run_file), "--images-on-nodes") == 0
+    (run,) = kfp.resources["runs"]
     assert capsys.readouterr().out.splitlines()[-2] == f"https://kfp.example/#/runs/details/{run['run_id']}"
     assert (run["display_name"], run["service_account"]) == ("birds", "semiscale")
-    assert kfp.named("experiments") == ["birds"]
+    assert kfp.names("experiments") == ["birds"]
     parameters = run["runtime_config"]["parameters"]
     assert parameters["images_per_class"] == 16_000
     assert parameters["labeled"] == [f"file://{run_file.parent}/labeled"]
-    (version,) = kfp.things["versions"]
+    (version,) = kfp.resources["versions"]
     assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
     assert version["pipeline_spec"] == compile_for(pipeline.semiscale, Resources())
     assert set(parameters) == set(
@@ -75,60 +78,60 @@ def test_a_run_is_submitted_with_the_run_files_values(
 
 
 def test_the_same_pipeline_is_uploaded_once(kfp: KubeflowPipelines, run_file: Path) -> None:
-    # More than a page of pipelines.
+    # There are more pipelines than a page of the listing has.
     for other in range(3):
         kfp.answer("POST", "/apis/v2beta1/pipelines/upload", {"name": f"other-{other}"}, {"file": ""})
     for _ in range(2):
-        assert verb("submit", str(run_file), "--images-on-nodes") == 0
-    assert kfp.named("pipelines") == ["other-0", "other-1", "other-2", "semiscale"]
-    assert len(kfp.things["versions"]) == 1
-    assert len(kfp.things["runs"]) == 2
-    assert len(kfp.things["experiments"]) == 1
+        assert run_verb("submit", str(run_file), "--images-on-nodes") == 0
+    assert kfp.names("pipelines") == ["other-0", "other-1", "other-2", "semiscale"]
+    assert len(kfp.resources["versions"]) == 1
+    assert len(kfp.resources["runs"]) == 2
+    assert len(kfp.resources["experiments"]) == 1
 
 
-def test_a_schedule_is_one_recurring_run(
+def test_a_run_file_has_a_single_recurring_run(
     kfp: KubeflowPipelines, run_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for cron, word in (("0 2 * * *", "created"), ("0 2 * * *", "unchanged"), ("30 3 * * 1-5", "changed")):
-        assert verb("schedule", str(run_file), "--cron", cron, "--images-on-nodes") == 0
+        assert run_verb("schedule", str(run_file), "--cron", cron, "--images-on-nodes") == 0
         assert f"schedule 'birds' {word}" in capsys.readouterr().out
-        (recurring,) = kfp.things["recurringruns"]
+        (recurring,) = kfp.resources["recurringruns"]
         assert recurring["trigger"]["cron_schedule"]["cron"] == f"0 {cron}"
         assert (recurring["max_concurrency"], recurring["no_catchup"], recurring["mode"]) == ("1", True, "ENABLE")
         assert recurring["service_account"] == "semiscale"
     first = recurring["recurring_run_id"]
     run_file.write_text(run_file.read_text() + "images_per_class: 5\n")
-    assert verb("schedule", str(run_file), "--cron", "30 3 * * 1-5", "--images-on-nodes") == 0
-    (recurring,) = kfp.things["recurringruns"]
+    assert run_verb("schedule", str(run_file), "--cron", "30 3 * * 1-5", "--images-on-nodes") == 0
+    (recurring,) = kfp.resources["recurringruns"]
     assert recurring["recurring_run_id"] != first
     assert recurring["runtime_config"]["parameters"]["images_per_class"] == 5
 
 
-def test_schedules_that_an_interruption_left_become_one(kfp: KubeflowPipelines, run_file: Path) -> None:
+def test_duplicate_schedules_of_an_interruption_are_deleted(kfp: KubeflowPipelines, run_file: Path) -> None:
     command = ("schedule", str(run_file), "--cron", "0 2 * * *", "--images-on-nodes")
-    assert verb(*command) == 0
+    assert run_verb(*command) == 0
     for number in range(4):
-        kfp.things["recurringruns"].append({**kfp.things["recurringruns"][0], "recurring_run_id": str(number)})
-    assert verb(*command) == 0
-    assert len(kfp.things["recurringruns"]) == 1
+        kfp.resources["recurringruns"].append({**kfp.resources["recurringruns"][0], "recurring_run_id": str(number)})
+    assert run_verb(*command) == 0
+    assert len(kfp.resources["recurringruns"]) == 1
 
 
 def test_runs_are_cancelled_by_id_and_by_run_file(
     kfp: KubeflowPipelines, run_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(5):
-        assert verb("submit", str(run_file), "--images-on-nodes") == 0
-    runs = kfp.things["runs"]
-    assert verb("cancel", runs[0]["run_id"]) == 0
+        assert run_verb("submit", str(run_file), "--images-on-nodes") == 0
+    runs = kfp.resources["runs"]
+    assert run_verb("cancel", runs[0]["run_id"]) == 0
     runs[1]["state"] = "SUCCEEDED"
     assert [run["state"] for run in runs] == ["CANCELING", "SUCCEEDED", "RUNNING", "RUNNING", "RUNNING"]
-    assert verb("cancel", str(run_file)) == 0
+    assert run_verb("cancel", str(run_file)) == 0
     assert [run["state"] for run in runs] == ["CANCELING", "SUCCEEDED", "CANCELING", "CANCELING", "CANCELING"]
-    assert verb("cancel", str(run_file)) == 2
+    assert run_verb("cancel", str(run_file)) == 2
     assert "[SEMI-E425]" in capsys.readouterr().err
 
 
-def test_a_token_is_read_where_kfp_says(
+def test_the_token_is_read_from_the_path_in_kfps_variable(
     kfp: KubeflowPipelines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "token").write_text("secret")
@@ -147,7 +150,7 @@ def test_a_token_is_read_where_kfp_says(
         ("forbidden", 2, r"refused: .*\(403\): User 'a' is not authorized.*\[SEMI-E415\]$"),
     ],
 )
-def test_a_server_that_cannot_be_used_is_named_in_one_line(
+def test_a_server_that_cannot_be_used_is_reported_in_one_line(
     kfp: KubeflowPipelines,
     host: str,
     code: int,
@@ -159,20 +162,20 @@ def test_a_server_that_cannot_be_used_is_named_in_one_line(
     if not host.startswith(("served", "forbidden")):
         monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    given = ["--host", host] if host.startswith("http") else []
-    assert verb("cancel", "abc", *given) == code
+    options = ["--host", host] if host.startswith("http") else []
+    assert run_verb("cancel", "abc", *options) == code
     (error,) = capsys.readouterr().err.splitlines()
     assert re.match(line, error), error
 
 
 @pytest.mark.parametrize("arguments", [("submit",), ("schedule", "--cron", "0 2 * * *"), ("cancel",)])
-def test_a_login_page_is_not_taken_for_an_answer(
+def test_a_login_page_is_not_an_answer(
     kfp: KubeflowPipelines, run_file: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A login page has status 200. A run that no server received was once reported as submitted."""
     kfp.page = b"<!DOCTYPE html><html><title>Log in</title></html>"
     options = () if arguments[0] == "cancel" else ("--images-on-nodes",)
-    assert verb(arguments[0], str(run_file), *arguments[1:], *options) == 2
+    assert run_verb(arguments[0], str(run_file), *arguments[1:], *options) == 2
     output = capsys.readouterr()
     assert (output.out, len(output.err.splitlines())) == ("", 1)
     assert output.err.startswith("refused: ")
@@ -195,7 +198,7 @@ def test_a_missing_token_or_run_file_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", token)
-    assert verb("cancel", run) == 2
+    assert run_verb("cancel", run) == 2
     assert line in capsys.readouterr().err
 
 
@@ -208,7 +211,7 @@ def test_a_missing_token_or_run_file_is_refused(
         ({}, [], "[SEMI-E422]"),
     ],
 )
-def test_what_a_cluster_could_not_do_is_refused_before_it_is_asked(
+def test_an_impossible_run_is_refused_before_any_request(
     kfp: KubeflowPipelines,
     run_file: Path,
     changes: dict[str, Any],
@@ -216,29 +219,29 @@ def test_what_a_cluster_could_not_do_is_refused_before_it_is_asked(
     line: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write(run_file.parent, {**yaml.safe_load(run_file.read_text()), **changes})
-    assert verb("submit", str(run_file), *options) == 2
+    write_run_file(run_file.parent, {**yaml.safe_load(run_file.read_text()), **changes})
+    assert run_verb("submit", str(run_file), *options) == 2
     assert line in capsys.readouterr().err
-    assert not any(kfp.things.values())
+    assert not any(kfp.resources.values())
 
 
-def test_an_empty_bucket_is_refused_and_one_that_cannot_be_seen_is_left_to_the_plan(
+def test_an_empty_bucket_is_refused_and_an_unreadable_bucket_is_left_to_the_plan(
     kfp: KubeflowPipelines,
     run_file: Path,
     s3_bucket: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write(run_file.parent, {**yaml.safe_load(run_file.read_text()), "labeled": [f"{s3_bucket}/labeled"]})
-    assert verb("submit", str(run_file), "--images-on-nodes") == 2
+    write_run_file(run_file.parent, {**yaml.safe_load(run_file.read_text()), "labeled": [f"{s3_bucket}/labeled"]})
+    assert run_verb("submit", str(run_file), "--images-on-nodes") == 2
     assert f"labeled: {s3_bucket}/labeled has no object" in capsys.readouterr().err
     for name, value in (("NO_GCE_CHECK", "true"), ("CLOUDSDK_CONFIG", str(run_file.parent)), ("HOME", "/none")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     storage._open_store.cache_clear()
-    write(run_file.parent, {**yaml.safe_load(run_file.read_text()), "labeled": ["gs://mine/labeled"]})
-    assert verb("submit", str(run_file), "--images-on-nodes") == 0
+    write_run_file(run_file.parent, {**yaml.safe_load(run_file.read_text()), "labeled": ["gs://mine/labeled"]})
+    assert run_verb("submit", str(run_file), "--images-on-nodes") == 0
     assert "not checked from here: labeled: gs://mine/labeled: " in capsys.readouterr().out
 
 
@@ -253,13 +256,13 @@ def test_an_empty_bucket_is_refused_and_one_that_cannot_be_seen_is_left_to_the_p
         ("61 0 2 * * *", "'61' is no second. Use numbers from 0 to 59"),
     ],
 )
-def test_a_moment_that_no_clock_shows_is_refused(cron: str, line: str) -> None:
+def test_a_cron_field_out_of_range_is_refused(cron: str, line: str) -> None:
     with pytest.raises(InvalidInputError, match=line):
         to_kfp_cron(cron)
 
 
 @pytest.mark.parametrize("cron", ["*/90 0-23/2 1,31 JAN-DEC MON", "0 2 ? 12 0-6"])
-def test_what_kubeflow_understands_is_left_to_it(cron: str) -> None:
+def test_a_cron_expression_of_kubeflow_is_passed_on(cron: str) -> None:
     assert to_kfp_cron(cron) == f"0 {cron}"
 
 
@@ -267,9 +270,7 @@ def test_what_kubeflow_understands_is_left_to_it(cron: str) -> None:
     ("status", "kind"),
     [(400, InvalidInputError), (409, InvalidInputError), (429, SemiscaleError), (500, SemiscaleError)],
 )
-def test_what_the_server_refuses_is_bad_input_and_what_it_cannot_do_is_not(
-    status: int, kind: type[SemiscaleError]
-) -> None:
+def test_a_refusal_of_the_server_is_bad_input_and_its_failure_is_not(status: int, kind: type[SemiscaleError]) -> None:
     with pytest.raises(kind) as error, translate_api_errors():
         raise kfp_server_api.ApiException(status=status, reason="Because")
     assert type(error.value) is kind
@@ -278,12 +279,14 @@ def test_what_the_server_refuses_is_bad_input_and_what_it_cannot_do_is_not(
 
 
 @pytest.mark.parametrize("cron", ["", "0 2 * *", "0 2 * * * * *", "0 2 * * $x", "every night"])
-def test_what_is_no_cron_expression_is_refused(cron: str) -> None:
+def test_an_invalid_cron_expression_is_refused(cron: str) -> None:
     with pytest.raises(InvalidInputError, match=r"SEMI-E423"):
         to_kfp_cron(cron)
 
 
-def test_no_secret_is_in_what_is_sent(kfp: KubeflowPipelines, run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_is_sent_to_the_server(
+    kfp: KubeflowPipelines, run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
-    assert verb("submit", str(run_file), "--images-on-nodes") == 0
-    assert "very-secret" not in json.dumps(kfp.things)
+    assert run_verb("submit", str(run_file), "--images-on-nodes") == 0
+    assert "very-secret" not in json.dumps(kfp.resources)

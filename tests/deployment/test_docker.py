@@ -1,7 +1,7 @@
 """Test the two images: each has the modules of its components, and runs the pipeline.
 
-The base is made by debootstrap, once, so that no image registry is needed; the builds are Docker's to cache. Any Debian
-with python3, python3-venv and ca-certificates, tagged as BASE, is taken in its place.
+debootstrap makes the base image once, so the tests need no image registry. Docker caches the builds. An image of Debian
+with python3, python3-venv and ca-certificates under the tag of BASES is used instead of the base image.
 """
 
 import importlib
@@ -34,8 +34,9 @@ pytestmark = pytest.mark.docker
 
 ROOT = Path(__file__).resolve().parents[2]
 BASES = {"cpu": "semiscale-test/base:bookworm", "cuda": "semiscale-test/base:bookworm-gcc"}
-COMPILER = ",gcc,libc6-dev,libpython3-dev"  # else the build fetches it, from a mirror that may be out of reach
-# As strict as a cluster may be: no network, nothing to write to but /tmp.
+# Without these packages the build would fetch them from a mirror, which it may not reach.
+COMPILER = ",gcc,libc6-dev,libpython3-dev"
+# A strict cluster has no network and only /tmp to write to.
 LOCKED = ("--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp")
 COUNTS = {"count_unscored": "score.fanout", "count_unpacked": "pack.fanout"}
 STAGES = sorted(path.parent.name for path in ROOT.glob("components/*/component.py"))
@@ -45,106 +46,112 @@ Docker = Callable[..., str]
 
 @pytest.fixture(scope="session")
 def client() -> str:
-    """The first docker client on the PATH that can build with secrets, with a daemon that answers."""
-    found = [shutil.which("docker", path=folder) for folder in os.get_exec_path()]
-    able = [client for client in found if client and "--secret" in output(client, "build", "--help")]
+    """Return the first docker client on the PATH that can build with secrets.
+
+    Skip the test if its daemon does not answer.
+    """
+    clients = [shutil.which("docker", path=folder) for folder in os.get_exec_path()]
+    able = [client for client in clients if client and "--secret" in try_command(client, "build", "--help")]
     if not able:
         pytest.skip("no docker client with BuildKit on the PATH: install docker.io, or docker-buildx")
-    if not output(able[0], "version", "--format", "{{.Server.Version}}"):
+    if not try_command(able[0], "version", "--format", "{{.Server.Version}}"):
         pytest.skip("no Docker daemon answers: start one, or set DOCKER_HOST")
     return able[0]
 
 
 @pytest.fixture(scope="session")
 def docker(client: str) -> Docker:
-    """Call docker; the test fails where it does."""
-    return lambda *arguments: checked(client, *arguments)
+    """Return a function that calls docker, and fails the test if docker fails."""
+    return lambda *arguments: check_command(client, *arguments)
 
 
-def output(*command: str) -> str:
-    """Return what a command prints, or nothing if it fails."""
-    done = ran(*command)
-    return "" if done.returncode else done.stdout
+def try_command(*command: str) -> str:
+    """Return the output of a command, or an empty text if it fails."""
+    completed = run_command(*command)
+    return "" if completed.returncode else completed.stdout
 
 
-def checked(*command: str) -> str:
-    """Return what a command prints; the test fails with its whole output if it fails."""
-    done = ran(*command)
-    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+def check_command(*command: str) -> str:
+    """Return the output of a command that must succeed."""
+    completed = run_command(*command)
+    assert completed.returncode == 0, f"{shlex.join(command)}\n{completed.stdout}\n{completed.stderr}"
+    return completed.stdout
 
 
-def ran(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command; docker builds with BuildKit, the only builder that knows secrets."""
+def run_command(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command. Docker builds with BuildKit, the only builder with secrets."""
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "DOCKER_BUILDKIT": "1"})
 
 
 @pytest.fixture(scope="session")
 def bases(docker: Docker) -> dict[str, str]:
-    """The tags of a plain Debian with Python, and of one with a compiler, made where they are not there yet."""
-    there = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split()
+    """Return the tags of base images with and without a compiler.
+
+    Missing images are made.
+    """
+    tags = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split()
     for base in BASES.values():
-        if base not in there:
-            make(docker, base, COMPILER if base.endswith("gcc") else "")
+        if base not in tags:
+            make_base_image(docker, base, COMPILER if base.endswith("gcc") else "")
     return BASES
 
 
-def make(docker: Docker, base: str, more: str) -> None:
-    """Make a base image, with more packages."""
+def make_base_image(docker: Docker, base: str, packages: str) -> None:
+    """Make a base image of Debian with more packages."""
     if not shutil.which("debootstrap") or os.getuid() != 0:
         pytest.skip(f"no image {base}, and making it takes debootstrap and root")
     with tempfile.TemporaryDirectory() as folder:
-        packages = f"--include=python3,python3-venv,ca-certificates{more}"
-        checked("debootstrap", "--variant=minbase", packages, "bookworm", f"{folder}/root")
+        include = f"--include=python3,python3-venv,ca-certificates{packages}"
+        check_command("debootstrap", "--variant=minbase", include, "bookworm", f"{folder}/root")
         caches = ("--exclude=./var/cache/apt/*", "--exclude=./var/lib/apt/lists/*")
-        checked("tar", "-C", f"{folder}/root", *caches, "-cf", f"{folder}/root.tar", ".")
+        check_command("tar", "-C", f"{folder}/root", *caches, "-cf", f"{folder}/root.tar", ".")
         docker("import", f"{folder}/root.tar", base)
 
 
 @pytest.fixture(scope="session")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The build secrets that lead pip and uv to the packages as this machine's environment does."""
-    given = re.compile(r"(PIP|UV)_\w*(INDEX|URL)\w*")
-    lines = {name: value for name, value in os.environ.items() if given.fullmatch(name) and value}
-    found = {}
+    """Return build secrets with the package index of this machine's environment."""
+    pattern = re.compile(r"(PIP|UV)_\w*(INDEX|URL)\w*")
+    lines = {name: value for name, value in os.environ.items() if pattern.fullmatch(name) and value}
+    secrets = {}
     if certificates := os.environ.get("SSL_CERT_FILE"):
-        found["certificates"] = Path(certificates)
+        secrets["certificates"] = Path(certificates)
         lines |= dict.fromkeys(("SSL_CERT_FILE", "PIP_CERT"), "/run/secrets/certificates")
-    found["index"] = tmp_path_factory.mktemp("secrets") / "index"
-    found["index"].write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in lines.items()))
-    return found
+    secrets["index"] = tmp_path_factory.mktemp("secrets") / "index"
+    secrets["index"].write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in lines.items()))
+    return secrets
 
 
 @pytest.fixture(scope="session", params=["cpu", "cuda"])
 def image(request: pytest.FixtureRequest, build: Callable[[str], str]) -> str:
-    """The tag of each image, built."""
+    """Build each image, and return its tag."""
     return build(request.param)
 
 
 @pytest.fixture(scope="session")
 def options(bases: dict[str, str], secrets: dict[str, Path]) -> Callable[[str], list[str]]:
-    """What the build of a kind needs to know of this machine."""
+    """Return a function from a kind of image to the options of its build."""
     hidden = [f"--secret=id={name},src={path}" for name, path in secrets.items()]
     return lambda kind: [f"--build-arg=BASE={bases[kind]}", *hidden]
 
 
 @pytest.fixture(scope="session")
 def build(client: str, options: Callable[[str], list[str]]) -> Callable[[str], str]:
-    """Build docker/<kind>.Dockerfile under a tag of the tests' own and return the tag."""
+    """Return a function that builds docker/<kind>.Dockerfile and returns a tag of the tests."""
 
-    def built(kind: str) -> str:
+    def build_kind(kind: str) -> str:
         tag = tag_of(IMAGE_KINDS[kind])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(building, "DOCKER", client)
             building.build(kind, tag, "r1", options(kind))
         return tag
 
-    return built
+    return build_kind
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
-    """The address of an image registry of the tests' own."""
+    """Serve an image registry, and yield its address."""
     program = shutil.which("docker-registry") or shutil.which("registry")
     if not program:
         pytest.skip("no image registry: apt-get install docker-registry")
@@ -155,12 +162,13 @@ def registry(tmp_path: Path) -> Iterator[str]:
     config = {"version": 0.1, "storage": storage, "http": {"addr": address}}
     (tmp_path / "registry.yml").write_text(yaml.safe_dump(config))
     with subprocess.Popen([program, "serve", tmp_path / "registry.yml"], stderr=subprocess.DEVNULL) as process:
-        yield address  # docker tries again until it answers
+        # Docker tries again until the registry answers.
+        yield address
         process.terminate()
 
 
-def digits(root: Path, **changes: object) -> dict[str, object]:
-    """Write the demo's images, real ones, and return the content of a small run file for them."""
+def write_demo_run(root: Path, **changes: object) -> dict[str, object]:
+    """Write the images of the demo, and return the content of a small run file."""
     images = root / "images"
     write_images(images, seed=0)
     sets = {name: [str(images / name)] for name in ("labeled", "test", "unlabeled")}
@@ -169,32 +177,33 @@ def digits(root: Path, **changes: object) -> dict[str, object]:
 
 
 def tag_of(image: str) -> str:
-    """Return the tag that the tests build an image under: a developer's own stays what it was."""
+    """Return the tag of an image in the tests, which keeps a developer's image unchanged."""
     return f"semiscale-test/{image.rpartition('/')[2]}"
 
 
-def programs(tag: str) -> list[str]:
-    """Return the modules of the stages and counts whose contracts name an image."""
+def stage_modules(tag: str) -> list[str]:
+    """Return the modules of the stages and fan-outs whose components name an image."""
     modules = {**{stage: f"{stage}.stage" for stage in STAGES}, **COUNTS}
     contracts = {
-        name: importlib.import_module(f"components.{one.partition('.')[0]}.component") for name, one in modules.items()
+        name: importlib.import_module(f"components.{module.partition('.')[0]}.component")
+        for name, module in modules.items()
     }
-    named = {
-        name: getattr(found, name).component_spec.implementation.container.image for name, found in contracts.items()
+    images = {
+        name: getattr(module, name).component_spec.implementation.container.image for name, module in contracts.items()
     }
-    return [f"semiscale.stages.{modules[name]}" for name, image in named.items() if tag_of(image) == tag]
+    return [f"semiscale.stages.{modules[name]}" for name, image in images.items() if tag_of(image) == tag]
 
 
-def test_an_image_holds_what_its_components_import(docker: Docker, image: str) -> None:
-    modules = programs(image)
+def test_an_image_has_the_imports_of_its_components(docker: Docker, image: str) -> None:
+    modules = stage_modules(image)
     assert modules
     docker("run", *LOCKED, image, "python3", "-c", f"import kfp.dsl.executor_main, pipeline, {', '.join(modules)}")
 
 
-def test_an_image_is_not_root_and_says_what_it_is(docker: Docker, image: str, bases: dict[str, str]) -> None:
-    (found,) = json.loads(docker("image", "inspect", image))
-    assert found["Config"]["User"] == "1000:1000"
-    labels = {name.rpartition(".")[2]: value for name, value in found["Config"]["Labels"].items()}
+def test_an_image_has_labels_and_a_user_that_is_not_root(docker: Docker, image: str, bases: dict[str, str]) -> None:
+    (inspected,) = json.loads(docker("image", "inspect", image))
+    assert inspected["Config"]["User"] == "1000:1000"
+    labels = {name.rpartition(".")[2]: value for name, value in inspected["Config"]["Labels"].items()}
     assert labels["version"] == image.rpartition(":")[2]
     assert (labels["revision"], labels["name"]) == (
         "r1",
@@ -202,7 +211,7 @@ def test_an_image_is_not_root_and_says_what_it_is(docker: Docker, image: str, ba
     )
 
 
-def test_an_image_is_as_large_as_the_documentation_says(docker: Docker, image: str) -> None:
+def test_an_image_has_the_documented_size(docker: Docker, image: str) -> None:
     cpu_mb, cuda_gb = re.findall(
         r"take (\d+) MB \(no torch\) and ([\d.]+) GB", (ROOT / "docs" / "kubeflow.md").read_text()
     )[0]
@@ -215,12 +224,10 @@ def test_an_image_is_as_large_as_the_documentation_says(docker: Docker, image: s
     )
 
 
-def test_what_torch_compile_needs_of_a_node_is_compiled_in_the_image(
-    docker: Docker, build: Callable[[str], str]
-) -> None:
-    """As Triton compiles its link to the driver, but for the driver: the compiler, Python's headers, and where to.
+def test_the_image_can_compile_for_torch_compile(docker: Docker, build: Callable[[str], str]) -> None:
+    """Triton compiles its link to the driver with the compiler and Python's headers.
 
-    A pod's empty directory may hold programs; Docker's file system in memory by itself may not.
+    The empty directory of a pod may hold programs. Docker's file system in memory needs the option `exec` for it.
     """
     source = """
 #include <Python.h>
@@ -232,15 +239,15 @@ PyMODINIT_FUNC PyInit_probe(void) { return PyModule_Create(&found); }
     assert printed.startswith("/tmp/triton/")
 
 
-def test_its_health_check_imports_the_program(docker: Docker, image: str) -> None:
-    (found,) = json.loads(docker("image", "inspect", image))
-    kind, *command = found["Config"]["Healthcheck"]["Test"]
+def test_the_health_check_imports_the_program(docker: Docker, image: str) -> None:
+    (inspected,) = json.loads(docker("image", "inspect", image))
+    kind, *command = inspected["Config"]["Healthcheck"]["Test"]
     assert kind == "CMD"
     docker("run", *LOCKED, image, *command)
-    assert set(programs(image)) <= set(re.findall(r"semiscale[.\w]+", command[-1]))
+    assert set(stage_modules(image)) <= set(re.findall(r"semiscale[.\w]+", command[-1]))
 
 
-def test_pushed_images_are_what_a_compiled_pipeline_names(
+def test_a_compiled_pipeline_names_the_pushed_images(
     docker: Docker,
     client: str,
     options: Callable[[str], list[str]],
@@ -248,7 +255,7 @@ def test_pushed_images_are_what_a_compiled_pipeline_names(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The smaller image alone: the larger one goes the same way, for minutes."""
+    """The test pushes the smaller image only, because the larger one takes minutes."""
     monkeypatch.setattr(building, "DOCKER", client)
     monkeypatch.setattr(building, "IMAGE_KINDS", {"cpu": tag_of(container_images.CPU_IMAGE)})
     monkeypatch.setattr(container_images, "PUSHED_IMAGES_FILE", tmp_path / "images.json")
@@ -258,31 +265,34 @@ def test_pushed_images_are_what_a_compiled_pipeline_names(
     assert re.fullmatch(rf"{registry}/lab/python-cpu@sha256:[0-9a-f]{{64}}", name)
     assert replace_images(f"image: {tag_of(container_images.CPU_IMAGE)}", pushed) == f"image: {name}"
     docker("pull", "--quiet", name)
-    revision = checked("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD").strip()
+    revision = check_command("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD").strip()
     tags = docker("image", "ls", "--format", "{{.Tag}}", f"{registry}/lab/python-cpu").split()
     assert any(tag.startswith(revision) for tag in tags)
     docker("image", "rm", "--force", *(f"{registry}/lab/python-cpu:{tag}" for tag in tags if tag != "<none>"), name)
 
 
-def test_nothing_of_the_build_stays(docker: Docker, image: str, secrets: dict[str, Path]) -> None:
-    script = "for place in /run /root/.cache /root/.config; do test ! -d $place || find $place -type f; done"
+def test_no_secret_of_the_build_is_in_the_image(docker: Docker, image: str, secrets: dict[str, Path]) -> None:
+    script = "for folder in /run /root/.cache /root/.config; do test ! -d $folder || find $folder -type f; done"
     assert docker("run", *LOCKED, "--user", "0", image, "sh", "-c", script) == ""
     recorded = docker("history", "--no-trunc", image) + docker("image", "inspect", image)
     for line in secrets["index"].read_text().splitlines():
         assert line.partition("=")[2] not in recorded
 
 
-@pytest.mark.filterwarnings("ignore:.*have no effect in the current local runner")  # display names and GPUs
+# The local runner ignores display names and GPUs.
+@pytest.mark.filterwarnings("ignore:.*have no effect in the current local runner")
 def test_the_whole_pipeline_in_containers(build: Callable[[str], str], tmp_path: Path) -> None:
-    """kfp starts each task as a cluster does: the compiled command, in the image that the task names, as its user."""
+    """kfp starts each task as a cluster does, with its command, its image and its user."""
     text = DEFAULT_PIPELINE_YAML.read_text()
     for kind, image in IMAGE_KINDS.items():
         text = text.replace(f"image: {image}\n", f"image: {build(kind)}\n")
-    run = digits(tmp_path)
-    for folder in (tmp_path, tmp_path / "work", tmp_path / "kfp"):  # the containers' user is not ours
+    run = write_demo_run(tmp_path)
+    # The user of the containers is not the user of the test.
+    for folder in (tmp_path, tmp_path / "work", tmp_path / "kfp"):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
-    runner = local.DockerRunner(network_mode="none", read_only=True, tmpfs={"/tmp": ""})  # what LOCKED says
+    # These are the options of LOCKED.
+    runner = local.DockerRunner(network_mode="none", read_only=True, tmpfs={"/tmp": ""})
     local.init(runner, pipeline_root=str(tmp_path), workspace_root=str(tmp_path / "kfp"))
     components.load_component_from_text(text)(**RunConfig.model_validate(run).pipeline_arguments())
     results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
@@ -294,7 +304,7 @@ def test_the_whole_pipeline_in_containers(build: Callable[[str], str], tmp_path:
 def test_the_verb_run_in_containers(
     build: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`run --docker` mounts what the containers need by itself, and their objects of progress are this run's."""
+    """`run --docker` mounts the inputs and the workdir of the containers."""
     compiled = tmp_path / "pipeline.yaml"
     text = DEFAULT_PIPELINE_YAML.read_text()
     for kind, image in IMAGE_KINDS.items():
@@ -302,7 +312,7 @@ def test_the_verb_run_in_containers(
     compiled.write_text(text)
     monkeypatch.setattr(running, "DEFAULT_PIPELINE_YAML", compiled)
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(digits(tmp_path, pods=1)))
+    path.write_text(yaml.safe_dump(write_demo_run(tmp_path, pods=1)))
     running.run(path, docker=True)
     assert "1,633 listed, 1,633 scored, 0 failed, 0 removed" in capsys.readouterr().out
     assert {task.state for task in RunStatusStore(str(tmp_path / "work"), "trial").current_tasks()} == {"finished"}

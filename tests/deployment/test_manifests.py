@@ -19,7 +19,8 @@ from tests.support.kustomize import Object, build
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "manifests"
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
-KUBERNETES = ("1.30", "1.37")  # the oldest that we say, and the newest that the schemas know
+# The oldest supported version, and the newest one of the schemas.
+KUBERNETES = ("1.30", "1.37")
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
 NAMESPACED = (
     "ServiceAccount",
@@ -31,15 +32,14 @@ NAMESPACED = (
     "LocalQueue",
     "PodMonitor",
 )
-# Kinds of pods and what holds a pod's template, by the path to it.
+# The kinds of objects with pod templates, and a function that returns the templates.
 POD_TEMPLATES = {
-    "TrainingRuntime": lambda one: [
-        job["template"]["spec"]["template"] for job in one["spec"]["template"]["spec"]["replicatedJobs"]
+    "TrainingRuntime": lambda item: [
+        job["template"]["spec"]["template"] for job in item["spec"]["template"]["spec"]["replicatedJobs"]
     ]
 }
-
-
-COMPONENTS = ("trainjobs", "kueue", "prometheus-operator", "standalone")  # in the order in which an overlay names them
+# The components are in the order of an overlay.
+COMPONENTS = ("trainjobs", "kueue", "prometheus-operator", "standalone")
 
 
 @functools.cache
@@ -48,47 +48,51 @@ def overlay(name: str, *components: str) -> tuple[Object, ...]:
     return tuple(build(MANIFESTS / "overlays" / name, components))
 
 
-# None, each alone, all, and all on a cluster with Kubeflow's profiles.
-CHOICES = ((), *((one,) for one in COMPONENTS), COMPONENTS, COMPONENTS[:-1])
-CASES = [(name, *chosen) for name in OVERLAYS for chosen in CHOICES]
+# An overlay has no component, one, all, or all on a cluster with Kubeflow's profiles.
+CHOICES = ((), *((component,) for component in COMPONENTS), COMPONENTS, COMPONENTS[:-1])
+CASES = [(name, *components) for name in OVERLAYS for components in CHOICES]
 OBJECTS = {
-    json.dumps(one): pytest.param(one, id="-".join([*case, one["kind"], one["metadata"]["name"]]))
+    json.dumps(item): pytest.param(item, id="-".join([*case, item["kind"], item["metadata"]["name"]]))
     for case in CASES
-    for one in overlay(*case)
+    for item in overlay(*case)
 }.values()
 PODS = [
-    pytest.param(template["spec"], id=f"{name}-{one['metadata']['name']}")
+    pytest.param(template["spec"], id=f"{name}-{item['metadata']['name']}")
     for name in OVERLAYS
-    for one in overlay(name, "trainjobs")
-    if one["kind"] in POD_TEMPLATES
-    for template in POD_TEMPLATES[one["kind"]](one)
+    for item in overlay(name, "trainjobs")
+    if item["kind"] in POD_TEMPLATES
+    for template in POD_TEMPLATES[item["kind"]](item)
 ]
 
 
-def validate(one: Object) -> None:
-    """Check an object against its kind's schema, which knows every field. Raises ValidationError."""
-    group, _, version = one["apiVersion"].rpartition("/")
-    path = SCHEMAS / f"{group}_{version}_{one['kind']}.json"
+def validate(item: Object) -> None:
+    """Check an object against the strict schema of its kind.
+
+    Raises:
+        ValidationError: The object has an unknown or invalid field.
+    """
+    group, _, version = item["apiVersion"].rpartition("/")
+    path = SCHEMAS / f"{group}_{version}_{item['kind']}.json"
     if path.exists():
-        jsonschema.Draft202012Validator(json.loads(path.read_text())).validate(one)
+        jsonschema.Draft202012Validator(json.loads(path.read_text())).validate(item)
         return
     for kubernetes in KUBERNETES:
-        kubernetes_validate.validate(one, kubernetes, strict=True)
+        kubernetes_validate.validate(item, kubernetes, strict=True)
 
 
-@pytest.mark.parametrize("one", OBJECTS)
-def test_every_object_passes_its_strict_schema(one: Object) -> None:
-    validate(one)
+@pytest.mark.parametrize("item", OBJECTS)
+def test_every_object_passes_its_strict_schema(item: Object) -> None:
+    validate(item)
 
 
-def test_the_schemas_refuse_what_they_do_not_know() -> None:
-    for one in overlay("gke", *COMPONENTS[:-1]):
-        spec = next(name for name in ("spec", "rules", "metadata", "value") if name in one)
+def test_the_schemas_refuse_unknown_fields() -> None:
+    for item in overlay("gke", *COMPONENTS[:-1]):
+        spec = next(name for name in ("spec", "rules", "metadata", "value") if name in item)
         with pytest.raises(jsonschema.ValidationError):
-            validate({**one, "surplus": {}, spec: one[spec]})
+            validate({**item, "surplus": {}, spec: item[spec]})
 
 
-def test_the_build_is_kustomizes(tmp_path: Path) -> None:
+def test_the_objects_equal_those_of_kustomize(tmp_path: Path) -> None:
     kustomize = shutil.which("kustomize") or shutil.which("kustomize", path=str(Path.home() / "go" / "bin"))
     if not kustomize:
         pytest.skip("no kustomize: go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.1")
@@ -97,18 +101,24 @@ def test_the_build_is_kustomizes(tmp_path: Path) -> None:
         folder = tmp_path / "manifests" / "overlays" / f"{name}-{'-'.join(components)}"
         shutil.copytree(MANIFESTS / "overlays" / name, folder)
         if components:
-            command = [kustomize, "edit", "add", "component", *(f"../../components/{one}" for one in components)]
+            command = [
+                kustomize,
+                "edit",
+                "add",
+                "component",
+                *(f"../../components/{component}" for component in components),
+            ]
             subprocess.run(command, cwd=folder, check=True)
-        done = subprocess.run([kustomize, "build", str(folder)], capture_output=True, text=True, check=True)
-        theirs = [one for one in yaml.safe_load_all(done.stdout) if one]
+        completed = subprocess.run([kustomize, "build", str(folder)], capture_output=True, text=True, check=True)
+        theirs = [item for item in yaml.safe_load_all(completed.stdout) if item]
         assert sorted(map(key, theirs)) == sorted(map(key, overlay(name, *components)))
-        for one in theirs:
-            assert one == next(mine for mine in overlay(name, *components) if key(mine) == key(one))
+        for item in theirs:
+            assert item == next(mine for mine in overlay(name, *components) if key(mine) == key(item))
 
 
-def key(one: Object) -> tuple[str, str]:
-    """Return what tells an object from the others."""
-    return one["kind"], one["metadata"]["name"]
+def key(item: Object) -> tuple[str, str]:
+    """Return the kind and the name of an object."""
+    return item["kind"], item["metadata"]["name"]
 
 
 @pytest.mark.parametrize("pod", PODS)
@@ -116,9 +126,9 @@ def test_pods_meet_the_security_level_restricted(pod: Object) -> None:
     assert violations(pod) == []
 
 
-# What Kubeflow Pipelines 2.17 says of every stage's container by itself:
+# Kubeflow Pipelines 2.17 sets this for the container of every stage.
 # https://github.com/kubeflow/pipelines/blob/2.17.0/backend/src/v2/compiler/argocompiler/security_context.go
-KUBEFLOWS = {
+SECURITY_OF_KUBEFLOW = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
     "seccompProfile": {"type": "RuntimeDefault"},
@@ -127,30 +137,35 @@ COMPILED = [MANIFESTS / "pipeline.yaml", *sorted((MANIFESTS / "compiled").glob("
 
 
 def stage_pods(compiled: Path, kubeflows: Object) -> dict[str, Object]:
-    """Return the pods of a compiled pipeline's stages, as far as it says what they are, and `kubeflows` part."""
+    """Return the pods of a compiled pipeline's stages with their security settings.
+
+    Args:
+        compiled: The compiled pipeline.
+        kubeflows: The settings that Kubeflow adds.
+    """
     (_, platform) = yaml.safe_load_all(compiled.read_text())
     pods = {}
     for stage, executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
-        # As strings, in protobuf's JSON.
+        # protobuf's JSON has integers as text.
         own = {
             name: value if isinstance(value, bool) else int(value)
             for name, value in executor["securityContext"].items()
         }
         mounts = executor.get("emptyDirMounts", [])
-        volumes = [{"name": one["volumeName"], "emptyDir": {"sizeLimit": one["sizeLimit"]}} for one in mounts]
+        volumes = [{"name": mount["volumeName"], "emptyDir": {"sizeLimit": mount["sizeLimit"]}} for mount in mounts]
         pods[stage] = {"containers": [{"name": "main", "securityContext": {**kubeflows, **own}}], "volumes": volumes}
     return pods
 
 
 @pytest.mark.parametrize("compiled", COMPILED, ids=lambda path: path.name)
-def test_a_stages_pod_meets_restricted_with_what_kubeflow_adds_and_no_less(compiled: Path) -> None:
-    whole, ours = stage_pods(compiled, KUBEFLOWS), stage_pods(compiled, {})
+def test_the_pod_of_a_stage_is_restricted_only_with_the_settings_of_kubeflow(compiled: Path) -> None:
+    whole, ours = stage_pods(compiled, SECURITY_OF_KUBEFLOW), stage_pods(compiled, {})
     assert len(whole) == 14
     assert {stage: violations(pod) for stage, pod in whole.items()} == {stage: [] for stage in whole}
     missing = ["main: allowPrivilegeEscalation", "main: capabilities", "main: seccompProfile"]
     assert {stage: violations(pod) for stage, pod in ours.items()} == dict.fromkeys(ours, missing)
     security_page = (ROOT / "SECURITY.md").read_text()
-    assert [name for name in KUBEFLOWS if f"`{name}" not in security_page] == []
+    assert [name for name in SECURITY_OF_KUBEFLOW if f"`{name}" not in security_page] == []
 
 
 @pytest.mark.parametrize(
@@ -163,13 +178,16 @@ def test_a_stages_pod_meets_restricted_with_what_kubeflow_adds_and_no_less(compi
         ({"containers": [{"name": "node", "securityContext": {"privileged": True}}]}, "node: privileged"),
     ],
 )
-def test_the_rules_of_restricted_find_what_breaks_them(change: Object, rule: str) -> None:
+def test_violations_of_restricted_are_found(change: Object, rule: str) -> None:
     assert rule in violations({**PODS[0].values[0], **change})  # type: ignore[dict-item]
 
 
 def violations(pod: Object) -> list[str]:
-    """Return which rules a pod breaks. https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
-    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
+    """Return the rules that a pod breaks.
+
+    https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+    """
+    problems = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
     allowed = {
         "configMap",
         "csi",
@@ -181,13 +199,15 @@ def violations(pod: Object) -> list[str]:
         "secret",
     }
     for volume in pod.get("volumes", []):
-        found += [f"volume {volume['name']}: {kind}" for kind in volume.keys() - {"name"} - allowed]
+        problems += [f"volume {volume['name']}: {kind}" for kind in volume.keys() - {"name"} - allowed]
     for container in [*pod["containers"], *pod.get("initContainers", [])]:
-        found += [f"{container['name']}: {rule}" for rule in _broken(container, pod.get("securityContext", {}))]
-    return found
+        problems += [
+            f"{container['name']}: {rule}" for rule in _broken_rules(container, pod.get("securityContext", {}))
+        ]
+    return problems
 
 
-def _broken(container: Object, pod: Object) -> list[str]:
+def _broken_rules(container: Object, pod: Object) -> list[str]:
     own: Object = container.get("securityContext", {})
     both = {**pod, **own}
     capabilities = own.get("capabilities", {})
@@ -203,44 +223,47 @@ def _broken(container: Object, pod: Object) -> list[str]:
         "procMount": own.get("procMount", "Default") == "Default",
         "sysctls": not pod.get("sysctls"),
     }
-    return [rule for rule, kept in rules.items() if not kept]
+    return [rule for rule, holds in rules.items() if not holds]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_the_namespace_enforces_it_and_is_left_alone_where_it_is_not_ours(name: str) -> None:
-    (namespace,) = [one for one in overlay(name) if one["kind"] == "Namespace"]
+def test_the_namespace_enforces_restricted_and_a_foreign_namespace_is_unchanged(name: str) -> None:
+    (namespace,) = [item for item in overlay(name) if item["kind"] == "Namespace"]
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    # Nothing that would take hold of the pods of Kubeflow Pipelines itself.
+    # In a foreign namespace no object may affect the pods of Kubeflow Pipelines itself.
     whole = {"Namespace", "ResourceQuota", "LimitRange"}
-    assert whole <= {one["kind"] for one in overlay(name)}
-    assert not [one["kind"] for one in overlay(name, "standalone") if one["kind"] in whole]
-    for one in overlay(name, "standalone"):
-        assert one["kind"] != "NetworkPolicy" or one["spec"]["podSelector"].get("matchLabels")
+    assert whole <= {item["kind"] for item in overlay(name)}
+    assert not [item["kind"] for item in overlay(name, "standalone") if item["kind"] in whole]
+    for item in overlay(name, "standalone"):
+        assert item["kind"] != "NetworkPolicy" or item["spec"]["podSelector"].get("matchLabels")
     for case in CASES:
         expected = "kubeflow" if "standalone" in case else "semiscale"
-        namespaced = [one for one in overlay(*case) if one["kind"] in NAMESPACED]
-        assert {one["metadata"]["namespace"] for one in namespaced} == {expected}
-        bindings = [one for one in namespaced if one["kind"] == "RoleBinding"]
-        assert {one["subjects"][0]["namespace"] for one in bindings} == {expected}
+        namespaced = [item for item in overlay(*case) if item["kind"] in NAMESPACED]
+        assert {item["metadata"]["namespace"] for item in namespaced} == {expected}
+        bindings = [item for item in namespaced if item["kind"] == "RoleBinding"]
+        assert {item["subjects"][0]["namespace"] for item in bindings} == {expected}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_roles_name_what_they_allow(name: str) -> None:
-    roles = [one for one in overlay(name, *COMPONENTS) if one["kind"] in ("Role", "ClusterRole")]
-    assert [key(one) for one in roles] == [("Role", "semiscale"), ("Role", "semiscale-trainjobs")]
-    for rule in [rule for one in roles for rule in one["rules"]]:
+def test_roles_have_no_wildcards(name: str) -> None:
+    roles = [item for item in overlay(name, *COMPONENTS) if item["kind"] in ("Role", "ClusterRole")]
+    assert [key(item) for item in roles] == [("Role", "semiscale"), ("Role", "semiscale-trainjobs")]
+    for rule in [rule for item in roles for rule in item["rules"]]:
         assert "*" not in {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
         assert "secrets" not in rule["resources"] or rule.get("resourceNames")
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_only_with_trainings_on_many_nodes_may_a_run_make_pods(name: str) -> None:
-    """Whoever makes a TrainJob, a pod or a job makes a pod with any service account and Secret of the namespace."""
+def test_a_run_may_make_pods_only_with_trainings_on_many_nodes(name: str) -> None:
+    """A right to create TrainJobs, pods or jobs gives access to all Secrets of the namespace.
+
+    The created pod can have any service account and Secret.
+    """
     for components in ([], ["kueue", "standalone"]):
-        for rule in [rule for one in overlay(name, *components) if one["kind"] == "Role" for rule in one["rules"]]:
+        for rule in [rule for item in overlay(name, *components) if item["kind"] == "Role" for rule in item["rules"]]:
             assert rule["resources"][0] in ("workflowtaskresults", "configmaps", "secrets")
             assert set(rule["verbs"]) <= {"get", "create", "patch"}
-    (trainjobs,) = [one for one in overlay(name, "trainjobs") if key(one) == ("Role", "semiscale-trainjobs")]
+    (trainjobs,) = [item for item in overlay(name, "trainjobs") if key(item) == ("Role", "semiscale-trainjobs")]
     security_page = (ROOT / "SECURITY.md").read_text()
     for rule in trainjobs["rules"]:
         (resource,) = rule["resources"]
@@ -248,39 +271,39 @@ def test_only_with_trainings_on_many_nodes_may_a_run_make_pods(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_what_refers_to_something_finds_it(name: str) -> None:
-    names = {key(one) for one in overlay(name, "trainjobs")}
-    (runtime,) = [one for one in overlay(name, "trainjobs") if one["kind"] == "TrainingRuntime"]
+def test_references_between_objects_are_valid(name: str) -> None:
+    names = {key(item) for item in overlay(name, "trainjobs")}
+    (runtime,) = [item for item in overlay(name, "trainjobs") if item["kind"] == "TrainingRuntime"]
     (template,) = POD_TEMPLATES["TrainingRuntime"](runtime)
     assert ("ServiceAccount", template["spec"]["serviceAccountName"]) in names
     assert ("PriorityClass", template["spec"]["priorityClassName"]) in names
     assert template["spec"]["restartPolicy"] == "Never", "JobSet's default removes a failed pod, and its log"
     assert runtime["metadata"]["name"] == TrainingPodResources.model_fields["runtime"].default
-    (policy,) = [one for one in overlay(name) if one["kind"] == "NetworkPolicy"]
+    (policy,) = [item for item in overlay(name) if item["kind"] == "NetworkPolicy"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_who_has_a_google_account_is_told_to_be_bound_to_it(name: str) -> None:
+def test_each_google_service_account_has_instructions_for_its_binding(name: str) -> None:
     kustomization = (MANIFESTS / "overlays" / name / "kustomization.yaml").read_text()
-    annotated = [one for one in overlay(name, "trainjobs") if "iam.gke.io/gcp-service-account" in annotations(one)]
+    annotated = [item for item in overlay(name, "trainjobs") if "iam.gke.io/gcp-service-account" in annotations(item)]
     assert bool(annotated) == (name == "gke")
-    for one in annotated:
-        assert one["kind"] == "ServiceAccount"
-        assert annotations(one)["iam.gke.io/gcp-service-account"] in kustomization
+    for item in annotated:
+        assert item["kind"] == "ServiceAccount"
+        assert annotations(item)["iam.gke.io/gcp-service-account"] in kustomization
     if annotated:
         (bound,) = re.findall(r"for account in (.*?); do\n(?:#.*\n)*?#.*roles/iam.workloadIdentityUser", kustomization)
-        assert bound.split() == [one["metadata"]["name"] for one in annotated]
+        assert bound.split() == [item["metadata"]["name"] for item in annotated]
 
 
-def annotations(one: Object) -> Object:
-    """Return an object's annotations."""
-    found: Object = one["metadata"].get("annotations", {})
-    return found
+def annotations(item: Object) -> Object:
+    """Return the annotations of an object."""
+    values: Object = item["metadata"].get("annotations", {})
+    return values
 
 
 def test_the_rights_to_a_workdir_on_gcs_cover_its_objects_and_the_names_of_its_bucket() -> None:
-    """No condition on objects can give the right to list, nor one on what is listed: it is the bucket's."""
+    """The right to list belongs to the bucket. No condition on objects can give it."""
     condition = json.loads((MANIFESTS / "overlays" / "gke" / "workdir-condition.json").read_text())
     assert condition["expression"] == 'resource.name.startsWith("projects/_/buckets/BUCKET/objects/semiscale/")'
     kustomization = (MANIFESTS / "overlays" / "gke" / "kustomization.yaml").read_text().replace("\\\n#", "")
@@ -300,65 +323,76 @@ def test_the_rights_to_a_workdir_on_s3_are_the_same() -> None:
 
 
 GIB = 2**30
-QUANTITY = {"": 1, "Gi": GIB, "Ti": 1024 * GIB}
+MULTIPLIERS = {"": 1, "Gi": GIB, "Ti": 1024 * GIB}
 
 
-def flavor(queue: Object, **requests: int) -> Object:
-    """Return the ResourceFlavor that Kueue gives a pod: the first of a queue with room for all that it asks for."""
+def find_flavor(queue: Object, **requests: int) -> Object:
+    """Return the ResourceFlavor that Kueue gives a pod.
+
+    It is the first flavor of a queue with room for all requests of the pod.
+
+    Args:
+        queue: The ClusterQueue.
+        **requests: The requests of the pod.
+
+    Raises:
+        AssertionError: The pod would wait forever.
+    """
     (group,) = queue["spec"]["resourceGroups"]
-    for one in group["flavors"]:
-        quotas = {resource["name"]: amount(resource["nominalQuota"]) for resource in one["resources"]}
-        if all(asked <= quotas[resource] for resource, asked in requests.items()):
-            return next(each for each in overlay("gke", "kueue") if key(each) == ("ResourceFlavor", one["name"]))
-    raise AssertionError("waits for ever")
+    for item in group["flavors"]:
+        quotas = {resource["name"]: parse_quantity(resource["nominalQuota"]) for resource in item["resources"]}
+        if all(request <= quotas[resource] for resource, request in requests.items()):
+            return next(item for item in overlay("gke", "kueue") if key(item) == ("ResourceFlavor", item["name"]))
+    raise AssertionError("waits forever")
 
 
-def amount(quantity: int | str) -> int:
-    """Return what a quantity of Kubernetes says."""
-    number, unit = re.fullmatch(r"(\d+)(\D*)", str(quantity)).groups()  # type: ignore[union-attr]
-    return int(number) * QUANTITY[unit]
+def parse_quantity(quantity: int | str) -> int:
+    """Return the number of a quantity of Kubernetes."""
+    number, suffix = re.fullmatch(r"(\d+)(\D*)", str(quantity)).groups()  # type: ignore[union-attr]
+    return int(number) * MULTIPLIERS[suffix]
 
 
 def test_the_queue_keeps_pods_without_a_gpu_off_the_nodes_that_have_some() -> None:
-    (queue,) = [one for one in overlay("gke", "kueue") if one["kind"] == "ClusterQueue"]
-    merging = flavor(queue, cpu=8, memory=16 * GIB)
-    scanning = flavor(queue, cpu=16, memory=48 * GIB, **{"nvidia.com/gpu": 1})
+    (queue,) = [item for item in overlay("gke", "kueue") if item["kind"] == "ClusterQueue"]
+    merging = find_flavor(queue, cpu=8, memory=16 * GIB)
+    scanning = find_flavor(queue, cpu=16, memory=48 * GIB, **{"nvidia.com/gpu": 1})
     assert (merging["metadata"]["name"], scanning["metadata"]["name"]) == ("semiscale-cpu", "semiscale-gpu")
     assert "tolerations" not in merging.get("spec", {})
-    # A label of one card in the flavor would refuse every other that a run file may select.
+    # A label of one GPU type in the flavor would refuse all other types that a run file may select.
     assert "nodeLabels" not in scanning["spec"]
 
 
-def test_what_prometheus_is_told_to_look_for_is_there() -> None:
-    """By annotation, or by the Prometheus Operator, whose PodMonitor has to say all that the annotations do."""
-    (monitor,) = [one for one in overlay("gke", "prometheus-operator") if one["kind"] == "PodMonitor"]
+def test_the_targets_of_prometheus_exist() -> None:
+    """The PodMonitor of the Prometheus Operator has the same information as the annotations."""
+    (monitor,) = [item for item in overlay("gke", "prometheus-operator") if item["kind"] == "PodMonitor"]
     assert monitor["spec"]["selector"]["matchLabels"] == APP_LABELS
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     containers, _, address = endpoint["relabelings"]
-    nodes = [one["name"] for pod in PODS for one in pod.values[0]["containers"]]  # type: ignore[index]
+    nodes = [container["name"] for pod in PODS for container in pod.values[0]["containers"]]  # type: ignore[index]
     assert containers["regex"].split("|") == ["main", *set(nodes)]
     assert address["replacement"] == f"$1:{METRICS_PORT}" == f"$1:{PROMETHEUS_ANNOTATIONS['prometheus.io/port']}"
-    (policy,) = [one for one in overlay("gke") if one["kind"] == "NetworkPolicy"]
+    (policy,) = [item for item in overlay("gke") if item["kind"] == "NetworkPolicy"]
     (port,) = [port["port"] for rule in policy["spec"]["ingress"] for port in rule.get("ports", [])]
     assert str(port) == METRICS_PORT
 
 
-ANY = [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 6443}]
+PORTS_OPEN_TO_ANY = [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 6443}]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_the_network_is_open_as_far_as_its_comment_says(name: str) -> None:
-    (policy,) = [one for one in overlay(name) if one["kind"] == "NetworkPolicy"]
+def test_the_network_policy_agrees_with_its_comment(name: str) -> None:
+    (policy,) = [item for item in overlay(name) if item["kind"] == "NetworkPolicy"]
     rules = policy["spec"]["egress"]
-    assert [rule["ports"] for rule in rules if not rule.get("to")] == [ANY]
+    assert [rule["ports"] for rule in rules if not rule.get("to")] == [PORTS_OPEN_TO_ANY]
     assert "ports 443 and 6443 of any address" in (MANIFESTS / "base" / "network.yaml").read_text()
     dns = [rule["to"] for rule in rules if {"protocol": "UDP", "port": 53} in rule.get("ports", [])]
-    asked = [peer for peers in dns for peer in peers]
-    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in asked, "NodeLocal DNSCache answers from the node"
-    cloud_dns = {"ipBlock": {"cidr": "169.254.169.254/32"}}  # Cloud DNS for GKE, as in Autopilot, from the node too
-    assert (cloud_dns in asked) == (name == "gke")
+    resolvers = [peer for peers in dns for peer in peers]
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in resolvers, "NodeLocal DNSCache answers from the node"
+    # Cloud DNS for GKE, as in Autopilot, also answers from the node.
+    cloud_dns = {"ipBlock": {"cidr": "169.254.169.254/32"}}
+    assert (cloud_dns in resolvers) == (name == "gke")
     (kubeflow,) = [rule for rule in rules if "kubeflow" in json.dumps(rule)]
-    # Of its services' pods: the API server, metadata, artifacts. Its database is no step's business.
+    # These are ports of its services for API, metadata and artifacts. No step needs its database.
     assert {port["port"] for port in kubeflow["ports"]} == {8887, 8888, 8080, 8333, 9000, 15008}
     assert [rule for rule in rules if not rule.get("ports")] == [rules[0]], "all ports to the run's own pods alone"
     blocks = [peer["ipBlock"]["cidr"] for rule in rules for peer in rule.get("to", []) if "ipBlock" in peer]
@@ -372,10 +406,10 @@ SECRET = re.compile(
 )
 
 
-def test_there_is_no_credential_in_what_we_ship() -> None:
+def test_manifests_and_images_have_no_credential() -> None:
     shipped = [path for folder in ("manifests", "docker") for path in (ROOT / folder).rglob("*") if path.is_file()]
     assert len(shipped) > 15
     assert [path.name for path in shipped if SECRET.search(path.read_text())] == []
     assert SECRET.search("AWS_SECRET_ACCESS_KEY=abcdefghijk")
-    kinds = {one["kind"] for case in CASES for one in overlay(*case)}
+    kinds = {item["kind"] for case in CASES for item in overlay(*case)}
     assert "Secret" not in kinds

@@ -19,23 +19,24 @@ from tests.support.servers import find_free_port
 
 PROGRAMS = ("kube-apiserver", "kubectl", "etcd")
 START_S = 120
-ADMIN = "the-tests-own"  # a token
+# The bearer token of the administrator.
+ADMIN_TOKEN = "the-tests-own"
 
 
 def find_program(name: str) -> str | None:
-    """Return where a program is, if it is anywhere."""
+    """Return the path of a program, or None if it is not installed."""
     return shutil.which(name) or shutil.which(name, path=str(Path.home() / "go" / "bin"))
 
 
 class ApiServer:
-    """The server, as its administrator sees it; `kubectl` speaks for whoever a kubeconfig says."""
+    """The API server, with the rights of its administrator."""
 
     def __init__(self, folder: Path, address: str) -> None:
         self._folder, self._address = folder, address
-        self.kubeconfig = self.kubeconfig_of(ADMIN, "default")
+        self.kubeconfig = self.write_kubeconfig(ADMIN_TOKEN, "default")
 
-    def kubeconfig_of(self, token: str, namespace: str) -> Path:
-        """Write how the bearer of a token gets here."""
+    def write_kubeconfig(self, token: str, namespace: str) -> Path:
+        """Write a kubeconfig for the bearer of a token, and return its path."""
         cluster = {"server": self._address, "insecure-skip-tls-verify": True}
         content = {
             "apiVersion": "v1",
@@ -50,27 +51,27 @@ class ApiServer:
         return path
 
     def kubectl(self, *arguments: str, stdin: Any = None) -> "subprocess.CompletedProcess[str]":
-        """Run kubectl; an object on its standard input is for `-f -`."""
+        """Run kubectl with an object on its standard input, for `-f -`."""
         kubectl = find_program("kubectl")
         assert kubectl
         command = [kubectl, "--kubeconfig", str(self.kubeconfig), *arguments]
         text = None if stdin is None else json.dumps(stdin)
         return subprocess.run(command, input=text, capture_output=True, text=True, timeout=START_S)
 
-    def done(self, *arguments: str, stdin: Any = None) -> str:
-        """Run kubectl, which is to succeed and to warn of nothing; returns what it prints."""
-        ended = self.kubectl(*arguments, stdin=stdin)
-        assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
-        return ended.stdout
+    def check_kubectl(self, *arguments: str, stdin: Any = None) -> str:
+        """Run kubectl, check that it succeeds without a warning, and return its output."""
+        completed = self.kubectl(*arguments, stdin=stdin)
+        assert (completed.returncode, completed.stderr) == (0, ""), completed.stderr
+        return completed.stdout
 
 
 @contextmanager
 def serve_api(folder: Path) -> Iterator[ApiServer]:
-    """Serve an empty cluster's API."""
+    """Serve the API of an empty cluster."""
     etcd, peer, port = (find_free_port() for _ in range(3))
     key = folder / "key.pem"
     subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
-    (folder / "tokens.csv").write_text(f"{ADMIN},admin,admin,system:masters\n")
+    (folder / "tokens.csv").write_text(f"{ADMIN_TOKEN},admin,admin,system:masters\n")
     store = f"http://127.0.0.1:{etcd}"
     commands = [
         [
@@ -92,11 +93,11 @@ def serve_api(folder: Path) -> Iterator[ApiServer]:
             stack.callback(process.wait)
             stack.callback(process.kill)
         server = ApiServer(folder, f"https://127.0.0.1:{port}")
-        _wait_for(server)
+        _wait_until_ready(server)
         yield server
 
 
-def _wait_for(server: ApiServer) -> None:
+def _wait_until_ready(server: ApiServer) -> None:
     until = time.monotonic() + START_S
     while (answer := server.kubectl("get", "--raw", "/readyz")).stdout != "ok":
         assert time.monotonic() < until, answer.stderr

@@ -1,8 +1,8 @@
-"""A Kubernetes API server of one namespace, over real HTTP, for what follows a TrainJob: the foreign system.
+"""Serve a stand-in for the Kubernetes API of one namespace, over real HTTP.
 
-It knows TrainJobs (create, get, watch, delete), pods by label, and their logs, in the words of the Kubernetes API, and
-allows what manifests/components/trainjobs does. What happens to a TrainJob the test says, by `end`: there is no
-controller.
+It has TrainJobs (create, get, watch, delete), pods by label, and their logs, in the format of the Kubernetes API. It
+allows the requests that manifests/components/trainjobs allows. There is no controller. A test ends a TrainJob with
+`end`.
 """
 
 import json
@@ -20,7 +20,8 @@ import yaml
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/lab/trainjobs"
 PODS = "/api/v1/namespaces/lab/pods"
 ROLE = Path(__file__).resolve().parents[2] / "manifests" / "components" / "trainjobs" / "role.yaml"
-RIGHTS = {  # (resource, verb)
+# Pairs of resource and verb.
+RIGHTS = {
     (resource, verb)
     for rule in next(yaml.safe_load_all(ROLE.read_text()))["rules"]
     for resource in rule["resources"]
@@ -29,24 +30,29 @@ RIGHTS = {  # (resource, verb)
 
 
 class Cluster:
-    """The state: TrainJobs by name, pods with their logs, and what was asked for."""
+    """The state of the cluster: TrainJobs by name, pods with their logs, and requests."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything."""
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
         self.logs: dict[str, str] = {}
         self.requests: list[str] = []
-        self.used: set[tuple[str, str]] = set()  # rights
-        self.refusing, self.refusal = 0, 503  # how many requests are refused, and with which status
+        # The rights that requests needed.
+        self.used: set[tuple[str, str]] = set()
+        # The number of next requests that are refused, and the status of the answer.
+        self.refusing, self.refusal = 0, 503
+        self._version = 0
+
+    def clear(self) -> None:
+        """Reset the cluster to its first state."""
+        for container in (self.jobs, self.pods, self.logs, self.requests, self.used):
+            container.clear()
+        self.refusing, self.refusal = 0, 503
         self._version = 0
 
     def put(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Keep a TrainJob under a new version."""
+        """Store a TrainJob under a new version."""
         with self.changed:
             self._version += 1
             metadata = {**job["metadata"], "resourceVersion": str(self._version)}
@@ -54,27 +60,30 @@ class Cluster:
             self.changed.notify_all()
         return self.jobs[metadata["name"]]
 
-    def created(self, count: int = 1, timeout_s: float = 120) -> str:
-        """Wait until so many TrainJobs were created in all; returns the last one's name."""
+    def wait_until_created(self, count: int = 1, timeout_s: float = 120) -> str:
+        """Wait until a number of TrainJobs were created in all, and return the name of one."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.requests.count(f"POST {JOBS}") >= count, timeout_s)
             assert self.changed.wait_for(lambda: bool(self.jobs), timeout_s)
         return next(iter(self.jobs))
 
     def end(self, name: str, kind: str, message: str = "") -> None:
-        """Let a TrainJob end: Complete or Failed."""
+        """End a TrainJob with a condition: Complete or Failed."""
         condition = {"type": kind, "status": "True", "message": message, "reason": kind}
         self.put({**self.jobs[name], "status": {"conditions": [condition]}})
 
     def add_pod(
         self, job: str, index: int, log: str, exit_code: int | None = None, finished: int = 0, message: str = ""
     ) -> None:
-        """Add a node's pod, with its log; it runs, or it has ended, perhaps with a message in its status."""
+        """Add the pod of a node with its log.
+
+        The pod runs if it has no exit code. A message stands in its status.
+        """
         name = f"{job}-node-0-{index}"
         state: dict[str, Any] = {"running": {}}
         if exit_code is not None:
-            ended = {"exitCode": exit_code, "finishedAt": f"2026-01-01T00:00:{finished:02}Z"}
-            state = {"terminated": ended | ({"message": message} if message else {})}
+            terminated = {"exitCode": exit_code, "finishedAt": f"2026-01-01T00:00:{finished:02}Z"}
+            state = {"terminated": terminated | ({"message": message} if message else {})}
         status = {"name": "node", "image": "i", "imageID": "i", "ready": False, "restartCount": 0, "state": state}
         metadata = {
             "name": name,
@@ -87,21 +96,21 @@ class Cluster:
 
 @contextmanager
 def serve_cluster(folder: Path) -> Iterator[tuple[Cluster, Path]]:
-    """Serve a cluster; yields its state and the kubeconfig that leads to it."""
+    """Serve a cluster, and yield its state and the path of its kubeconfig."""
     cluster = Cluster()
     handler = type("Handler", (_Handler,), {"cluster": cluster})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield cluster, _kubeconfig(folder / "kubeconfig", f"http://127.0.0.1:{server.server_port}")
+        yield cluster, _write_kubeconfig(folder / "kubeconfig", f"http://127.0.0.1:{server.server_port}")
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
 
 
-def _kubeconfig(path: Path, address: str) -> Path:
+def _write_kubeconfig(path: Path, address: str) -> Path:
     content = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -118,9 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
     cluster: Cluster
 
     def do_GET(self) -> None:
-        if self._refused():
+        if self._refuse():
             return
-        path, query = self._asked()
+        path, query = self._record_request()
         name = path.removeprefix(JOBS).strip("/")
         if path == JOBS and query.get("watch"):
             self._watch(query["fieldSelector"].removeprefix("metadata.name="), query)
@@ -137,9 +146,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._status(404, f'trainjobs "{name}" not found')
 
     def do_POST(self) -> None:
-        if self._refused():
+        if self._refuse():
             return
-        path, _ = self._asked()
+        path, _ = self._record_request()
         job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if job["metadata"]["name"] in self.cluster.jobs:
             self._status(409, "already exists")
@@ -148,29 +157,33 @@ class _Handler(BaseHTTPRequestHandler):
         assert path == JOBS
 
     def do_DELETE(self) -> None:
-        if self._refused():
+        if self._refuse():
             return
-        path, _ = self._asked()
+        path, _ = self._record_request()
         with self.cluster.changed:
-            found = self.cluster.jobs.pop(path.rpartition("/")[2], None)
+            job = self.cluster.jobs.pop(path.rpartition("/")[2], None)
             self.cluster.changed.notify_all()
-        self._answer(200 if found else 404, {"kind": "Status", "apiVersion": "v1"})
+        self._answer(200 if job else 404, {"kind": "Status", "apiVersion": "v1"})
 
-    def _asked(self) -> tuple[str, dict[str, str]]:
+    def _record_request(self) -> tuple[str, dict[str, str]]:
         parts = urlsplit(self.path)
         self.cluster.requests.append(f"{self.command} {parts.path}")
         return parts.path, {name: values[0] for name, values in parse_qs(parts.query).items()}
 
-    def _right(self) -> tuple[str, str]:
-        """Return what a request needs to be allowed: https://kubernetes.io/docs/reference/access-authn-authz/authorization"""
-        parts = urlsplit(self.path)
-        whole = parts.path in (JOBS, PODS)
-        resource = "trainjobs" if parts.path.startswith(JOBS) else "pods/log" if parts.path.endswith("/log") else "pods"
-        looking = "watch" if "watch" in parse_qs(parts.query) else "list" if whole else "get"
-        return resource, {"POST": "create", "DELETE": "delete"}.get(self.command, looking)
+    def _needed_right(self) -> tuple[str, str]:
+        """Return the right that a request needs.
 
-    def _refused(self) -> bool:
-        right = self._right()
+        https://kubernetes.io/docs/reference/access-authn-authz/authorization
+        """
+        parts = urlsplit(self.path)
+        is_collection = parts.path in (JOBS, PODS)
+        resource = "trainjobs" if parts.path.startswith(JOBS) else "pods/log" if parts.path.endswith("/log") else "pods"
+        read_verb = "watch" if "watch" in parse_qs(parts.query) else "list" if is_collection else "get"
+        return resource, {"POST": "create", "DELETE": "delete"}.get(self.command, read_verb)
+
+    def _refuse(self) -> bool:
+        """Answer a request that is forbidden or refused, and return whether it was."""
+        right = self._needed_right()
         self.cluster.used.add(right)
         if right not in RIGHTS:
             self._status(403, f"cannot {right[1]} {right[0]}")
@@ -182,22 +195,22 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _watch(self, name: str, query: dict[str, str]) -> None:
-        """Send the TrainJob each time that it is newer than what the client has, until the client's time is over."""
+        """Send the TrainJob at each change, until the timeout of the client."""
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
-        seen, until = query.get("resourceVersion"), time.monotonic() + int(query["timeoutSeconds"])
+        seen_version, until = query.get("resourceVersion"), time.monotonic() + int(query["timeoutSeconds"])
 
-        def newer() -> bool:
+        def has_changed() -> bool:
             job = self.cluster.jobs.get(name)
-            return job is not None and job["metadata"]["resourceVersion"] != seen
+            return job is not None and job["metadata"]["resourceVersion"] != seen_version
 
         while (left_s := until - time.monotonic()) > 0:
             with self.cluster.changed:
-                if not self.cluster.changed.wait_for(newer, left_s):
+                if not self.cluster.changed.wait_for(has_changed, left_s):
                     return
                 job = self.cluster.jobs[name]
-            seen = job["metadata"]["resourceVersion"]
+            seen_version = job["metadata"]["resourceVersion"]
             self.wfile.write(json.dumps({"type": "MODIFIED", "object": job}).encode() + b"\n")
 
     def _status(self, code: int, message: str) -> None:
@@ -216,4 +229,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing: the tests look at `requests`."""
+        """Log nothing. The tests read `requests`."""

@@ -1,7 +1,8 @@
-"""A stand-in for Kubeflow Pipelines: the part of its REST API (v2beta1) that the verbs use, with its rules, over HTTP.
+"""Serve a stand-in for Kubeflow Pipelines over HTTP.
 
-https://www.kubeflow.org/docs/components/pipelines/reference/api/kubeflow-pipeline-api-spec/: filters on the display
-name, pages of at most `page_size`, names that are unique, a concurrency of 1 to 10, cron expressions of six fields.
+It has the part of the REST API (v2beta1) that the verbs use, with its rules. They are filters on the display name,
+pages of at most `page_size`, unique names, a concurrency of 1 to 10, and cron expressions of six fields.
+https://www.kubeflow.org/docs/components/pipelines/reference/api/kubeflow-pipeline-api-spec/
 """
 
 import json
@@ -14,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-Thing = dict[str, Any]
+Resource = dict[str, Any]
 API = "/apis/v2beta1"
 IDS = {
     "pipelines": "pipeline_id",
@@ -25,11 +26,12 @@ IDS = {
 }
 FIELDS = {"versions": "pipeline_versions", "recurringruns": "recurringRuns"}
 NOT_FOUND, INVALID, EXISTS = (404, 5), (400, 3), (409, 6)
-EQUALS = 1  # of the enumeration, which may be written by number or by name
+# An operation of the enumeration. Clients write its number or its name.
+EQUALS = 1
 
 
 class ProblemError(Exception):
-    """An answer that is an error: the HTTP status, and the code of gRPC."""
+    """An error answer with its HTTP status and its gRPC code."""
 
     def __init__(self, status: tuple[int, int], message: str) -> None:
         super().__init__(message)
@@ -37,20 +39,22 @@ class ProblemError(Exception):
 
 
 class KubeflowPipelines:
-    """The server's state."""
+    """The state of the server."""
 
     def __init__(self) -> None:
-        self.things: dict[str, list[Thing]] = {kind: [] for kind in IDS}
+        self.resources: dict[str, list[Resource]] = {kind: [] for kind in IDS}
         self.authorizations: set[str] = set()
         self.forbidden = False
-        self.page = b""  # what is answered in its place: a login's, by a proxy before it
-        self.page_size = 2  # as few as are asked for, and no more than these
+        # If it is set, a proxy before the server answers this page, for example a login.
+        self.page = b""
+        # The server may return smaller pages than the client asks for.
+        self.page_size = 2
 
-    def named(self, kind: str) -> list[str]:
-        """Return the names of all things of a kind."""
-        return [thing["display_name"] for thing in self.things[kind]]
+    def names(self, kind: str) -> list[str]:
+        """Return the names of all resources of a kind."""
+        return [resource["display_name"] for resource in self.resources[kind]]
 
-    def answer(self, method: str, path: str, query: dict[str, str], body: Thing) -> Thing:
+    def answer(self, method: str, path: str, query: dict[str, str], body: Resource) -> Resource:
         """Answer a request."""
         if self.forbidden:
             raise ProblemError((403, 7), "User 'a' is not authorized with reason: no role binding")
@@ -66,15 +70,15 @@ class KubeflowPipelines:
             return self._create(kind, body)
         return self._act(method, kind, *parts[1].partition(":")[::2])
 
-    def _upload(self, what: str, query: dict[str, str], body: Thing) -> Thing:
-        kind = "pipelines" if what == "upload" else "versions"
+    def _upload(self, method: str, query: dict[str, str], body: Resource) -> Resource:
+        kind = "pipelines" if method == "upload" else "versions"
         parent = {"pipeline_id": query["pipelineid"]} if kind == "versions" else {}
-        taken = [one for one in self.things[kind] if parent.items() <= one.items()]
-        if query["name"] in [one["display_name"] for one in taken]:
+        siblings = [resource for resource in self.resources[kind] if parent.items() <= resource.items()]
+        if query["name"] in [resource["display_name"] for resource in siblings]:
             raise ProblemError(EXISTS, f"Failed to create a new {kind}: the name {query['name']} already exist")
         return self._add(kind, {"display_name": query["name"], **parent, "pipeline_spec": body["file"]})
 
-    def _create(self, kind: str, body: Thing) -> Thing:
+    def _create(self, kind: str, body: Resource) -> Resource:
         if kind in ("runs", "recurringruns"):
             version = body["pipeline_version_reference"]["pipeline_version_id"]
             self._find("versions", version)
@@ -84,54 +88,55 @@ class KubeflowPipelines:
                 raise ProblemError(INVALID, "The max concurrency of the recurring run must be between 1 and 10")
             if len(body["trigger"]["cron_schedule"]["cron"].split()) != 6:
                 raise ProblemError(INVALID, "Expected exactly 6 fields in the cron expression")
-            body["max_concurrency"] = str(body["max_concurrency"])  # an int64, which JSON carries as text
-        # What the server fills in where a caller names none, in an installation for one user.
+            # An int64 is text in JSON.
+            body["max_concurrency"] = str(body["max_concurrency"])
+        # This is the server's default in an installation for one user.
         if kind in ("runs", "recurringruns"):
             body["service_account"] = body.get("service_account") or "pipeline-runner"
         return self._add(kind, {**body, **({"state": "RUNNING"} if kind == "runs" else {})})
 
-    def _act(self, method: str, kind: str, identity: str, verb: str) -> Thing:
-        thing = self._find(kind, identity)
+    def _act(self, method: str, kind: str, identity: str, verb: str) -> Resource:
+        resource = self._find(kind, identity)
         if method == "DELETE":
-            self.things[kind].remove(thing)
+            self.resources[kind].remove(resource)
         elif verb == "terminate":
-            thing["state"] = "CANCELING"
-        return thing if method == "GET" else {}
+            resource["state"] = "CANCELING"
+        return resource if method == "GET" else {}
 
-    def _page(self, kind: str, parts: list[str], query: dict[str, str]) -> Thing:
-        found = self.things[kind]
+    def _page(self, kind: str, parts: list[str], query: dict[str, str]) -> Resource:
+        matches = self.resources[kind]
         if len(parts) == 3:
-            found = [thing for thing in found if thing["pipeline_id"] == parts[1]]
+            matches = [resource for resource in matches if resource["pipeline_id"] == parts[1]]
         if "experiment_id" in query:
-            found = [thing for thing in found if thing["experiment_id"] == query["experiment_id"]]
+            matches = [resource for resource in matches if resource["experiment_id"] == query["experiment_id"]]
         for predicate in json.loads(query.get("filter", "{}")).get("predicates", []):
             assert predicate["operation"] in (EQUALS, "EQUALS")
             assert predicate["key"] == "display_name"
-            found = [thing for thing in found if thing["display_name"] == predicate["stringValue"]]
+            matches = [resource for resource in matches if resource["display_name"] == predicate["stringValue"]]
         start = int(query.get("page_token") or 0)
         size = min(int(query.get("page_size") or 20), self.page_size)
-        more = {"next_page_token": str(start + size)} if start + size < len(found) else {}
-        # What is empty is left out of the answer, as the server's gateway does.
-        return {**({FIELDS.get(kind, kind): found[start : start + size]} if found else {}), **more}
+        more = {"next_page_token": str(start + size)} if start + size < len(matches) else {}
+        # The gateway of the server leaves out empty fields.
+        return {**({FIELDS.get(kind, kind): matches[start : start + size]} if matches else {}), **more}
 
-    def _add(self, kind: str, thing: Thing) -> Thing:
-        self.things[kind].append({IDS[kind]: str(uuid.uuid4()), **thing})
-        return self.things[kind][-1]
+    def _add(self, kind: str, resource: Resource) -> Resource:
+        self.resources[kind].append({IDS[kind]: str(uuid.uuid4()), **resource})
+        return self.resources[kind][-1]
 
-    def _find(self, kind: str, identity: str) -> Thing:
-        for thing in self.things[kind]:
-            if thing[IDS[kind]] == identity:
-                return thing
+    def _find(self, kind: str, identity: str) -> Resource:
+        for resource in self.resources[kind]:
+            if resource[IDS[kind]] == identity:
+                return resource
         raise ProblemError(NOT_FOUND, f"ResourceNotFoundError: {kind} {identity} not found.")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Takes HTTP apart and puts it together."""
+    """Translates between HTTP and the state."""
 
     state: KubeflowPipelines
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _do(self) -> None:
         self.state.authorizations.add(self.headers.get("authorization", ""))
@@ -141,11 +146,11 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        body = {"file": self._uploaded(data)} if "upload" in url.path else json.loads(data or b"{}")
+        body = {"file": self._uploaded_file(data)} if "upload" in url.path else json.loads(data or b"{}")
         try:
             status, answer = 200, self.state.answer(self.command, url.path, query, body)
-        except ProblemError as problem:
-            status, answer = problem.status, {"error": str(problem), "code": problem.code, "message": str(problem)}
+        except ProblemError as error:
+            status, answer = error.status, {"error": str(error), "code": error.code, "message": str(error)}
         self._send(status, "application/json", json.dumps(answer).encode())
 
     def _send(self, status: int, kind: str, content: bytes) -> None:
@@ -154,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _uploaded(self, data: bytes) -> str:
+    def _uploaded_file(self, data: bytes) -> str:
         boundary = re.search(r"boundary=(\S+)", self.headers["Content-Type"])
         assert boundary
         part = data.split(b"--" + boundary[1].encode())[1]
@@ -167,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve_pipelines() -> Iterator[tuple[str, KubeflowPipelines]]:
-    """Serve for the length of a `with`; yields the address and the state."""
+    """Serve until the block ends, and yield the address and the state."""
     state = KubeflowPipelines()
     handler = type("Bound", (Handler,), {"state": state})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

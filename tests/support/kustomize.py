@@ -1,7 +1,7 @@
-"""What `kustomize build` makes of manifests/, as far as they use it; a test holds it to the real kustomize.
+"""Build the objects of manifests/ as `kustomize build` does.
 
-Resources, components, a namespace, labels, JSON patches, and one strategic patch: `$patch: delete`. Anything else in a
-kustomization is refused, so that this cannot quietly know less than the manifests need.
+A test compares the objects with those of the real kustomize. The module knows resources, components, a namespace,
+labels, JSON patches, and the strategic patch `$patch: delete`. Any other key in a kustomization is an error.
 """
 
 import copy
@@ -12,63 +12,67 @@ from typing import Any
 import yaml
 
 Object = dict[str, Any]
-KNOWN = {"apiVersion", "kind", "namespace", "labels", "resources", "components", "patches"}
-CLUSTER_WIDE = {"PriorityClass"}  # of custom resources kustomize cannot know it; the API server drops their namespace
+KNOWN_KEYS = {"apiVersion", "kind", "namespace", "labels", "resources", "components", "patches"}
+# kustomize does not know which custom resources are cluster-wide. The API server drops their namespace.
+CLUSTER_WIDE = {"PriorityClass"}
 
 
-def build(folder: Path, added: Sequence[str] = (), below: Sequence[Object] = ()) -> list[Object]:
-    """Return the objects of a kustomization; a component works on those `below` it.
+def build(folder: Path, components: Sequence[str] = (), base: Sequence[Object] = ()) -> list[Object]:
+    """Return the objects of a kustomization.
 
-    `added` are names of components beside the kustomization's folder: what `kustomize edit add component` adds to it.
+    Args:
+        folder: The folder of the kustomization.
+        components: Names in `components/`, which `kustomize edit add component` would add.
+        base: The objects that a component changes.
     """
     content = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    assert content.keys() <= KNOWN, f"{folder}: this does not know {content.keys() - KNOWN}"
-    objects = list(below)
+    assert content.keys() <= KNOWN_KEYS, f"{folder}: unknown keys {content.keys() - KNOWN_KEYS}"
+    objects = list(base)
     for name in content.get("resources", []):
         path = folder / name
-        objects += build(path) if path.is_dir() else [one for one in yaml.safe_load_all(path.read_text()) if one]
-    for name in [*content.get("components", []), *(f"../../components/{name}" for name in added)]:
-        objects = build(folder / name, below=objects)
+        objects += build(path) if path.is_dir() else [item for item in yaml.safe_load_all(path.read_text()) if item]
+    for name in [*content.get("components", []), *(f"../../components/{name}" for name in components)]:
+        objects = build(folder / name, base=objects)
     for patch in content.get("patches", []):
-        objects = _patched(objects, patch["target"], yaml.safe_load(patch["patch"]))
+        objects = _apply_patch(objects, patch["target"], yaml.safe_load(patch["patch"]))
     for labels in content.get("labels", []):
-        for one in objects:
-            one["metadata"].setdefault("labels", {}).update(labels["pairs"])
+        for item in objects:
+            item["metadata"].setdefault("labels", {}).update(labels["pairs"])
     if namespace := content.get("namespace"):
-        for one in objects:
-            _move(one, namespace)
+        for item in objects:
+            _set_namespace(item, namespace)
     return objects
 
 
-def _patched(objects: list[Object], target: Object, patch: Any) -> list[Object]:
-    hit = [one for one in objects if target["kind"] == one["kind"] and target.get("name") in (None, _name(one))]
-    assert hit or "name" not in target, f"no {target}"
+def _apply_patch(objects: list[Object], target: Object, patch: Any) -> list[Object]:
+    matches = [item for item in objects if target["kind"] == item["kind"] and target.get("name") in (None, _name(item))]
+    assert matches or "name" not in target, f"no {target}"
     if isinstance(patch, dict):
         assert patch["$patch"] == "delete"
-        return [one for one in objects if one not in hit]
-    for one in hit:
+        return [item for item in objects if item not in matches]
+    for item in matches:
         for change in copy.deepcopy(patch):
             assert change["op"] in ("add", "replace")
-            _put(one, change["path"].strip("/").split("/"), change["value"])
+            _set_value(item, change["path"].strip("/").split("/"), change["value"])
     return objects
 
 
-def _put(place: Any, path: list[str], value: Any) -> None:
+def _set_value(node: Any, path: list[str], value: Any) -> None:
     for part in path[:-1]:
-        place = place[int(part) if isinstance(place, list) else part]
-    if isinstance(place, list):
+        node = node[int(part) if isinstance(node, list) else part]
+    if isinstance(node, list):
         assert path[-1] == "-"
-        place.append(value)
+        node.append(value)
     else:
-        place[path[-1]] = value
+        node[path[-1]] = value
 
 
-def _move(one: Object, namespace: str) -> None:
-    if one["kind"] == "Namespace":
-        one["metadata"]["name"] = namespace
-    elif one["kind"] not in CLUSTER_WIDE:
-        one["metadata"]["namespace"] = namespace
+def _set_namespace(item: Object, namespace: str) -> None:
+    if item["kind"] == "Namespace":
+        item["metadata"]["name"] = namespace
+    elif item["kind"] not in CLUSTER_WIDE:
+        item["metadata"]["namespace"] = namespace
 
 
-def _name(one: Object) -> str:
-    return str(one["metadata"]["name"])
+def _name(item: Object) -> str:
+    return str(item["metadata"]["name"])

@@ -1,8 +1,12 @@
-"""The training stage with a small window, whose ranks write down the keys of every step: for tests of real processes.
+"""Run the training stage with faults, and log the keys of every step.
 
-WINDOW_BYTES, KEYS, a folder, KILLED_AT, the step that a rank dies in, BROKEN_AT, the step in which what the last rank's
-network sees is no numbers, and TOLD_IN, the validation that it is told to stop in, come from the environment; the rest
-are the stage's own options.
+The options are those of the stage. The environment has five more settings:
+
+WINDOW_BYTES  the size of the shuffle buffer
+KEYS          the folder of the logs
+KILLED_AT     the step in which a rank is killed
+BROKEN_AT     the step in which the inputs of the last rank are not finite
+TOLD_IN       the validation in which the last rank receives SIGTERM
 """
 
 import json
@@ -19,11 +23,11 @@ from semiscale.stages.train.input_pipeline.device_loader import DeviceBatch
 from semiscale.stages.train.train_step import TrainStep
 from semiscale.stages.train.trainer import Trainer
 
-STEP, VALIDATED, STOP = TrainStep.all_reduce_step, Trainer._all_reduce_validate, GracefulStop.raise_now
+STEP, VALIDATE, STOP = TrainStep.all_reduce_step, Trainer._all_reduce_validate, GracefulStop.raise_now
 
 
-def logged(self: TrainStep, batch: DeviceBatch, rate: float, step: int) -> Tensor:
-    """Write a line for a step, and make it, or die in it."""
+def log_and_step(self: TrainStep, batch: DeviceBatch, rate: float, step: int) -> Tensor:
+    """Log the keys of a step and run it, or be killed in it."""
     if step == int(os.environ["KILLED_AT"]):
         os.kill(os.getpid(), signal.SIGKILL)
     with (Path(os.environ["KEYS"]) / f"{self._ranks.rank}.jsonl").open("a") as file:
@@ -34,16 +38,16 @@ def logged(self: TrainStep, batch: DeviceBatch, rate: float, step: int) -> Tenso
     return STEP(self, batch, rate, step)
 
 
-def told(self: Trainer) -> bool:
-    """Be told to stop, where rank 0 validates and this one waits."""
+def terminate_and_validate(self: Trainer) -> bool:
+    """Send SIGTERM to the last rank while rank 0 validates, and validate."""
     last = self._ranks.rank == self._ranks.count - 1
     if last and len(self.curve) * 10 == int(os.environ["TOLD_IN"]) * min(self._steps, 100):
         os.kill(os.getpid(), signal.SIGTERM)
-    return VALIDATED(self)
+    return VALIDATE(self)
 
 
-def stopped(self: GracefulStop) -> None:
-    """Note how many checkpoints there are in the folder beside KEYS when a rank stops."""
+def count_checkpoints_and_stop(self: GracefulStop) -> None:
+    """Write the number of checkpoints at the stop of a rank, and stop."""
     keys = Path(os.environ["KEYS"])
     (keys / f"stopped-{os.environ['RANK']}").write_text(str(len(list(keys.parent.rglob("checkpoints/*.json")))))
     STOP(self)
@@ -51,7 +55,7 @@ def stopped(self: GracefulStop) -> None:
 
 if __name__ == "__main__":
     vars(dataset)["SHUFFLE_BUFFER_BYTES"] = int(os.environ["WINDOW_BYTES"])
-    TrainStep.all_reduce_step = logged  # type: ignore[method-assign]
-    Trainer._all_reduce_validate = told  # type: ignore[method-assign]
-    GracefulStop.raise_now = stopped  # type: ignore[method-assign]
+    TrainStep.all_reduce_step = log_and_step  # type: ignore[method-assign]
+    Trainer._all_reduce_validate = terminate_and_validate  # type: ignore[method-assign]
+    GracefulStop.raise_now = count_checkpoints_and_stop  # type: ignore[method-assign]
     runpy.run_module("semiscale.stages.train", run_name="__main__")

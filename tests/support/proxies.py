@@ -1,4 +1,4 @@
-"""A proxy in front of a real server that behaves as an object store does on a bad day."""
+"""Serve an object store through a proxy that adds faults or latency."""
 
 import contextlib
 import math
@@ -18,7 +18,10 @@ UNAVAILABLE = (
 
 
 class _Proxy:
-    """Listens in front of a server; every client is served by a thread of its own, in the way that `_way` returns."""
+    """A proxy before a server, with a thread for every client.
+
+    `_make_handler` returns the function that serves the next client.
+    """
 
     def __init__(self, address: str) -> None:
         host, _, port = address.removeprefix("http://").partition(":")
@@ -35,16 +38,17 @@ class _Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                threading.Thread(target=self._way(), args=(client,), daemon=True).start()
+                threading.Thread(target=self._make_handler(), args=(client,), daemon=True).start()
 
-    def _way(self) -> Callable[[socket.socket], None]:
+    def _make_handler(self) -> Callable[[socket.socket], None]:
         raise NotImplementedError
 
 
 class FlakyProxy(_Proxy):
-    """One connection in twenty is reset, one in twenty answered 503; every other is cut after 3 kB to 1 MB of answers.
+    """A proxy with random faults.
 
-    So downloads end short, in their headers or in their bodies. `faults` counts what was done to clients.
+    One connection in twenty is reset, and one in twenty gets the answer 503. Every other connection is reset after 3 kB
+    to 1 MB of answers, so downloads end early, in their headers or in their bodies. `faults` counts the faults by kind.
     """
 
     def __init__(self, address: str, seed: int) -> None:
@@ -52,15 +56,15 @@ class FlakyProxy(_Proxy):
         self.faults = {"reset": 0, "unavailable": 0, "cut": 0}
         super().__init__(address)
 
-    def _way(self) -> Callable[[socket.socket], None]:
-        lot, budget = self._random.random(), int(math.exp(self._random.uniform(8, 14)))
-        return lambda client: self._serve(client, lot, budget)
+    def _make_handler(self) -> Callable[[socket.socket], None]:
+        draw, budget = self._random.random(), int(math.exp(self._random.uniform(8, 14)))
+        return lambda client: self._serve(client, draw, budget)
 
-    def _serve(self, client: socket.socket, lot: float, budget: int) -> None:
+    def _serve(self, client: socket.socket, draw: float, budget: int) -> None:
         with client, contextlib.suppress(OSError):
-            if lot < 0.05:
+            if draw < 0.05:
                 self._reset(client, "reset")
-            elif lot < 0.1:
+            elif draw < 0.1:
                 client.recv(1 << 16)
                 client.sendall(UNAVAILABLE)
                 self.faults["unavailable"] += 1
@@ -78,58 +82,66 @@ class FlakyProxy(_Proxy):
                     return
 
     def _reset(self, client: socket.socket, fault: str) -> None:
-        """Close at once: the peer sees `connection reset`, not an orderly end."""
+        """Reset the connection, so that the peer sees no orderly end."""
         self.faults[fault] += 1
-        client.shutdown(socket.SHUT_RD)  # wakes the thread that reads from it, which would keep it open
+        # This wakes the thread that reads from the socket and would keep it open.
+        client.shutdown(socket.SHUT_RD)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
 
 
 class DelayProxy(_Proxy):
-    """Passes everything on, each request `latency_s` late; between `stall` and `resume` it answers nothing at all, or
-    not what it was told to hold. `held` is set as soon as there is such a request.
+    """A proxy that forwards each request after `latency_s`.
+
+    Between `stall` and `resume` it holds all requests or those that match. `held` is set as soon as it holds one.
     """
 
     def __init__(self, address: str, latency_s: float = 0.0) -> None:
         self._latency_s = latency_s
         self._open, self.held = threading.Event(), threading.Event()
-        self._holding = b""
+        self._held_pattern = b""
         self.resume()
         super().__init__(address)
 
-    def stall(self, holding: str = "") -> None:
-        """Stop answering requests whose first line has a match of this expression; connections stay open."""
-        self._holding = holding.encode()
+    def stall(self, pattern: str = "") -> None:
+        """Hold requests whose first line matches a regular expression.
+
+        Connections stay open.
+        """
+        self._held_pattern = pattern.encode()
         self.held.clear()
         self._open.clear()
 
     def resume(self) -> None:
-        """Answer again, also what was asked meanwhile."""
+        """Forward requests again, and also the held ones."""
         self._open.set()
 
-    def _way(self) -> Callable[[socket.socket], None]:
+    def _make_handler(self) -> Callable[[socket.socket], None]:
         return self._serve
 
     def _serve(self, client: socket.socket) -> None:
-        """The server is called once there is something to tell it: one that serves a client at a time would wait."""
+        """Connect to the server after the first request.
+
+        A server with one client at a time would otherwise wait for the request.
+        """
         with client, contextlib.suppress(OSError):
-            asked = self._asked(client)
+            request = self._receive(client)
             with socket.create_connection(self._backend) as server:
-                server.sendall(asked)
-                threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
+                server.sendall(request)
+                threading.Thread(target=self._forward_requests, args=(client, server), daemon=True).start()
                 while data := server.recv(1 << 16):
                     client.sendall(data)
 
-    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+    def _forward_requests(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while data := self._asked(client):
+            while data := self._receive(client):
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)
 
-    def _asked(self, client: socket.socket) -> bytes:
+    def _receive(self, client: socket.socket) -> bytes:
         data = client.recv(1 << 16)
         time.sleep(self._latency_s)
-        if not self._open.is_set() and re.search(self._holding, data.partition(b"\r\n")[0]):
+        if not self._open.is_set() and re.search(self._held_pattern, data.partition(b"\r\n")[0]):
             self.held.set()
             self._open.wait()
         return data
@@ -137,13 +149,13 @@ class DelayProxy(_Proxy):
 
 @contextmanager
 def serve_delayed(address: str, latency_s: float = 0.0) -> Iterator[DelayProxy]:
-    """Serve a server's address through a DelayProxy for the length of a `with`."""
-    relay = DelayProxy(address, latency_s)
+    """Serve a server through a `DelayProxy` until the block ends."""
+    proxy = DelayProxy(address, latency_s)
     try:
-        yield relay
+        yield proxy
     finally:
-        relay.resume()
-        relay.close()
+        proxy.resume()
+        proxy.close()
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
@@ -155,7 +167,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 @contextmanager
 def serve_flaky(address: str, seed: int) -> Iterator[FlakyProxy]:
-    """Serve a server's address badly for the length of a `with`."""
+    """Serve a server through a `FlakyProxy` until the block ends."""
     proxy = FlakyProxy(address, seed)
     try:
         yield proxy

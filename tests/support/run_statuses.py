@@ -1,4 +1,4 @@
-"""Tasks of a run, as the pods that do them tell of them in the workdir."""
+"""Build the status of tasks, and write it as a pod does."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from semiscale.observability.task_status import RunStatusStore, TaskStatus
 
 
 def running_task(name: str, **fields: Any) -> TaskStatus:
-    """Return a task that runs."""
-    given = {"state": "running", "started": 1000.0, "updated": 1100.0, **fields}
-    return TaskStatus(task=name, stage=name.partition("-")[0], pod="a", **given)
+    """Return the status of a running task."""
+    values = {"state": "running", "started": 1000.0, "updated": 1100.0, **fields}
+    return TaskStatus(task=name, stage=name.partition("-")[0], pod="a", **values)
 
 
-def write_status(board: RunStatusStore, task: str, **fields: Any) -> None:
-    """Write a task's object, as its pod would have."""
-    content = TaskStatus(task=task, stage=task.partition("-")[0], pod="a", **{"state": "finished", **fields})
-    storage.write_bytes(board.uri(task), content.model_dump_json().encode())
+def write_status(store: RunStatusStore, task: str, **fields: Any) -> None:
+    """Write the status object of a task."""
+    status = TaskStatus(task=task, stage=task.partition("-")[0], pod="a", **{"state": "finished", **fields})
+    storage.write_bytes(store.uri(task), status.model_dump_json().encode())

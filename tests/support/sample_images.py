@@ -1,4 +1,7 @@
-"""Small real images for the tests: three classes that a tiny network can learn, written as files, tars and Parquet."""
+"""Draw small images and write them as files, tars and Parquet.
+
+They have three classes that a tiny network can learn.
+"""
 
 import io
 import tarfile
@@ -13,7 +16,7 @@ CLASSES = ("red", "green", "blue")
 
 
 def draw_png(label: int, seed: int, size: int = 8) -> bytes:
-    """Return a PNG: noise with the label's colour on top; label -1 is noise alone."""
+    """Return a PNG of noise in the colour of the label. Label -1 has no colour."""
     pixels = np.random.default_rng([seed, label + 1]).integers(0, 120, (size, size, 3), np.uint8)
     if label >= 0:
         pixels[..., label] += 110
@@ -23,7 +26,7 @@ def draw_png(label: int, seed: int, size: int = 8) -> bytes:
 
 
 def draw_jpeg(number: int) -> bytes:
-    """A small photograph, in one of three colours."""
+    """Return a JPEG of 52 x 40 pixels in one of three colours."""
     pixels = np.random.default_rng(number).integers(0, 120, (40, 52, 3), np.uint8)
     pixels[..., number % 3] += 110
     buffer = io.BytesIO()
@@ -32,7 +35,7 @@ def draw_jpeg(number: int) -> bytes:
 
 
 def write_photographs(folder: Path, shards: int, per_shard: int) -> list[str]:
-    """Labeled tars of JPEGs whose keys are numbers."""
+    """Write labeled tars of JPEGs whose keys are numbers, and return the URIs."""
     for start in range(0, shards * per_shard, per_shard):
         numbers = range(start, start + per_shard)
         members = {
@@ -43,7 +46,7 @@ def write_photographs(folder: Path, shards: int, per_shard: int) -> list[str]:
 
 
 def write_folders(root: Path, per_class: int, seed: int = 0) -> Path:
-    """Write `<class>/<number>.png`."""
+    """Write `<class>/<number>.png` for each class."""
     for label, name in enumerate(CLASSES):
         for number in range(per_class):
             path = root / name / f"{number:03}.png"
@@ -53,7 +56,7 @@ def write_folders(root: Path, per_class: int, seed: int = 0) -> Path:
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    """Write a tar of named members, in order."""
+    """Write a tar of members in their order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():
@@ -64,7 +67,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def write_pool(root: Path, shards: int, per_shard: int, seed: int = 1000) -> Path:
-    """Write tars of unlabeled images, one in four of no class."""
+    """Write tars of unlabeled images. One in four has no class."""
     for shard in range(shards):
         numbers = range(shard * per_shard, (shard + 1) * per_shard)
         members = {f"{number:05}.png": draw_png(number % 4 - 1, seed + number) for number in numbers}
@@ -73,7 +76,7 @@ def write_pool(root: Path, shards: int, per_shard: int, seed: int = 1000) -> Pat
 
 
 def write_parquet(path: Path, per_class: int, seed: int) -> Path:
-    """Write columns `image` and `label` (the class name)."""
+    """Write a Parquet file with columns `image` and `label` (the class name)."""
     images = [
         (draw_png(label, seed + number), name) for label, name in enumerate(CLASSES) for number in range(per_class)
     ]
@@ -83,7 +86,7 @@ def write_parquet(path: Path, per_class: int, seed: int) -> Path:
 
 
 def write_labeled_tar(path: Path, per_class: int, seed: int) -> Path:
-    """Write a WebDataset tar with `.cls` members, the class by its number."""
+    """Write a WebDataset tar whose `.cls` members are class numbers."""
     members: dict[str, bytes] = {}
     for number in range(per_class * len(CLASSES)):
         label = number % len(CLASSES)
@@ -93,7 +96,7 @@ def write_labeled_tar(path: Path, per_class: int, seed: int) -> Path:
 
 
 def write_run(root: Path, **changes: object) -> dict[str, object]:
-    """Write all four sets under a folder and return the content of a run file for them, small enough for a test."""
+    """Write all four sets under a folder, and return the content of a run file."""
     (root / "data").mkdir(parents=True, exist_ok=True)
     (root / "data" / "classes.txt").write_text("\n".join(CLASSES))
     return {

@@ -1,4 +1,7 @@
-"""A plan and a selection without the stages that make them: what tests of the packing start from, in milliseconds."""
+"""Write a plan and a selection without their stages.
+
+Tests of packing start from them. It takes milliseconds.
+"""
 
 import io
 import json
@@ -20,7 +23,17 @@ NO_SPLIT = LabeledSplit(digest="", index="", shards="", samples=0, class_counts=
 
 
 def write_selection(root: Path, pool: str, per_class: int, pods: int = 2) -> tuple[str, str]:
-    """Select images of a pool by lot, some of them for several classes; returns the URIs of both receipts."""
+    """Select images of a pool at random, some of them for several classes.
+
+    Args:
+        root: The folder of the receipts.
+        pool: The URI of the pool.
+        per_class: The number of images of each class.
+        pods: The number of pods of the plan.
+
+    Returns:
+        The paths of the plan and of the receipt of the selection.
+    """
     shards = listing.list_shards([pool])
     rows = [
         {
@@ -34,12 +47,12 @@ def write_selection(root: Path, pool: str, per_class: int, pods: int = 2) -> tup
         for shard in shards
         for sample in reader.iter_samples(shard, SampleFields("image", ""))
     ]
-    lots = np.random.default_rng(0)
-    picked = [lots.permutation(len(rows))[:per_class] for _ in range(CLASSES)]
+    rng = np.random.default_rng(0)
+    selected = [rng.permutation(len(rows))[:per_class] for _ in range(CLASSES)]
     table = [
-        {"class": label, "rank": rank, "score": 0.0, "position": 0, **rows[place]}
-        for label, places in enumerate(picked)
-        for rank, place in enumerate(places)
+        {"class": label, "rank": rank, "score": 0.0, "position": 0, **rows[index]}
+        for label, indexes in enumerate(selected)
+        for rank, index in enumerate(indexes)
     ]
     (root / "selection.parquet").write_bytes(encode_rows(table))
     (root / "units.json").write_text(json.dumps([ShardGroup(digest="unit", shards=shards).model_dump()]))
@@ -50,7 +63,7 @@ def write_selection(root: Path, pool: str, per_class: int, pods: int = 2) -> tup
 
 
 def encode_rows(rows: list[dict[str, object]]) -> bytes:
-    """Write a selection's rows as the merge does."""
+    """Encode the rows of a selection as the merge does."""
     table = pa.Table.from_pylist(rows)
     narrow = table.set_column(0, "class", table["class"].cast(pa.uint16()))
     buffer = io.BytesIO()
@@ -59,7 +72,7 @@ def encode_rows(rows: list[dict[str, object]]) -> bytes:
 
 
 def build_receipts(root: Path, identity: str, images: int, pods: int) -> tuple[PlanReceipt, SelectionReceipt]:
-    """Return the receipts that name what was written."""
+    """Return the receipts of the plan and of the selection."""
     common = {"digest": identity, "folder": str(root), "seconds": 0.0, "failed": {}}
     plan = PlanReceipt(
         **common, stage="plan", name="trial", pool_digest="", classes=[*"abc"], train=NO_SPLIT, validation=NO_SPLIT,

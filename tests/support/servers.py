@@ -1,7 +1,7 @@
-"""The object stores that the tests talk to: real servers, each in a process of its own.
+"""Run object stores as servers, each in its own process.
 
-`python servers.py gs` (or `s3`) serves on a free loopback port, prints its address once it listens, and ends when
-its standard input closes, so that no server outlives the tests, however they end.
+`python servers.py gs` (or `s3`) serves on a free loopback port and prints its address as soon as it listens. It ends
+when its standard input closes, so that no server outlives the tests.
 """
 
 import logging
@@ -21,7 +21,7 @@ from typing import Any
 
 @contextmanager
 def serve_store(scheme: str) -> Iterator[str]:
-    """Run the server of a scheme, gs or s3, and yield its address."""
+    """Run the server of a scheme (gs or s3), and yield its address."""
     command = [sys.executable, __file__, scheme]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
@@ -42,38 +42,40 @@ def find_free_port() -> int:
 
 
 def gcs_server() -> HTTPServer:
-    """Return the emulator of Google Cloud Storage, in memory, with two rules of the real service that it leaves out.
+    """Return the emulator of Google Cloud Storage, in memory, with two more rules.
 
-    Without them the tests could not tell whether our requests carry the precondition, and whether the answer is read
-    right: `ifGenerationMatch` fails for another generation, 0 for an object that exists (412), and so does a range past
-    the end (416).
+    The real service has both rules, and the emulator lacks them. `ifGenerationMatch` fails for another generation, and
+    0 fails for an object that exists (412). A range past the end fails (416). The rules test whether our requests carry
+    the precondition and whether we read the answer correctly.
     https://cloud.google.com/storage/docs/request-preconditions, https://cloud.google.com/storage/docs/json_api/v1/status-codes
-    The emulator answers one request at a time, so a precondition is checked and acted upon at once.
+    The emulator answers one request at a time, so the check of a precondition and the write are atomic.
     """
     from gcp_storage_emulator.handlers import objects
     from gcp_storage_emulator.server import HANDLERS, RequestHandler
     from gcp_storage_emulator.storage import Storage
 
-    replaced = {
+    wrappers = {
         objects.insert: partial(_insert, objects.insert),
         objects.download: partial(_download, objects.download),
     }
     for _, methods in HANDLERS:
         for method, handler in methods.items():
-            methods[method] = replaced.get(handler, handler)
+            methods[method] = wrappers.get(handler, handler)
     return HTTPServer(("127.0.0.1", 0), partial(RequestHandler, Storage(use_memory_fs=True)))
 
 
-GENERATIONS = count(1)  # the emulator's own are the seconds of the clock: two writes could share one
+# The emulator takes the seconds of the clock as generations, so two writes could have the same one.
+GENERATIONS = count(1)
 
 
 def _insert(insert: Callable[..., None], request: Any, response: Any, storage: Any) -> None:
-    sent = request.data or {}  # the object's name is in the query, or in the metadata that are sent along
-    name = request.query.get("name") or [(sent.get("meta") or sent)["name"]]
+    # The name of the object is in the query or in the metadata of the request.
+    data = request.data or {}
+    name = request.query.get("name") or [(data.get("meta") or data)["name"]]
     existing = storage.objects.get(request.params["bucket_name"], {})
-    asked = request.query.get("ifGenerationMatch")
-    there = str(existing[name[0]]["generation"]) if name[0] in existing else "0"
-    if asked and asked != [there]:
+    expected = request.query.get("ifGenerationMatch")
+    current = str(existing[name[0]]["generation"]) if name[0] in existing else "0"
+    if expected and expected != [current]:
         response.status = HTTPStatus.PRECONDITION_FAILED
     else:
         insert(request, response, storage)
@@ -84,8 +86,8 @@ def _insert(insert: Callable[..., None], request: Any, response: Any, storage: A
 
 def _download(download: Callable[..., None], request: Any, response: Any, storage: Any) -> None:
     stored = storage.objects.get(request.params["bucket_name"], {}).get(request.params["object_id"])
-    asked = request.query.get("ifGenerationMatch")
-    if stored and asked and asked != [str(stored["generation"])]:
+    expected = request.query.get("ifGenerationMatch")
+    if stored and expected and expected != [str(stored["generation"])]:
         response.status = HTTPStatus.PRECONDITION_FAILED
         return
     download(request, response, storage)
@@ -96,25 +98,26 @@ def _download(download: Callable[..., None], request: Any, response: Any, storag
 def s3_server() -> HTTPServer:
     """Return moto's S3, with ten keys on a page of a listing instead of a thousand.
 
-    One request at a time: S3's conditional write is atomic, moto's threads are not.
+    It serves one request at a time. The conditional write of S3 is atomic, but moto's threads are not.
     """
     os.environ["MOTO_S3_DEFAULT_MAX_KEYS"] = "10"
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
+    # werkzeug logs a line for every request.
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = DomainDispatcherApplication(create_backend_app)
-    one_at_a_time = threading.Lock()
+    request_lock = threading.Lock()
 
     def application(environ: Any, start_response: Any) -> Any:
-        with one_at_a_time:
+        with request_lock:
             return moto(environ, start_response)
 
     return make_server("127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler)
 
 
 def main(scheme: str) -> None:
-    """Serve until standard input closes."""
+    """Serve a scheme until standard input closes."""
     server = {"gs": gcs_server, "s3": s3_server}[scheme]()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"http://127.0.0.1:{server.server_port}", flush=True)

@@ -1,4 +1,4 @@
-"""Run the stages one after the other as functions, on a small run that tests start from."""
+"""Run the stages as functions, one after the other, on a small run."""
 
 from functools import cached_property
 from pathlib import Path
@@ -34,19 +34,24 @@ from tests.support import sample_images
 
 
 class Stages:
-    """Small run whose stages run when their receipts are first read."""
+    """A small run. Each stage runs when its receipt is first read."""
 
-    def __init__(self, root: Path, **changes: Any) -> None:
+    def __init__(self, root: Path, config: Any = None, **changes: Any) -> None:
+        """Write the data of a run, unless there is a config for existing data.
+
+        Args:
+            root: The folder of the data and the receipts.
+            config: The `PlanConfig` of a run on existing data.
+            **changes: Changed settings of the run file.
+        """
         self.root = root
-        self.content: dict[str, Any] = sample_images.write_run(root, **changes)
-        self.config = PlanConfig.model_validate(self.content)
+        self.content: dict[str, Any] = config.model_dump() if config else sample_images.write_run(root, **changes)
+        self.config: PlanConfig = config or PlanConfig.model_validate(self.content)
 
     @classmethod
     def on(cls, config: PlanConfig, root: Path) -> "Stages":
-        """Run the stages on existing data."""
-        stages = cls.__new__(cls)
-        stages.root, stages.content, stages.config = root, config.model_dump(), config
-        return stages
+        """Return a run on existing data."""
+        return cls(root, config)
 
     @property
     def workdir(self) -> str:
@@ -208,19 +213,19 @@ class Stages:
                 workdir=self.workdir,
                 plan=uri(self.plan),
                 teacher=uri(self.teacher),
-                baselines=[uri(one) for one in self.baselines],
-                scores=[uri(one) for one in self.scores],
+                baselines=[uri(receipt) for receipt in self.baselines],
+                scores=[uri(receipt) for receipt in self.scores],
                 selection=uri(self.selection),
                 packed=uri(self.packed),
                 pretrained=uri(self.pretrained),
-                students=[uri(one) for one in self.students],
+                students=[uri(receipt) for receipt in self.students],
                 evaluation=uri(self.evaluation),
                 promotion=uri(self.promotion),
             )
         )
 
     def uri(self, receipt: Receipt) -> str:
-        """Write a receipt to a file of its own, as kfp does, and return its path."""
+        """Write a receipt to its own file, as kfp does, and return the path."""
         path = self.root / "receipts" / f"{receipt.stage}-{receipt.digest}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(receipt.model_dump_json())

@@ -1,4 +1,7 @@
-"""Small real videos for the tests: a square of the class's colour that moves over noise, in the usual containers."""
+"""Encode small videos in the usual containers.
+
+A square in the colour of the class moves over noise.
+"""
 
 import io
 from pathlib import Path
@@ -12,7 +15,8 @@ from numpy.typing import NDArray
 
 from tests.support.sample_images import CLASSES, write_tar
 
-FORMATS = {  # suffix: FFmpeg's container, codec and its options
+# The container, codec and options of FFmpeg for each suffix.
+FORMATS = {
     "avi": ("avi", "mpeg4", {"g": "6", "bf": "2"}),
     "mp4": ("mp4", "libx264", {"g": "6", "bf": "2"}),
     "mov": ("mov", "mjpeg", {}),
@@ -22,7 +26,7 @@ FORMATS = {  # suffix: FFmpeg's container, codec and its options
 
 
 def encode_frames(frames: NDArray[np.uint8], kind: str = "avi") -> bytes:
-    """Encode frames_THWC, 25 a second."""
+    """Encode frames_THWC at 25 frames a second."""
     container, codec, options = FORMATS[kind]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
@@ -38,13 +42,16 @@ def encode_frames(frames: NDArray[np.uint8], kind: str = "avi") -> bytes:
 
 
 def number_frames(count: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
-    """Return frames whose brightness says which one it is: frame t is 6 t + 20 all over."""
+    """Return frames_THWC. All pixels of frame t are 6 t + 20."""
     levels = (6 * np.arange(count) + 20).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
 
 
 def draw_video(label: int, seed: int, frames: int = 12, kind: str = "avi") -> bytes:
-    """Return a video: noise that stands still, and a moving square of the label's colour; label -1 has no colour."""
+    """Return a video of a square that moves over still noise.
+
+    The square has the colour of the label. Label -1 has no colour.
+    """
     rng = np.random.default_rng([seed, label + 1])
     scene = np.repeat(rng.integers(0, 100, (1, 24, 32, 3), np.uint8), frames, axis=0)
     for time in range(frames):
@@ -56,7 +63,7 @@ def draw_video(label: int, seed: int, frames: int = 12, kind: str = "avi") -> by
 
 
 def write_run(root: Path, **changes: object) -> dict[str, object]:
-    """Write all four sets, each kind of storage once, and return the content of a run file for them."""
+    """Write four sets in different kinds of storage, and return the content of a run file."""
     data = root / "data"
     for label, name in enumerate(CLASSES):
         folder = data / "labeled" / name
@@ -65,9 +72,10 @@ def write_run(root: Path, **changes: object) -> dict[str, object]:
             kind = ("avi", "mp4")[number % 2]
             (folder / f"{number}.{kind}").write_bytes(draw_video(label, number, kind=kind))
     (data / "classes.txt").write_text("\n".join(CLASSES))
-    held = [(draw_video(label, 100 + number), name) for label, name in enumerate(CLASSES) for number in range(2)]
+    validation = [(draw_video(label, 100 + number), name) for label, name in enumerate(CLASSES) for number in range(2)]
     pq.write_table(
-        pa.table({"image": [one for one, _ in held], "label": [name for _, name in held]}), data / "v.parquet"
+        pa.table({"image": [video for video, _ in validation], "label": [name for _, name in validation]}),
+        data / "v.parquet",
     )
     members: dict[str, bytes] = {}
     for number in range(9):
@@ -80,8 +88,8 @@ def write_run(root: Path, **changes: object) -> dict[str, object]:
         pool = {f"{number}.avi": draw_video(number % 4 - 1, 300 + 12 * shard + number) for number in range(12)}
         write_tar(data / "pool" / f"pool-{shard}.tar", pool)
     (data / "pool" / "loose.webm").write_bytes(draw_video(1, 400, kind="webm"))
-    inside = [draw_video(number % 3, 500 + number, kind="mp4") for number in range(6)]
-    pq.write_table(pa.table({"image": inside}), data / "pool" / "inside.parquet")
+    in_parquet = [draw_video(number % 3, 500 + number, kind="mp4") for number in range(6)]
+    pq.write_table(pa.table({"image": in_parquet}), data / "pool" / "inside.parquet")
     return {
         "name": "trial",
         "workdir": str(root / "work"),

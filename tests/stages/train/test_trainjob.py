@@ -196,7 +196,7 @@ def test_the_stage_watches_the_trainjob_until_its_receipt(
 ) -> None:
     line = capture_output(lambda: log_info("train", "480 of 960 images · 50%"), "json", monkeypatch)
     running = start()
-    name = cluster.created()
+    name = cluster.wait_until_created()
     assert name == f"semiscale-{config.digest()}"
     cluster.add_pod(name, 0, f"one\n{line}")
     # The API server does not answer for a while.
@@ -245,7 +245,7 @@ def test_the_failure_of_a_node_is_the_failure_of_the_stage(
     if line != "Killed":
         line = capture_output(lambda: log_fatal(line, code), log, monkeypatch).strip()
     running = start()
-    name = cluster.created()
+    name = cluster.wait_until_created()
     cluster.add_pod(name, 0, "torch: connection closed by peer", exit_code=1, finished=7)
     log_text = f"train · 10 images\n{line}\n" + "torchrun says a page\n" * 9 * (line != "Killed")
     cluster.add_pod(name, 1, log_text, exit_code=1, finished=5, message=status.read_text())
@@ -292,7 +292,7 @@ def test_a_pretrained_teacher_is_checked_on_one_device(cluster: Cluster, config:
 
 def test_a_failure_without_pods_has_the_message_of_kubeflow(cluster: Cluster, start: Any) -> None:
     running = start()
-    cluster.end(cluster.created(), "Failed", "no such runtime")
+    cluster.end(cluster.wait_until_created(), "Failed", "no such runtime")
     with pytest.raises(SemiscaleError, match="no such runtime.*SEMI-E260"):
         running.result(120)
 
@@ -302,7 +302,7 @@ def test_a_failed_trainjob_of_an_earlier_attempt_is_replaced(cluster: Cluster, c
     name = next(iter(cluster.jobs))
     cluster.end(name, "Failed")
     running = start()
-    assert cluster.created() == name
+    assert cluster.wait_until_created() == name
     leave_receipt(config)
     cluster.end(name, "Complete")
     running.result(120)
@@ -310,14 +310,14 @@ def test_a_failed_trainjob_of_an_earlier_attempt_is_replaced(cluster: Cluster, c
 
 def test_a_complete_trainjob_without_a_receipt_is_a_failure(cluster: Cluster, start: Any) -> None:
     running = start()
-    cluster.end(cluster.created(), "Complete")
+    cluster.end(cluster.wait_until_created(), "Complete")
     with pytest.raises(SemiscaleError, match="SEMI-E256"):
         running.result(120)
 
 
 def test_a_deleted_trainjob_is_a_failure(cluster: Cluster, start: Any) -> None:
     running = start()
-    del cluster.jobs[cluster.created()]
+    del cluster.jobs[cluster.wait_until_created()]
     with pytest.raises(SemiscaleError, match="SEMI-E258"):
         running.result(120)
 
