@@ -339,10 +339,10 @@ def find_flavor(queue: Object, **requests: int) -> Object:
         AssertionError: The pod would wait forever.
     """
     (group,) = queue["spec"]["resourceGroups"]
-    for item in group["flavors"]:
-        quotas = {resource["name"]: parse_quantity(resource["nominalQuota"]) for resource in item["resources"]}
+    for entry in group["flavors"]:
+        quotas = {resource["name"]: parse_quantity(resource["nominalQuota"]) for resource in entry["resources"]}
         if all(request <= quotas[resource] for resource, request in requests.items()):
-            return next(item for item in overlay("gke", "kueue") if key(item) == ("ResourceFlavor", item["name"]))
+            return next(item for item in overlay("gke", "kueue") if key(item) == ("ResourceFlavor", entry["name"]))
     raise AssertionError("waits forever")
 
 
