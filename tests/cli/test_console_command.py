@@ -1,4 +1,4 @@
-"""The console command `semiscale` of an installed package has the verbs of `python pipeline.py`."""
+"""Test the console command `semiscale` of an installed package."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ SOURCES = ("pipeline.py", "components", "semiscale", "manifests", "requirements"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of a new environment in which the package is installed, without a network."""
+    """Install the package in a new environment without a network, and return its programs."""
     root = tmp_path_factory.mktemp("installed")
     # The build writes into its source, which is a copy for that reason.
     for name in SOURCES:
@@ -31,8 +31,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(source, target)
     uv = [sys.executable, "-m", "uv"]
     subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(root / "env")], check=True)
-    # The environment finds the pinned dependencies in that of the tests. A path file is read after its own packages,
-    # so that the installed package comes before the checkout.
+    # The environment uses the pinned dependencies of the tests. Python reads the path file after the environment's own
+    # packages, so the installed package comes before the checkout.
     (packages,) = (root / "env" / "lib").glob("python*/site-packages")
     (packages / "pinned.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     environment = str(root / "env" / "bin" / "python")
@@ -56,8 +56,8 @@ def test_the_command_has_the_verbs_and_its_own_name_in_help_texts(installed: Pat
 
 
 def test_the_command_compiles_the_graph_of_the_installed_package(installed: Path, tmp_path: Path) -> None:
-    places = "".join(f"{key}: [gs://b/{key}]\n" for key in ("labeled", "unlabeled", "test"))
-    (tmp_path / "run.yaml").write_text(f"name: birds\nworkdir: gs://b/work\n{places}")
+    inputs = "".join(f"{key}: [gs://b/{key}]\n" for key in ("labeled", "unlabeled", "test"))
+    (tmp_path / "run.yaml").write_text(f"name: birds\nworkdir: gs://b/work\n{inputs}")
     process = run_command(installed, tmp_path, "compile", "run.yaml")
     assert process.returncode == 0, process.stderr
     assert "gs://b/unlabeled" in (tmp_path / "birds.pipeline.yaml").read_text()

@@ -1,4 +1,7 @@
-"""Every exit code of the command line, from real processes, each with its line on standard error."""
+"""Test the exit codes of the command line and their lines on standard error.
+
+The tests run real processes.
+"""
 
 import os
 import re
@@ -15,10 +18,10 @@ from semiscale.observability.task_status import RunStatusStore, announce_submiss
 from tests.support.run_statuses import write_status
 
 ROOT = Path(__file__).resolve().parents[2]
-# A busy machine can take so long.
+# A busy machine can need this time.
 TIMEOUT_S = 300
-# For each end: the arguments, the status of a task, the exit code, and the start and the id of the line.
-ENDS: dict[str, tuple[tuple[str, ...], dict[str, Any], int, str]] = {
+# Each case has arguments, the status of a task, the exit code, and the start of the line.
+CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], int, str]] = {
     "a run that finished": (("watch",), {"task": "report"}, 0, ""),
     "a run that failed": (
         ("watch",),
@@ -48,14 +51,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_verb(folder: Path, name: str, *arguments: str) -> "subprocess.Popen[str]":
-    """Start a verb on a new run file, in an environment that names no cluster."""
+    """Start a verb on a new run file, in an environment without a cluster."""
     (folder / name).mkdir(exist_ok=True)
     path = folder / name / "run.yaml"
-    places = dict.fromkeys(("workdir", "labeled", "unlabeled", "test"), f"file://{folder}/{name}")
-    path.write_text(yaml.safe_dump({"name": "birds", **places}))
+    uris = dict.fromkeys(("workdir", "labeled", "unlabeled", "test"), f"file://{folder}/{name}")
+    path.write_text(yaml.safe_dump({"name": "birds", **uris}))
     verb, *options = arguments
-    unknown = ("KF_PIPELINES_ENDPOINT", "KUBERNETES_SERVICE_HOST", "KUBECONFIG")
-    environment = {key: value for key, value in os.environ.items() if key not in unknown}
+    cluster_variables = ("KF_PIPELINES_ENDPOINT", "KUBERNETES_SERVICE_HOST", "KUBECONFIG")
+    environment = {key: value for key, value in os.environ.items() if key not in cluster_variables}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "pipeline.py"), verb, str(path), *options],
         env={**environment, "HOME": str(folder), "NO_PROXY": "127.0.0.1"},
@@ -65,9 +68,9 @@ def start_verb(folder: Path, name: str, *arguments: str) -> "subprocess.Popen[st
     )
 
 
-@pytest.mark.parametrize("name", ENDS)
-def test_how_a_verb_ends(folder: Path, name: str) -> None:
-    arguments, task, code, line = ENDS[name]
+@pytest.mark.parametrize("name", CASES)
+def test_a_verb_ends_with_its_exit_code_and_line(folder: Path, name: str) -> None:
+    arguments, task, code, line = CASES[name]
     if task:
         write_status(RunStatusStore(f"file://{folder}/{name}", "birds"), started=1.0, updated=2.0, **task)
     with start_verb(folder, name, *arguments) as process:
@@ -80,7 +83,7 @@ def test_how_a_verb_ends(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("number", "line", "code"), [(signal.SIGINT, "interrupted", "E400"), (signal.SIGTERM, "terminated", "E002")]
 )
-def test_a_verb_that_a_signal_ends(folder: Path, number: int, line: str, code: str) -> None:
+def test_a_signal_ends_a_verb_with_its_exit_code(folder: Path, number: int, line: str, code: str) -> None:
     """The first process of a container needs a handler, because the system does not end it by default."""
     announce_submission(f"file://{folder}/signal", "birds")
     with start_verb(folder, "signal", "watch", "--every=0.2") as process:
@@ -92,10 +95,10 @@ def test_a_verb_that_a_signal_ends(folder: Path, number: int, line: str, code: s
     assert re.fullmatch(rf"{line}: [^\n]* \[SEMI-{code}\]\n", error)
 
 
-def test_every_code_of_the_table_is_tried() -> None:
+def test_every_documented_exit_code_is_tested() -> None:
     table = (ROOT / "docs" / "command-line.md").read_text().split("what happened\n")[1].split("```")[0]
-    tried = {code for *_, code, _ in ENDS.values()} | {128 + signal.SIGINT, 128 + signal.SIGTERM}
-    assert {int(line.split()[0]) for line in table.splitlines()} == tried
+    tested = {code for *_, code, _ in CASES.values()} | {128 + signal.SIGINT, 128 + signal.SIGTERM}
+    assert {int(line.split()[0]) for line in table.splitlines()} == tested
 
 
 def test_a_verb_starts_without_torch() -> None:

@@ -1,4 +1,4 @@
-"""The command line: the help of every verb, refused options, and the containers of `run --docker`."""
+"""Test the help of every verb, refused options, and the containers of `run --docker`."""
 
 import gc
 import re
@@ -71,8 +71,8 @@ def test_invalid_options_are_refused_with_exit_code_2(
     path.write_text(yaml.safe_dump(sample_images.write_run(tmp_path)))
     try:
         code: object = main(pipeline.semiscale, [verb, str(path), option])
-    except SystemExit as left:
-        code = left.code
+    except SystemExit as error:
+        code = error.code
     assert code == 2
     assert line in capsys.readouterr().err
 
@@ -88,12 +88,12 @@ def test_the_cause_in_the_output_of_docker_comes_before_its_advice() -> None:
         _run_command(sys.executable, "-c", script)
 
 
-def settings_of(root: Path, **changes: Any) -> RunConfig:
+def load_settings(root: Path, **changes: Any) -> RunConfig:
     """Return a run file on real images."""
     return run_config.validate_run_config(sample_images.write_run(root, **changes), "here").with_absolute_uris()
 
 
-def test_containers_see_the_inputs_and_write_to_the_workdir_alone(
+def test_containers_read_the_inputs_and_write_only_to_the_workdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The test needs no Docker.
@@ -101,16 +101,16 @@ def test_containers_see_the_inputs_and_write_to_the_workdir_alone(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    settings = settings_of(tmp_path, unlabeled=[str(tmp_path / "data" / "pool" / "pool-*.tar")])
-    given = docker_runner.docker_runner(settings, "").container_run_args
-    mounted = {mount["Target"]: mount["ReadOnly"] for mount in given["mounts"]}
+    settings = load_settings(tmp_path, unlabeled=[str(tmp_path / "data" / "pool" / "pool-*.tar")])
+    arguments = docker_runner.docker_runner(settings, "").container_run_args
+    mounted = {mount["Target"]: mount["ReadOnly"] for mount in arguments["mounts"]}
     writable = [path for path, read_only in mounted.items() if not read_only]
     assert writable == [str(tmp_path / "work")]
     assert str(tmp_path / "data" / "pool") in mounted
     assert str(tmp_path / "data" / "classes.txt") in mounted
-    assert (given["network_mode"], given["read_only"]) == ("none", True)
-    assert "AWS_SECRET_ACCESS_KEY" not in given["environment"], "no bucket, no credentials"
-    assert given["environment"]["OMP_NUM_THREADS"] == "3", "two containers at a time share the cores"
+    assert (arguments["network_mode"], arguments["read_only"]) == ("none", True)
+    assert "AWS_SECRET_ACCESS_KEY" not in arguments["environment"], "no bucket, no credentials"
+    assert arguments["environment"]["OMP_NUM_THREADS"] == "3", "two containers at a time share the cores"
 
 
 def test_containers_of_a_run_on_buckets_get_the_network_and_the_credentials(
@@ -120,34 +120,34 @@ def test_containers_of_a_run_on_buckets_get_the_network_and_the_credentials(
     monkeypatch.setattr(docker_runner, "require_docker", lambda images: None)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
-    given = docker_runner.docker_runner(settings_of(tmp_path, workdir="s3://b/work"), "").container_run_args
-    assert "network_mode" not in given
-    assert given["environment"]["AWS_SECRET_ACCESS_KEY"] == "secret"
-    assert str(tmp_path / "key.json") in [mount["Target"] for mount in given["mounts"]]
-    assert all(mount["ReadOnly"] for mount in given["mounts"])
+    arguments = docker_runner.docker_runner(load_settings(tmp_path, workdir="s3://b/work"), "").container_run_args
+    assert "network_mode" not in arguments
+    assert arguments["environment"]["AWS_SECRET_ACCESS_KEY"] == "secret"
+    assert str(tmp_path / "key.json") in [mount["Target"] for mount in arguments["mounts"]]
+    assert all(mount["ReadOnly"] for mount in arguments["mounts"])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_without_docker_a_run_in_containers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     with pytest.raises(InvalidInputError, match=r"SEMI-E408") as refusal:
-        docker_runner.docker_runner(settings_of(tmp_path), "")
+        docker_runner.docker_runner(load_settings(tmp_path), "")
     assert "\n" not in str(refusal.value)
     del refusal
-    # The client of docker leaves the socket open that it could not connect.
+    # The client of docker leaves its unconnected socket open.
     gc.collect()
 
 
 @pytest.mark.parametrize(
-    ("changed", "marked"),
+    ("changed_path", "is_marked"),
     [("manifests/overlays/gke/kustomization.yaml", False), ("README.md", False), ("components/new.py", True),
      ("docker/cpu.Dockerfile", True)],
 )  # fmt: skip
-def test_images_are_called_changed_where_what_enters_them_is(tmp_path: Path, changed: str, marked: bool) -> None:
+def test_a_changed_input_of_the_images_marks_their_revision(tmp_path: Path, changed_path: str, is_marked: bool) -> None:
     shutil.copy(ROOT / ".dockerignore", tmp_path)
     author = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "one"]):
         subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
-    (tmp_path / changed).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / changed).write_text("new")
-    assert re.fullmatch(r"[0-9a-f]{12}-changed" if marked else r"[0-9a-f]{12}", _revision(tmp_path))
+    (tmp_path / changed_path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / changed_path).write_text("new")
+    assert re.fullmatch(r"[0-9a-f]{12}-changed" if is_marked else r"[0-9a-f]{12}", _revision(tmp_path))

@@ -1,4 +1,4 @@
-"""The verbs `transfer` to another class set (Table 13) and `measure`."""
+"""Test the verb `transfer` to other classes (Table 13), and the verb `measure`."""
 
 import io
 from pathlib import Path
@@ -25,11 +25,12 @@ from tests.support.stages import Stages
 # The verbs do not compile the graph.
 NO_PIPELINE: Any = None
 
-CLASSES = {"cyan": (1, 2), "magenta": (0, 2)}  # the bright channels
+# The bright channels of each class.
+CLASSES = {"cyan": (1, 2), "magenta": (0, 2)}
 
 
 def write_folders(root: Path, per_class: int, seed: int) -> str:
-    """Write class folders of two classes that the teacher has never heard of."""
+    """Write class folders of two classes that the teacher does not have."""
     for name, channels in CLASSES.items():
         for number in range(per_class):
             pixels = np.random.default_rng([seed, number]).integers(0, 120, (8, 8, 3), np.uint8)
@@ -42,7 +43,7 @@ def write_folders(root: Path, per_class: int, seed: int) -> str:
     return str(root)
 
 
-def run_file(root: Path, content: dict[str, Any]) -> str:
+def write_run_file(root: Path, content: dict[str, Any]) -> str:
     """Write a run file."""
     path = root / "run.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -51,7 +52,7 @@ def run_file(root: Path, content: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Stages:
-    """A run of three classes whose teacher is trained."""
+    """Return a run of three classes with a trained teacher."""
     stages = Stages(tmp_path_factory.mktemp("run"))
     assert stages.teacher
     return stages
@@ -59,7 +60,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Stages:
 
 @pytest.fixture
 def other(tmp_path: Path) -> dict[str, Any]:
-    """A run file of two other classes, and of no pool."""
+    """Return the content of a run file of two other classes, without a pool."""
     sets = {
         name: [write_folders(tmp_path / name, count, seed)]
         for seed, (name, count) in enumerate({"labeled": 4, "validation": 4, "test": 3}.items())
@@ -75,13 +76,13 @@ def test_a_trained_model_is_transferred_to_another_class_set_and_measured_there(
 
     With eight images, the 300 epochs of Table 13 are four of its steps. The test makes smaller and more steps.
     """
-    command = ["transfer", run_file(tmp_path, other), teacher.uri(teacher.teacher), "--learning-rate=0.5"]
+    command = ["transfer", write_run_file(tmp_path, other), teacher.uri(teacher.teacher), "--learning-rate=0.5"]
     assert main(NO_PIPELINE, [*command, "--epochs=40"]) == 0
     printed = capsys.readouterr().out
     assert "all but the head, which is new, for 2 classes" in printed
     assert "resnet8_small, transfer, on 6 test images of 2 classes" in printed
-    (kept,) = (tmp_path / "work" / "trial" / "measured").iterdir()
-    measured = ModelEvaluation.model_validate_json(kept.read_text())
+    (path,) = (tmp_path / "work" / "trial" / "measured").iterdir()
+    measured = ModelEvaluation.model_validate_json(path.read_text())
     receipt = load_document(measured.model.training, TrainReceipt)
     assert (receipt.recipe, receipt.classes, measured.classes) == ("transfer", ["cyan", "magenta"], receipt.classes)
     assert receipt.source.startswith(teacher.teacher.checkpoint)
@@ -89,43 +90,48 @@ def test_a_trained_model_is_transferred_to_another_class_set_and_measured_there(
     assert measured.model.images == 6
     assert measured.model.top1 > 0.9
     assert sum(measured.per_class) / 2 == pytest.approx(measured.model.top1), "as many images of each"
-    again = ["measure", run_file(tmp_path, other), receipt.checkpoint]
-    assert main(NO_PIPELINE, again) == 0
+    measure = ["measure", write_run_file(tmp_path, other), receipt.checkpoint]
+    assert main(NO_PIPELINE, measure) == 0
     assert capsys.readouterr().out.partition("\n\n")[2] == printed.partition("\n\n")[2]
-    assert main(NO_PIPELINE, ["measure", run_file(tmp_path, teacher.content), receipt.checkpoint]) == 2
+    assert main(NO_PIPELINE, ["measure", write_run_file(tmp_path, teacher.content), receipt.checkpoint]) == 2
     assert "SEMI-E138" in capsys.readouterr().err
 
 
-def test_what_is_not_given_is_table_13s(teacher: Stages, other: dict[str, Any], tmp_path: Path) -> None:
+def test_default_settings_are_those_of_table_13(teacher: Stages, other: dict[str, Any], tmp_path: Path) -> None:
     settings = run_config.validate_run_config({**other, "batch_size": -1}, "here")
     plan = teacher.uri(ensure_plan(settings))
-    papers = finetune_config(settings, plan, teacher.teacher.checkpoint, {})
-    assert (papers.learning_rate, papers.batch_size, papers.weight_decay, papers.epochs) == (0.0025, 768, 0.001, 300)
-    assert papers.start_weights == teacher.teacher.checkpoint
-    as_before = papers.model_copy(update={"start": teacher.uri(teacher.teacher), "start_weights": ""})
+    from_paper = finetune_config(settings, plan, teacher.teacher.checkpoint, {})
+    assert (from_paper.learning_rate, from_paper.batch_size, from_paper.weight_decay, from_paper.epochs) == (
+        0.0025,
+        768,
+        0.001,
+        300,
+    )
+    assert from_paper.start_weights == teacher.teacher.checkpoint
+    with_start = from_paper.model_copy(update={"start": teacher.uri(teacher.teacher), "start_weights": ""})
     with pytest.raises(InvalidInputError, match="resnet8_small of 3 classes.*start_weights.*SEMI-E244"):
-        train(as_before)
+        train(with_start)
 
 
 @pytest.mark.parametrize(
     ("option", "line"), [("--epochs=-6", "epochs: input"), ("--learning-rate=0", "learning_rate: i")]
 )
-def test_a_training_of_no_length_or_no_rate_is_refused(
+def test_a_training_without_a_length_or_a_rate_is_refused(
     option: str, line: str, teacher: Stages, other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["transfer", run_file(tmp_path, other), teacher.uri(teacher.teacher), option]
+    command = ["transfer", write_run_file(tmp_path, other), teacher.uri(teacher.teacher), option]
     assert main(NO_PIPELINE, command) == 2
     assert f"refused: {line}" in capsys.readouterr().err
     assert not (tmp_path / "work" / "stages" / "train").exists()
 
 
 @pytest.mark.parametrize("verb", ["plan", "transfer", "measure"])
-def test_only_what_selects_needs_a_pool(
+def test_only_a_verb_that_selects_needs_a_pool(
     verb: str, teacher: Stages, other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And a model that is none of ours is refused, before anything is trained."""
+    """A foreign model is refused before anything is trained."""
     source = [] if verb == "plan" else [str(tmp_path / "model.safetensors")]
-    assert main(NO_PIPELINE, [verb, run_file(tmp_path, other), *source]) == 2
+    assert main(NO_PIPELINE, [verb, write_run_file(tmp_path, other), *source]) == 2
     line = "[SEMI-E200]" if verb == "plan" else "[SEMI-E426]"
     assert line in capsys.readouterr().err
     with pytest.raises(InvalidInputError, match="^unlabeled: .*SEMI-E200"):
