@@ -55,7 +55,7 @@ MAX_CPU_S = 1800
 
 
 def select_with_rank_bands(folder: str, images_per_class: int, output: str) -> None:
-    """Run our contestant: open the score files, select, write the winners, print the bytes read."""
+    """Select with our merge, write the winners, and print the bytes read."""
     readers = [ScoreFileReader(str(path)) for path in sorted(Path(folder).glob("*.parquet"))]
     winners = select_top_k(readers, CLASSES, images_per_class, CLASSES_PER_IMAGE)
     columns = {
@@ -207,7 +207,7 @@ def ratio(runs: list[Run], name: str) -> float | None:
 
 
 def footprint(ours: Run) -> dict[str, Any]:
-    """Return our peak memory, the bytes read, and the size of the winners as one score file."""
+    """Return our peak memory, the bytes read, and the size of the winners."""
     winners = pq.read_table(ours.winners)
     label, score, sample, position = (winners[name].to_numpy() for name in ("class", "score", "sample", "position"))
     rows = ScoreRows(label, score, sample, position, tie=np.zeros(len(winners), np.uint64))
@@ -264,7 +264,7 @@ def check_order(pool: Pool, ours: Run) -> None:
 
 
 def draw_table(pool: Pool, group: int) -> pa.Table:
-    """Draw the rows of a shard group, with the number of the group and the tie-breakers."""
+    """Draw the rows of a shard group with its number and the tie-breakers."""
     rows = draw_group(pool, group)
     columns = {"class": rows.label, "score": rows.score, "sample": rows.sample, "position": rows.position}
     return pa.table({**columns, "unit": np.full(len(rows), group, np.int32), "tie": rows.tie})
@@ -293,7 +293,7 @@ def check_exactly(pool: Pool, ours: Run) -> None:
         ours: Our run.
 
     Cost:
-        Memory: 20 bytes for each drawn row.
+        It needs 20 bytes of memory for each drawn row.
     """
     ranks = written_ranks(pool.head)
     score = np.empty((CLASSES, pool.groups, ranks), np.float32)

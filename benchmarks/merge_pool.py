@@ -38,7 +38,10 @@ ZIPF_C = 1 / np.arange(1, CLASSES + 1) / (1 / np.arange(1, CLASSES + 1)).sum()
 
 @dataclass(frozen=True)
 class Pool:
-    """A synthetic pool and the size of the selection. All rows follow from these numbers."""
+    """A synthetic pool and the size of the selection.
+
+    All rows follow from these numbers.
+    """
 
     images: int
     images_per_class: int
@@ -91,7 +94,7 @@ def write_pool(pool: Pool, write: Callable[[Pool, int], None]) -> None:
         write: `write_group` or `write_best_ranks`.
 
     Cost:
-        Memory: two shard groups of 6 GB each.
+        Two shard groups are in memory, 6 GB each.
     """
     started = time.monotonic()
     with ProcessPoolExecutor(min(os.cpu_count() or 1, 2)) as processes:

@@ -1,4 +1,4 @@
-"""Measure the cost of packing: processor time of an image, a request and the layout.
+"""Measure the processor time of packing: an image, a request and the layout.
 
     make bench-pack
 
@@ -109,7 +109,7 @@ def serve() -> None:
 
 
 def measure_request() -> tuple[float, float]:
-    """Return the processor and the wall seconds of a ranged request among concurrent ones."""
+    """Return the processor and wall seconds of one of many concurrent requests."""
     command = [sys.executable, "-c", "from benchmarks.pack import serve; serve()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin
@@ -144,7 +144,7 @@ def measure_layout(rows: int) -> float:
 
 
 def main() -> None:
-    """Measure copy, request and layout, and print the numbers as JSON in the last line."""
+    """Measure copy, request and layout. Print the numbers as JSON in the last line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=16_000_000)
     arguments = parser.parse_args()

@@ -2,11 +2,12 @@
 
     make bench-reselect IMAGES=100000000
 
-The selection has another K, another P and an exclusion list. The scored pool is written as scoring leaves it: shard
-groups of 8 million images, compacted by the stage's own code, with ten scored classes of 1000 an image. One group is
-drawn at random. The others have its rows under other shard names, and so other tie-breaks, which is enough to measure
-time. The benchmark prints the cost of compacting a group, then the cost of `merge` with another K and keys to remove.
-The last line is one JSON object, with `seconds` and `peak_rss_bytes` of the most expensive selection.
+The selection has another K, another P and an exclusion list. The scored pool is written in the form of the score
+stage. It has shard groups of 8 million images, which the stage's own code has compacted, with ten scored classes of
+1000 an image. One group is drawn at random. The others have its rows under other shard names, and so other tie-breaks,
+which is enough to measure time. The benchmark prints the cost of compacting a group, then the cost of `merge` with
+another K and keys to remove. The last line is one JSON object, with `seconds` and `peak_rss_bytes` of the most
+expensive selection.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Compare scoring with the bare model, the bare decoder, Ray Data and a DataLoader.
+"""Compare scoring with the bare model and decoder, Ray Data and a DataLoader.
 
     make bench-score
 

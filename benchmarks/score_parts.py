@@ -33,7 +33,10 @@ EMPTY_SPLIT = LabeledSplit(digest="", index="", shards="", samples=0, class_coun
 
 
 def prepare_scan(workload: Workload) -> Run:
-    """Prepare the score stage in a fresh workdir. Its time includes reading the checkpoint."""
+    """Prepare the score stage in a fresh workdir.
+
+    Its time includes reading the checkpoint.
+    """
     config = _write_stage_inputs(workload, workload.folder / "run")
     # Libraries plan their kernels at the first batch, which is not timed.
     _load_scorer(workload)
@@ -43,7 +46,7 @@ def prepare_scan(workload: Workload) -> Run:
 
 
 def prepare_model(workload: Workload) -> Run:
-    """Prepare the model on batches of decoded images in memory, as many as the pool has."""
+    """Prepare the model on decoded images in memory, as many as the pool has."""
     scorer = _load_scorer(workload)
     size = scorer.batch_size
     batch_BHWC = np.stack([_decode_and_crop(workload, data) for data in islice(cycle(workload.photos), size)])
@@ -103,7 +106,7 @@ def _decode_and_crop(workload: Workload, data: bytes) -> ImageArray:
 
 
 def _write_stage_inputs(workload: Workload, workdir: Path) -> ScoreConfig:
-    """Write the shard groups and the receipts that the score stage reads, and return its config."""
+    """Write the inputs of the score stage, and return its config."""
     groups = shard_groups.build_shard_groups(workload.tars, str(workdir), SampleFields("image", ""))
     (workdir / "units.json").write_text(json.dumps([group.model_dump() for group in groups]))
     classes = [str(number) for number in range(CLASSES)]

@@ -26,7 +26,7 @@ CORES = os.cpu_count() or 1
 
 @dataclass(frozen=True)
 class Case:
-    """A network at a resolution, the number of images, and the part that limits the rate."""
+    """A network at a resolution, the number of images, and the limiting part."""
 
     limit: str
     architecture: str
@@ -75,7 +75,7 @@ def jpeg_members(path: Path) -> Iterator[bytes]:
 
 
 def draw_crops(count: int) -> Iterator[bytes]:
-    """Yield JPEG files of 500 x 375 pixels, random crops of scikit-learn's photographs."""
+    """Yield JPEG files of random crops (500 x 375) of scikit-learn's photographs."""
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(0)

@@ -96,7 +96,7 @@ def write_sets(folder: Path, images: list[bytes]) -> None:
 
 
 def run_contestant(options: argparse.Namespace) -> None:
-    """Be one contestant: warm up, empty the queue, train, print a line after each step."""
+    """Be one contestant: warm up, empty the queue, train, and log each step."""
     batches, step = CONTESTANTS[options.contestant](Path(options.folder), options)
     for _ in range(options.warm_up):
         step(next(batches))

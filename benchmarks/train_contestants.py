@@ -1,4 +1,4 @@
-"""Prepare the contestants of the training benchmark: our stage, torchvision's recipe and timm.
+"""Prepare the contestants of the training benchmark.
 
 Each function returns the batches of a contestant and a step on a batch. benchmarks/train.py has the rules. Imports
 stand in the functions, so that a contestant's process loads only its own libraries.
@@ -19,7 +19,7 @@ Contestant = tuple[Iterator[Any], Callable[[Any], float]]
 
 
 def ours(folder: Path, options: argparse.Namespace) -> Contestant:
-    """Prepare the stage's training step and loader, without checkpoints and validations.
+    """Prepare our training step and loader, without checkpoints and validations.
 
     Args:
         folder: The folder of both sets.
@@ -96,7 +96,7 @@ def build_train_step(options: argparse.Namespace) -> Any:
 
 
 def torchvision(folder: Path, options: argparse.Namespace) -> Contestant:
-    """Prepare the presets and train_one_epoch of torchvision's reference, on one process.
+    """Prepare the presets and train_one_epoch of torchvision's reference.
 
     Args:
         folder: The folder of both sets.

@@ -1,4 +1,4 @@
-"""Run contestants in turns of a second, so that the machine's load affects all alike.
+"""Run contestants in turns of a second, so that load affects all alike.
 
 A cloud machine may work half as fast in one minute as in the next. Consecutive runs would then compare the minutes,
 and not the programs. Here all contestants are alive at once, each in its own process. All but one are stopped
@@ -58,7 +58,11 @@ class Contestant:
         return not self._listening.is_alive()
 
     def run_turn(self, seconds: float) -> float:
-        """Let the process run for a time or until it ends; return the seconds of all its turns."""
+        """Let the process run for a time or until it ends.
+
+        Returns:
+            The seconds of all its turns.
+        """
         self._turn_start_s = time.monotonic()
         self._signal(signal.SIGCONT)
         self._listening.join(seconds)
