@@ -19,7 +19,7 @@ SOURCES = ("pipeline.py", "components", "semiscale", "manifests", "requirements"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the package in a new environment without a network, and return its programs."""
+    """Install the package in a new environment offline, and return its programs."""
     root = tmp_path_factory.mktemp("installed")
     # The build writes into its source, which is a copy for that reason.
     for name in SOURCES:

@@ -1,4 +1,4 @@
-"""Test the verb `plan`: estimates checked by hand, the sources of rates, and budgets."""
+"""Test the estimates of the verb `plan`, the sources of rates, and budgets."""
 
 import math
 import os

@@ -84,7 +84,10 @@ def test_a_verb_ends_with_its_exit_code_and_line(folder: Path, name: str) -> Non
     ("number", "line", "code"), [(signal.SIGINT, "interrupted", "E400"), (signal.SIGTERM, "terminated", "E002")]
 )
 def test_a_signal_ends_a_verb_with_its_exit_code(folder: Path, number: int, line: str, code: str) -> None:
-    """The first process of a container needs a handler, because the system does not end it by default."""
+    """The first process of a container needs a handler.
+
+    The system does not end it by default.
+    """
     announce_submission(f"file://{folder}/signal", "birds")
     with start_verb(folder, "signal", "watch", "--every=0.2") as process:
         assert process.stdout

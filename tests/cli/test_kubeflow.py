@@ -172,7 +172,10 @@ def test_a_server_that_cannot_be_used_is_reported_in_one_line(
 def test_a_login_page_is_not_an_answer(
     kfp: KubeflowPipelines, run_file: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A login page has status 200. A run that no server received was once reported as submitted."""
+    """A login page has status 200.
+
+    A run that no server received was once reported as submitted.
+    """
     kfp.page = b"<!DOCTYPE html><html><title>Log in</title></html>"
     options = () if arguments[0] == "cancel" else ("--images-on-nodes",)
     assert run_verb(arguments[0], str(run_file), *arguments[1:], *options) == 2

@@ -1,4 +1,4 @@
-"""Test the help of every verb, refused options, and the containers of `run --docker`."""
+"""Test the help of every verb, refused options, and `run --docker`."""
 
 import gc
 import re

@@ -1,4 +1,4 @@
-"""Test the verb `reselect` with another K, another P, a threshold and a removal list."""
+"""Test the verb `reselect` with another K or P, a threshold and a removal list."""
 
 import math
 import shutil

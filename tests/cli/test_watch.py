@@ -96,7 +96,10 @@ def test_the_exit_code_is_that_of_the_run(tmp_path: Path, capsys: pytest.Capture
 def test_a_real_run_is_followed_from_a_bucket_while_its_pod_is_killed_and_replaced(
     tmp_path: Path, s3_bucket: str
 ) -> None:
-    """The stage runs in its own process, as in a pod. `watch` runs in another process and ends with the run."""
+    """The stage runs in its own process, as in a pod.
+
+    `watch` runs in another process and ends with the run.
+    """
     content = {**sample_images.write_run(tmp_path), "workdir": f"{s3_bucket}/work"}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content))

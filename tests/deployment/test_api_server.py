@@ -1,4 +1,4 @@
-"""Test manifests, pods of the stages and permissions against a Kubernetes API server."""
+"""Test manifests, pods and permissions against a Kubernetes API server."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ FORBIDDEN = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """Run an API server with the kinds of Kubeflow Trainer, Kueue and the Prometheus Operator."""
+    """Run an API server with the kinds of other projects."""
     if missing := [name for name in PROGRAMS if not find_program(name)]:
         pytest.skip(f"no {', '.join(missing)}: tests/apiserver/build.sh builds them")
     folder = tmp_path_factory.mktemp("api")
@@ -87,7 +87,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="module")
 def applied(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> ApiServer:
-    """Apply every overlay, with and without Kubeflow's profiles, as docs/kubeflow.md says.
+    """Apply every overlay with and without Kubeflow's profiles (docs/kubeflow.md).
 
     Each overlay replaces the one before it, as if a cluster had changed its store.
     """

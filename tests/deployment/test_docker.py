@@ -1,4 +1,4 @@
-"""Test the two images: each has the modules of its components, and runs the pipeline.
+"""Test that both images have the modules of their components and run the pipeline.
 
 debootstrap makes the base image once, so the tests need no image registry. Docker caches the builds. An image of Debian
 with python3, python3-venv and ca-certificates under the tag of BASES is used instead of the base image.
@@ -137,7 +137,7 @@ def options(bases: dict[str, str], secrets: dict[str, Path]) -> Callable[[str], 
 
 @pytest.fixture(scope="session")
 def build(client: str, options: Callable[[str], list[str]]) -> Callable[[str], str]:
-    """Return a function that builds docker/<kind>.Dockerfile and returns a tag of the tests."""
+    """Return a function that builds docker/<kind>.Dockerfile and returns the tag."""
 
     def build_kind(kind: str) -> str:
         tag = tag_of(IMAGE_KINDS[kind])
@@ -177,7 +177,10 @@ def write_demo_run(root: Path, **changes: object) -> dict[str, object]:
 
 
 def tag_of(image: str) -> str:
-    """Return the tag of an image in the tests, which keeps a developer's image unchanged."""
+    """Return the tag of an image in the tests.
+
+    A developer's image stays unchanged.
+    """
     return f"semiscale-test/{image.rpartition('/')[2]}"
 
 
@@ -282,7 +285,10 @@ def test_no_secret_of_the_build_is_in_the_image(docker: Docker, image: str, secr
 # The local runner ignores display names and GPUs.
 @pytest.mark.filterwarnings("ignore:.*have no effect in the current local runner")
 def test_the_whole_pipeline_in_containers(build: Callable[[str], str], tmp_path: Path) -> None:
-    """kfp starts each task as a cluster does, with its command, its image and its user."""
+    """kfp starts each task as a cluster does.
+
+    The task has its command, its image and its user.
+    """
     text = DEFAULT_PIPELINE_YAML.read_text()
     for kind, image in IMAGE_KINDS.items():
         text = text.replace(f"image: {image}\n", f"image: {build(kind)}\n")

@@ -1,4 +1,4 @@
-"""Test the manifests of every overlay: strict schemas, pod security, least privilege, no credentials."""
+"""Test schemas, pod security, rights and credentials of every overlay."""
 
 import functools
 import json
@@ -23,14 +23,8 @@ SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 KUBERNETES = ("1.30", "1.37")
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
 NAMESPACED = (
-    "ServiceAccount",
-    "Role",
-    "RoleBinding",
-    "ResourceQuota",
-    "NetworkPolicy",
-    "TrainingRuntime",
-    "LocalQueue",
-    "PodMonitor",
+    *("ServiceAccount", "Role", "RoleBinding", "ResourceQuota", "NetworkPolicy"),
+    *("TrainingRuntime", "LocalQueue", "PodMonitor"),
 )
 # The kinds of objects with pod templates, and a function that returns the templates.
 POD_TEMPLATES = {
@@ -255,9 +249,9 @@ def test_roles_have_no_wildcards(name: str) -> None:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_a_run_may_make_pods_only_with_trainings_on_many_nodes(name: str) -> None:
-    """A right to create TrainJobs, pods or jobs gives access to all Secrets of the namespace.
+    """A right to create pods gives access to all Secrets of the namespace.
 
-    The created pod can have any service account and Secret.
+    A pod, a job or a TrainJob can have any service account and Secret.
     """
     for components in ([], ["kueue", "standalone"]):
         for rule in [rule for item in overlay(name, *components) if item["kind"] == "Role" for rule in item["rules"]]:
@@ -327,17 +321,7 @@ MULTIPLIERS = {"": 1, "Gi": GIB, "Ti": 1024 * GIB}
 
 
 def find_flavor(queue: Object, **requests: int) -> Object:
-    """Return the ResourceFlavor that Kueue gives a pod.
-
-    It is the first flavor of a queue with room for all requests of the pod.
-
-    Args:
-        queue: The ClusterQueue.
-        **requests: The requests of the pod.
-
-    Raises:
-        AssertionError: The pod would wait forever.
-    """
+    """Return the first ResourceFlavor of a queue with room for a pod, as Kueue does."""
     (group,) = queue["spec"]["resourceGroups"]
     for entry in group["flavors"]:
         quotas = {resource["name"]: parse_quantity(resource["nominalQuota"]) for resource in entry["resources"]}
@@ -363,7 +347,7 @@ def test_the_queue_keeps_pods_without_a_gpu_off_the_nodes_that_have_some() -> No
 
 
 def test_the_targets_of_prometheus_exist() -> None:
-    """The PodMonitor of the Prometheus Operator has the same information as the annotations."""
+    """The PodMonitor has the same information as the annotations."""
     (monitor,) = [item for item in overlay("gke", "prometheus-operator") if item["kind"] == "PodMonitor"]
     assert monitor["spec"]["selector"]["matchLabels"] == APP_LABELS
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]

@@ -1,4 +1,4 @@
-"""Test the S3 permissions of overlays/plain-s3: enough for a run, none outside its workdir."""
+"""Test that the S3 policy of overlays/plain-s3 is sufficient and minimal."""
 
 import urllib.request
 from collections.abc import Iterator

@@ -61,7 +61,7 @@ class Cluster:
         return self.jobs[metadata["name"]]
 
     def wait_until_created(self, count: int = 1, timeout_s: float = 120) -> str:
-        """Wait until a number of TrainJobs were created in all, and return the name of one."""
+        """Wait until a number of TrainJobs were created, and return the name of one."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.requests.count(f"POST {JOBS}") >= count, timeout_s)
             assert self.changed.wait_for(lambda: bool(self.jobs), timeout_s)

@@ -206,7 +206,10 @@ class Stages:
 
     @cached_property
     def report(self) -> ReportReceipt:
-        """Return the receipt of the report, which also copies all receipts into the workdir."""
+        """Return the receipt of the report.
+
+        The stage also copies all receipts into the workdir.
+        """
         uri = self.uri
         return report(
             ReportConfig(

@@ -63,7 +63,7 @@ def draw_video(label: int, seed: int, frames: int = 12, kind: str = "avi") -> by
 
 
 def write_run(root: Path, **changes: object) -> dict[str, object]:
-    """Write four sets in different kinds of storage, and return the content of a run file."""
+    """Write four sets of several kinds, and return the content of a run file."""
     data = root / "data"
     for label, name in enumerate(CLASSES):
         folder = data / "labeled" / name
