@@ -1,4 +1,4 @@
-"""Test that run files are checked, and that errors are one line with the key and the nearest name."""
+"""Test that errors in run files are one line with the key and the nearest name."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +12,9 @@ from semiscale.config import run_config
 from semiscale.config.run_parameters import INPUT_URI_KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
-# The keys that have no default.
+# These keys have no default.
 REQUIRED: dict[str, Any] = {"name": "a", "workdir": "w", "labeled": "l", "unlabeled": "u", "test": "t"}
-# YAML aliases that expand to 9^10 values.
+# These YAML aliases expand to 9^10 values.
 ALIAS_BOMB = [f"&{name} [{', '.join(9 * ['*' + before])}]" for before, name in pairwise("abcdefghijk")]
 
 
@@ -66,7 +66,7 @@ def test_errors_of_values_name_the_key(change: dict[str, Any], line: str) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_a_misspelt_key_is_reported_before_the_missing_one() -> None:
+def test_a_misspelt_key_is_reported_before_a_missing_key() -> None:
     content = {"labelled" if key == "labeled" else key: value for key, value in REQUIRED.items()}
     with pytest.raises(InvalidInputError, match=r"^here: labelled: unknown key; did you mean 'labeled'"):
         run_config.validate_run_config(content, "here")

@@ -1,4 +1,4 @@
-"""Check the documentation: a strict build, its table of contents, its links into the repository, its size."""
+"""Test the documentation: a strict build, its contents, its links and its size."""
 
 import json
 import re
@@ -14,7 +14,7 @@ PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
 MAX_README_LINES = 150
 TOP_LEVEL = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)(?:#[^)\s]*)?\)")
-# A path of the repository in code marks. Paths with a placeholder name no file.
+# This matches a path of the repository in backquotes. Paths with a placeholder name no file.
 REPOSITORY_PATH = re.compile(r"`((?:components|docker|docs|manifests|requirements|tests|benchmarks)/[\w./-]+\w)`")
 
 
@@ -35,8 +35,8 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-d",
         str(folder / "doctrees"),
     ]
-    done = subprocess.run([*command, str(DOCS), str(folder / "html")], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    completed = subprocess.run([*command, str(DOCS), str(folder / "html")], capture_output=True, text=True)
+    assert (completed.returncode, completed.stderr) == (0, "")
     return folder / "html"
 
 
@@ -50,7 +50,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert sorted(listed) == [page for page in PAGES if page != "index"]
 
 
-def test_the_readme_is_short_and_its_run_file_is_of_twelve_lines() -> None:
+def test_the_readme_is_short_and_its_run_file_has_twelve_lines() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MAX_README_LINES
     (run_file,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
@@ -72,23 +72,23 @@ def test_anchors_of_the_readme_exist(html: Path) -> None:
 
 @pytest.mark.parametrize("path", [*TOP_LEVEL, *(f"docs/{page}.md" for page in PAGES), "benchmarks/README.md"])
 def test_files_that_a_page_names_exist(path: str) -> None:
-    named = REPOSITORY_PATH.findall((ROOT / path).read_text(encoding="utf-8"))
+    paths = REPOSITORY_PATH.findall((ROOT / path).read_text(encoding="utf-8"))
     generated = ("docs/_build", "docker/images.json")
-    assert [one for one in named if not one.startswith(generated) and not (ROOT / one).exists()] == []
+    assert [name for name in paths if not name.startswith(generated) and not (ROOT / name).exists()] == []
 
 
-def test_the_schema_in_the_repository_is_the_models() -> None:
-    """`make docs-generate` writes it."""
+def test_the_schema_in_the_repository_is_current() -> None:
+    """`make docs-generate` writes the schema."""
     script = "import generate, sys; sys.stdout.write(generate.json_schema_text())"
-    done = subprocess.run([sys.executable, "-c", script], cwd=DOCS, capture_output=True, text=True, check=True)
-    assert (DOCS / "schema" / "run.schema.json").read_text(encoding="utf-8") == done.stdout
+    completed = subprocess.run([sys.executable, "-c", script], cwd=DOCS, capture_output=True, text=True, check=True)
+    assert (DOCS / "schema" / "run.schema.json").read_text(encoding="utf-8") == completed.stdout
 
 
-def test_the_readmes_of_the_components_are_the_contracts() -> None:
-    """`make docs-generate` writes them."""
+def test_the_readmes_of_the_components_are_current() -> None:
+    """`make docs-generate` writes the READMEs."""
     script = "import generate, json; print(json.dumps({str(k): v for k, v in generate.component_readmes().items()}))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=DOCS, capture_output=True, text=True, check=True)
-    readmes = {Path(path): text for path, text in json.loads(done.stdout).items()}
+    completed = subprocess.run([sys.executable, "-c", script], cwd=DOCS, capture_output=True, text=True, check=True)
+    readmes = {Path(path): text for path, text in json.loads(completed.stdout).items()}
     assert {path.parent.name for path in readmes} == {
         path.parent.name for path in (ROOT / "components").glob("*/component.py")
     }
@@ -96,7 +96,7 @@ def test_the_readmes_of_the_components_are_the_contracts() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "manifests" / "runs").glob("*.yaml")), ids=lambda path: path.name)
-def test_the_schema_takes_the_run_files_of_the_repository(path: Path) -> None:
+def test_the_schema_accepts_the_run_files_of_the_repository(path: Path) -> None:
     import jsonschema
     import yaml
 
@@ -104,7 +104,7 @@ def test_the_schema_takes_the_run_files_of_the_repository(path: Path) -> None:
     jsonschema.Draft202012Validator(schema).validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def test_the_schema_takes_one_uri_and_refuses_an_unknown_key() -> None:
+def test_the_schema_accepts_a_single_uri_and_refuses_an_unknown_key() -> None:
     import jsonschema
 
     schema = json.loads((DOCS / "schema" / "run.schema.json").read_text(encoding="utf-8"))
@@ -126,6 +126,6 @@ def test_run_files_in_the_text_are_valid(path: str) -> None:
         jsonschema.Draft202012Validator(schema).validate(required | yaml.safe_load(block))
 
 
-def test_the_licence_is_the_packages() -> None:
+def test_the_package_has_the_licence_of_the_repository() -> None:
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").lstrip().startswith("Apache License\n")
     assert 'license = "Apache-2.0"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every error has an id that `docs/errors.md` explains, and the page has no other."""
+"""Test that `docs/errors.md` explains the id of every error, and no other id."""
 
 import ast
 import re
@@ -16,13 +16,13 @@ SECTION = re.compile(
 )
 
 
-def sources() -> list[Path]:
+def list_sources() -> list[Path]:
     """Return the modules of the program."""
     return sorted([*(ROOT / "semiscale").rglob("*.py"), *(ROOT / "components").rglob("*.py")])
 
 
-def errors_built(path: Path) -> Iterator[ast.Call]:
-    """Yield every place of a module where an error is built."""
+def find_errors(path: Path) -> Iterator[ast.Call]:
+    """Yield every call in a module that builds an error."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
@@ -30,18 +30,18 @@ def errors_built(path: Path) -> Iterator[ast.Call]:
                 yield node
 
 
-def test_every_error_is_built_with_an_id() -> None:
-    without = [
+def test_every_error_has_an_id() -> None:
+    calls_without_id = [
         f"{path.relative_to(ROOT)}:{call.lineno}"
-        for path in sources()
-        for call in errors_built(path)
+        for path in list_sources()
+        for call in find_errors(path)
         if len(call.args) < 2 or (isinstance(call.args[0], ast.Constant) and not ID.fullmatch(str(call.args[0].value)))
     ]
-    assert without == []
+    assert calls_without_id == []
 
 
 def test_the_page_explains_every_id_and_no_other() -> None:
-    used = {code for path in sources() for code in ID.findall(path.read_text(encoding="utf-8"))}
+    used = {code for path in list_sources() for code in ID.findall(path.read_text(encoding="utf-8"))}
     page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     explained = SECTION.findall(page)
     assert len(set(explained)) == len(explained)

@@ -1,4 +1,4 @@
-"""Test the summaries that the Kubeflow UI shows: their numbers, and the escaping of names from the input."""
+"""Test the numbers and the escaping in the summaries of the Kubeflow UI."""
 
 from pathlib import Path
 
@@ -83,8 +83,8 @@ def test_names_from_the_input_are_escaped() -> None:
         assert not set(escape_markdown(hostile)) & set("<>\"'|[]()`*_\n=")
 
 
-def test_summary_of_an_evaluation_says_what_the_test_images_decide() -> None:
-    text = summarize(make_evaluation_receipt())
+def test_the_summary_of_an_evaluation_has_the_result_on_the_test_images() -> None:
+    text = summarize(evaluation_receipt())
     assert "Measured on the same 1,200 test images." in text
     assert "The test images decide on promotion." in text
 

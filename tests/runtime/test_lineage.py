@@ -1,4 +1,4 @@
-"""A task finds the run's parameters and earlier receipts through the receipts that it is given."""
+"""Test that a task finds parameters and receipts through its input receipts."""
 
 from pathlib import Path
 from typing import Any
@@ -25,32 +25,32 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     return Stages(tmp_path_factory.mktemp("stages"))
 
 
-def run_of(stages: Stages) -> RunParameters:
+def run_parameters(stages: Stages) -> RunParameters:
     """Return the run's parameters, with two learning rates for the fine-tuning."""
     return RunParameters.model_validate({**stages.plan.run, "finetune_learning_rates": [0.5, 0.25]})
 
 
-def write(folder: Path, name: str, receipt: Any) -> str:
-    """Write a receipt where kfp would copy an artifact to; returns its path."""
+def write_receipt(folder: Path, name: str, receipt: Any) -> str:
+    """Write a receipt to a local path, as kfp copies an artifact, and return the path."""
     path = folder / name
     path.write_text(receipt.model_dump_json())
     return str(path)
 
 
-def test_the_plan_is_given_the_form(stages: Stages) -> None:
-    run = run_of(stages)
+def test_the_plan_gets_the_parameters_of_the_form(stages: Stages) -> None:
+    run = run_parameters(stages)
     config, parameters, lineage = resolve_inputs(PlanConfig, to_form(run))
     assert config.model_dump() == parameters.model_dump() == run.model_dump()
     assert lineage == {}
 
 
 def test_receipts_of_a_run_are_found_through_the_last_one(tmp_path: Path, stages: Stages) -> None:
-    run = run_of(stages).model_copy(update={"workdir": str(tmp_path / "work")})
+    run = run_parameters(stages).model_copy(update={"workdir": str(tmp_path / "work")})
     plan = publish(stages.plan.model_copy(update={"run": run.model_dump()}), run, {})
-    teacher = publish(stages.teacher, run, read_lineage([write(tmp_path, "plan", plan)]))
-    before = read_lineage([write(tmp_path, "teacher", teacher)])
+    teacher = publish(stages.teacher, run, read_lineage([write_receipt(tmp_path, "plan", plan)]))
+    before = read_lineage([write_receipt(tmp_path, "teacher", teacher)])
     pretrained = publish(stages.teacher.model_copy(update={"recipe": "pretrain"}), run, before)
-    trained = read_lineage([write(tmp_path, "pretrained", pretrained)])
+    trained = read_lineage([write_receipt(tmp_path, "pretrained", pretrained)])
     students = [
         publish(stages.teacher.model_copy(update={"recipe": "finetune", "learning_rate": rate}), run, trained)
         for rate in run.finetune_learning_rates
@@ -58,37 +58,37 @@ def test_receipts_of_a_run_are_found_through_the_last_one(tmp_path: Path, stages
     baseline = publish(
         stages.teacher.model_copy(update={"recipe": "baseline", "learning_rate": run.baseline_learning_rates[0]}),
         run,
-        read_lineage([write(tmp_path, "plan", plan)]),
+        read_lineage([write_receipt(tmp_path, "plan", plan)]),
     )
-    given = {
-        "students": [write(tmp_path, f"student-{number}", one) for number, one in enumerate(students)],
-        "baselines": [write(tmp_path, "baseline", baseline)],
+    inputs = {
+        "students": [write_receipt(tmp_path, f"student-{number}", student) for number, student in enumerate(students)],
+        "baselines": [write_receipt(tmp_path, "baseline", baseline)],
     }
-    config = resolve_inputs(EvaluateConfig, given).config
+    config = resolve_inputs(EvaluateConfig, inputs).config
     assert isinstance(config, EvaluateConfig)
     assert config.workdir == run.workdir
     assert load_document(config.plan, PlanReceipt).name == run.name
     assert load_document(config.teacher, TrainReceipt).digest == stages.teacher.digest
     assert load_document(config.pretrained, TrainReceipt).recipe == "pretrain"
-    assert config.students == given["students"]
-    lineage = resolve_inputs(EvaluateConfig, given).lineage
+    assert config.students == inputs["students"]
+    lineage = resolve_inputs(EvaluateConfig, inputs).lineage
     assert [load_document(uri, TrainReceipt).learning_rate for uri in lineage["students"]] == [0.5, 0.25]
     assert [uri.rpartition("/")[2] for uri in lineage["students"]] == ["students-000.json", "students-001.json"]
 
 
-def test_a_plan_that_was_found_finished_names_this_runs_workdir(tmp_path: Path, stages: Stages) -> None:
-    run = run_of(stages).model_copy(update={"workdir": str(tmp_path)})
+def test_a_reused_plan_names_the_workdir_of_this_run(tmp_path: Path, stages: Stages) -> None:
+    run = run_parameters(stages).model_copy(update={"workdir": str(tmp_path)})
     published = publish(stages.plan, run, {})
     assert published.run["workdir"] == str(tmp_path)
     assert load_document(published.lineage["plan"][0], PlanReceipt) == published
 
 
-def test_a_training_is_given_its_own_receipts_alone(tmp_path: Path, stages: Stages) -> None:
+def test_a_training_gets_only_its_own_receipts(tmp_path: Path, stages: Stages) -> None:
     """The fine-tuning does not take the packed set, although its lineage has it."""
-    run = run_of(stages).model_copy(update={"workdir": str(tmp_path / "work")})
+    run = run_parameters(stages).model_copy(update={"workdir": str(tmp_path / "work")})
     plan = publish(stages.plan.model_copy(update={"run": run.model_dump()}), run, {})
     lineage = {**plan.lineage, "packed": ["somewhere"]}
-    start = write(tmp_path, "start", stages.teacher.model_copy(update={"lineage": lineage}))
+    start = write_receipt(tmp_path, "start", stages.teacher.model_copy(update={"lineage": lineage}))
     arguments = {"role": "finetune", "start": start, "learning_rate": 0.5, "plan": "", "packed": ""}
     config = resolve_inputs(TrainConfig, arguments).config
     assert isinstance(config, TrainConfig)

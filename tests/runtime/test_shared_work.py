@@ -17,7 +17,7 @@ from semiscale.storage import leases
 from semiscale.storage.leases import LeaseManager
 
 ITEMS = [f"item-{number}" for number in range(12)]
-# A test that waits for longer has a deadlock.
+# A test that waits longer has a deadlock.
 TIMEOUT_S = 4.0
 
 
@@ -28,7 +28,7 @@ def _short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Pod:
-    """A pod with leases of its own, which shares items with the pods of a folder.
+    """A pod that shares the items of a folder with other pods.
 
     Args:
         folder: Folder of leases and results.
@@ -50,7 +50,7 @@ class Pod:
         )
 
     def is_done(self, item: str) -> bool:
-        """Check that any pod has written the result of an item."""
+        """Return whether any pod has written the result of an item."""
         return (self._folder / f"{item}.done").exists()
 
     def process(self, item: str) -> None:
@@ -192,16 +192,16 @@ def test_an_item_that_the_previous_holder_finished_is_not_processed(tmp_path: Pa
 
 def test_leases_are_released_on_an_error(tmp_path: Path) -> None:
     failing, other = Pod(tmp_path), Pod(tmp_path)
-    held: list[int] = []
+    num_held: list[int] = []
 
     def fail_with_three_leases(leased: Iterator[str]) -> None:
         assert [next(leased) for _ in range(3)] == ITEMS[:3]
-        held.append(len(held_leases(tmp_path)))
+        num_held.append(len(held_leases(tmp_path)))
         raise SemiscaleError("SEMI-E001", "disk: It is full. Free some space.")
 
     with pytest.raises(SemiscaleError, match=r"SEMI-E001"):
         failing.work.run(list(ITEMS), fail_with_three_leases)
-    assert held == [3]
+    assert num_held == [3]
     assert not held_leases(tmp_path)
 
     # The next pod does not wait for a lease to expire.
@@ -211,7 +211,7 @@ def test_leases_are_released_on_an_error(tmp_path: Path) -> None:
     assert time.monotonic() - started < TIMEOUT_S < leases.LEASE_DURATION_S
 
 
-def test_each_pod_begins_at_its_own_item() -> None:
+def test_each_pod_begins_at_a_different_item() -> None:
     assert rotate_to_start(ITEMS, 0, 3) == ITEMS
     assert rotate_to_start(ITEMS, 2, 3) == [*ITEMS[8:], *ITEMS[:8]]
     assert [rotate_to_start(["only"], pod, 3) for pod in range(3)] == [["only"]] * 3
