@@ -1,4 +1,4 @@
-"""What Kubeflow is given: compiled files that are current, and that say what the run file's hardware says."""
+"""Test that the compiled files are current and have the hardware of the run file."""
 
 import difflib
 import importlib
@@ -27,35 +27,35 @@ from semiscale.config.resources import PROMETHEUS_ANNOTATIONS, S3_CREDENTIAL_ENV
 from semiscale.config.run_config import RunConfig
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
-LEAST: dict[str, Any] = {"name": "a.b", "workdir": "gs://b/w", "labeled": "l", "unlabeled": "u", "test": "t"}
+REQUIRED: dict[str, Any] = {"name": "a.b", "workdir": "gs://b/w", "labeled": "l", "unlabeled": "u", "test": "t"}
 STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "promote", "report")
 COUNTS = ("count-unscored", "count-unpacked")
 
 
-def compiled(path: Path, **changes: Any) -> list[dict[str, Any]]:
-    """Compile a run file with these keys and return its YAML documents."""
-    write_pipeline_yaml(pipeline.semiscale, path, run_config.validate_run_config({**LEAST, **changes}, "here"))
+def compile_run(path: Path, **changes: Any) -> list[dict[str, Any]]:
+    """Compile a run file with changed keys, and return its YAML documents."""
+    write_pipeline_yaml(pipeline.semiscale, path, run_config.validate_run_config({**REQUIRED, **changes}, "here"))
     return list(yaml.safe_load_all(path.read_text()))
 
 
-def as_objects(path: Path, **changes: Any) -> list[dict[str, Any]]:
-    """Compile a run file with these keys to Kubernetes objects, as the verb does."""
+def compile_to_objects(path: Path, **changes: Any) -> list[dict[str, Any]]:
+    """Compile a run file with changed keys to Kubernetes objects, as the verb does."""
     run_file = path.with_name("run.yaml")
-    run_file.write_text(yaml.safe_dump({**LEAST, **changes}))
+    run_file.write_text(yaml.safe_dump({**REQUIRED, **changes}))
     compile_pipeline(pipeline.semiscale, run_file, path, kubernetes=True)
     return list(yaml.safe_load_all(path.read_text()))
 
 
-def container(documents: list[dict[str, Any]], stage: str) -> dict[str, Any]:
-    """Return the container that a stage runs in."""
-    found: dict[str, Any] = documents[0]["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
-    return found
+def container_of(documents: list[dict[str, Any]], stage: str) -> dict[str, Any]:
+    """Return the container of a stage."""
+    spec: dict[str, Any] = documents[0]["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
+    return spec
 
 
-def on_kubernetes(documents: list[dict[str, Any]], stage: str) -> dict[str, Any]:
-    """Return what of a stage's pod only Kubernetes knows."""
-    found: dict[str, Any] = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{stage}"]
-    return found
+def kubernetes_settings(documents: list[dict[str, Any]], stage: str) -> dict[str, Any]:
+    """Return the Kubernetes settings of the pod of a stage."""
+    settings: dict[str, Any] = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{stage}"]
+    return settings
 
 
 @pytest.mark.parametrize("name", ["", *COMPILED_RUNS])
@@ -66,16 +66,16 @@ def test_the_compiled_files_are_current(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "fresh.yaml").read_text() == committed.read_text(), "run: python pipeline.py compile"
 
 
-def test_two_hundred_pods_compile_to_what_one_does(tmp_path: Path) -> None:
+def test_the_number_of_pods_changes_only_default_values(tmp_path: Path) -> None:
     texts = []
     for pods in (1, 200):
-        compiled(tmp_path / "p.yaml", pods=pods)
+        compile_run(tmp_path / "p.yaml", pods=pods)
         texts.append((tmp_path / "p.yaml").read_text().splitlines())
     changed = [line for line in difflib.ndiff(texts[0], texts[1]) if line[0] in "+-"]
     assert [line.split()[-1].strip("]") for line in changed] == ["1.0", "200.0", "1.0", "200.0"], changed
 
 
-def test_every_part_of_the_hardware_arrives_at_the_pods(tmp_path: Path) -> None:
+def test_the_pods_have_every_setting_of_the_hardware(tmp_path: Path) -> None:
     scan = {
         "gpus": 2,
         "gpu": "nvidia.com/mig-1g.10gb",
@@ -87,10 +87,10 @@ def test_every_part_of_the_hardware_arrives_at_the_pods(tmp_path: Path) -> None:
         "timeout_s": 7200,
         "retries": 7,
     }
-    documents = compiled(
+    documents = compile_run(
         tmp_path / "p.yaml", hardware={"scan": scan, "queue": "gpus", "priority": "low", "secret": "s3"}
     )
-    resources = container(documents, "score")["resources"]
+    resources = container_of(documents, "score")["resources"]
     assert resources["accelerator"]["resourceType"] == "nvidia.com/mig-1g.10gb"
     assert resources["accelerator"]["resourceCount"] == "2"
     assert resources["resourceCpuLimit"] == resources["resourceCpuRequest"] == "12"
@@ -118,30 +118,33 @@ def test_every_part_of_the_hardware_arrives_at_the_pods(tmp_path: Path) -> None:
         "securityContext": {"runAsGroup": "1000", "runAsNonRoot": True, "runAsUser": "1000"},
         "tolerations": [{"key": "spot", "value": "yes", "operator": "Equal", "effect": "NoExecute"}],
     }
-    assert on_kubernetes(documents, "score") == on_kubernetes(documents, "evaluate") == expected
+    assert kubernetes_settings(documents, "score") == kubernetes_settings(documents, "evaluate") == expected
     (score,) = documents[0]["components"]["comp-for-loop-1"]["dag"]["tasks"].values()
     assert score["retryPolicy"]["maxRetryCount"] == 7
     window_s = int(score["retryPolicy"]["backoffMaxDuration"].removesuffix("s"))
-    assert window_s > 8 * 7200, "Argo counts it from the start of the first try"
+    assert window_s > 8 * 7200, "Argo counts it from the start of the first attempt"
 
 
 @pytest.mark.parametrize("stage", [*STAGES, *COUNTS])
-def test_every_stage_has_its_bounds(stage: str, tmp_path: Path) -> None:
+def test_every_stage_has_limits(stage: str, tmp_path: Path) -> None:
     documents = list(yaml.safe_load_all(DEFAULT_PIPELINE_YAML.read_text()))
     on_gpu = stage in ("train", "score", "evaluate", "promote")
-    assert ("accelerator" in container(documents, stage)["resources"]) == on_gpu
-    assert ("tolerations" in on_kubernetes(documents, stage)) == on_gpu
-    assert int(on_kubernetes(documents, stage)["activeDeadlineSeconds"]) > 0
-    assert on_kubernetes(documents, stage)["securityContext"]["runAsNonRoot"]
+    assert ("accelerator" in container_of(documents, stage)["resources"]) == on_gpu
+    assert ("tolerations" in kubernetes_settings(documents, stage)) == on_gpu
+    assert int(kubernetes_settings(documents, stage)["activeDeadlineSeconds"]) > 0
+    assert kubernetes_settings(documents, stage)["securityContext"]["runAsNonRoot"]
 
 
 @pytest.mark.parametrize(
     "path", [DEFAULT_PIPELINE_YAML, *sorted((MANIFESTS / "compiled").glob("*.yaml"))], ids=lambda path: path.name
 )
 def test_the_graph_is_named_in_words(path: Path) -> None:
-    """kfp's own names are those of functions and `for-loop-N`: lower case, and no spaces."""
+    """The default names of kfp are function names and `for-loop-N`.
+
+    They are in lower case and have no spaces.
+    """
     (document, _) = yaml.safe_load_all(path.read_text())
-    dags = [one["dag"]["tasks"] for one in [document["root"], *document["components"].values()] if "dag" in one]
+    dags = [part["dag"]["tasks"] for part in [document["root"], *document["components"].values()] if "dag" in part]
     names = [task["taskInfo"]["name"] for tasks in dags for task in tasks.values()]
     assert len(set(names)) == len(names) == 14 + 4, "stages and loops"
     assert [name for name in names if re.fullmatch(r"[a-z0-9-]+", name)] == []
@@ -154,10 +157,10 @@ def test_the_graph_is_named_in_words(path: Path) -> None:
     ]
 
 
-def test_no_task_is_cached_by_kubeflow_which_does_not_see_a_bucket_grow() -> None:
+def test_kubeflow_caches_no_task_because_buckets_can_grow() -> None:
     (document, _) = yaml.safe_load_all(DEFAULT_PIPELINE_YAML.read_text())
     dags = [document["root"], *document["components"].values()]
-    tasks = [task for one in dags for task in one.get("dag", {}).get("tasks", {}).values()]
+    tasks = [task for part in dags for task in part.get("dag", {}).get("tasks", {}).values()]
     stages = [
         task
         for task in tasks
@@ -171,7 +174,7 @@ def test_the_hardware_of_the_documentation_is_valid() -> None:
     (block,) = re.findall(
         r"```yaml\n(hardware:.*?)```", (MANIFESTS.parent / "docs" / "run-file.md").read_text(), re.DOTALL
     )
-    settings = run_config.validate_run_config(LEAST | yaml.safe_load(block), "docs/run-file.md")
+    settings = run_config.validate_run_config(REQUIRED | yaml.safe_load(block), "docs/run-file.md")
     assert settings.hardware.training.nodes == 8
 
 
@@ -180,11 +183,13 @@ def test_the_demo_asks_for_no_gpu() -> None:
 
 
 def test_a_training_on_many_nodes_is_followed_by_a_small_pod(tmp_path: Path) -> None:
-    documents = compiled(tmp_path / "p.yaml", hardware={"training": {"nodes": 8, "gpus": 8}, "queue": "gpus"})
-    follower = container(documents, "train")
+    documents = compile_run(tmp_path / "p.yaml", hardware={"training": {"nodes": 8, "gpus": 8}, "queue": "gpus"})
+    follower = container_of(documents, "train")
     assert "accelerator" not in follower["resources"]
-    assert "kueue" not in json.dumps(on_kubernetes(documents, "train"))
-    launch = TrainJobSettings.model_validate_json({one["name"]: one["value"] for one in follower["env"]}[TRAINJOB_ENV])
+    assert "kueue" not in json.dumps(kubernetes_settings(documents, "train"))
+    launch = TrainJobSettings.model_validate_json(
+        {variable["name"]: variable["value"] for variable in follower["env"]}[TRAINJOB_ENV]
+    )
     assert (launch.image, launch.machine.nodes, launch.machine.gpus, launch.queue) == (
         container_images.CUDA_IMAGE,
         8,
@@ -194,28 +199,28 @@ def test_a_training_on_many_nodes_is_followed_by_a_small_pod(tmp_path: Path) -> 
 
 
 def test_the_form_has_the_run_files_values(tmp_path: Path) -> None:
-    documents = compiled(tmp_path / "p.yaml", augmentation="shift", labeled=["gs://b/a", "gs://b/c"])
+    documents = compile_run(tmp_path / "p.yaml", augmentation="shift", labeled=["gs://b/a", "gs://b/c"])
     parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
     assert parameters["settings"]["defaultValue"] == {"augmentation": "shift"}
     assert parameters["labeled"]["defaultValue"] == ["gs://b/a", "gs://b/c"]
 
 
-def test_as_kubernetes_objects(tmp_path: Path) -> None:
-    objects = as_objects(tmp_path / "p.yaml")
-    assert [one["kind"] for one in objects] == ["Pipeline", "PipelineVersion"]
-    pipeline_name, version = [one["metadata"]["name"] for one in objects]
+def test_a_pipeline_is_compiled_to_valid_kubernetes_objects(tmp_path: Path) -> None:
+    objects = compile_to_objects(tmp_path / "p.yaml")
+    assert [item["kind"] for item in objects] == ["Pipeline", "PipelineVersion"]
+    pipeline_name, version = [item["metadata"]["name"] for item in objects]
     assert pipeline_name == "semiscale"
     assert re.fullmatch("semiscale-a-b-[0-9a-f]{16}", version)
-    assert as_objects(tmp_path / "p.yaml")[1] == objects[1], "applied again, it is unchanged"
-    other = as_objects(tmp_path / "p.yaml", pods=3)[1]
+    assert compile_to_objects(tmp_path / "p.yaml")[1] == objects[1], "applied again, it is unchanged"
+    other = compile_to_objects(tmp_path / "p.yaml", pods=3)[1]
     assert other["metadata"]["name"] != version, "the cluster refuses a version that changed"
-    for one in objects:
-        schema = json.loads((SCHEMAS / f"pipelines.kubeflow.org_v2beta1_{one['kind']}.json").read_text())
-        jsonschema.validate(one, schema)
+    for item in objects:
+        schema = json.loads((SCHEMAS / f"pipelines.kubeflow.org_v2beta1_{item['kind']}.json").read_text())
+        jsonschema.validate(item, schema)
         with pytest.raises(jsonschema.ValidationError, match="surplus"):
-            jsonschema.validate({**one, "spec": {**one["spec"], "surplus": 1}}, schema)
+            jsonschema.validate({**item, "spec": {**item["spec"], "surplus": 1}}, schema)
     spec = objects[1]["spec"]
-    documents = compiled(tmp_path / "p.yaml")
+    documents = compile_run(tmp_path / "p.yaml")
     assert spec["pipelineName"] == "semiscale"
     assert [spec["pipelineSpec"], spec["platformSpec"]] == documents
 
@@ -226,17 +231,17 @@ def test_compile_for_a_run_names_pushed_images(
     digest = f"registry.example/me/python-cuda@sha256:{'0' * 64}"
     (tmp_path / "images.json").write_text(json.dumps({container_images.CUDA_IMAGE: digest}))
     monkeypatch.setattr(container_images, "PUSHED_IMAGES_FILE", tmp_path / "images.json")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**LEAST, "hardware": {"training": {"nodes": 2}}}))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**REQUIRED, "hardware": {"training": {"nodes": 2}}}))
     output = tmp_path / "out.yaml"
     compile_pipeline(pipeline.semiscale, tmp_path / "run.yaml", output, kubernetes=False)
     assert capsys.readouterr().out == f"compiled: {output}\n"
     documents = list(yaml.safe_load_all(output.read_text()))
-    assert container(documents, "score")["image"] == digest
-    assert container(documents, "plan")["image"] == container_images.CPU_IMAGE
-    assert container_images.CUDA_IMAGE not in output.read_text(), "nor in what the training launches"
+    assert container_of(documents, "score")["image"] == digest
+    assert container_of(documents, "plan")["image"] == container_images.CPU_IMAGE
+    assert container_images.CUDA_IMAGE not in output.read_text(), "nor in the training job"
 
 
-def test_images_are_named_as_they_are_where_none_was_pushed() -> None:
+def test_the_names_of_images_that_were_not_pushed_stay() -> None:
     assert replace_images(f"image: {container_images.CPU_IMAGE}", {}) == f"image: {container_images.CPU_IMAGE}"
 
 
@@ -250,18 +255,18 @@ def test_images_are_named_as_they_are_where_none_was_pushed() -> None:
         ({"scan": {"tolerations": [{"effect": "Never"}]}}, r"^here: hardware.scan.tolerations.0.effect: .*"),
     ],
 )
-def test_hardware_that_cannot_be_is_refused(hardware: dict[str, Any], line: str) -> None:
+def test_invalid_hardware_is_refused(hardware: dict[str, Any], line: str) -> None:
     with pytest.raises(InvalidInputError, match=line):
-        run_config.validate_run_config({**LEAST, "hardware": hardware}, "here")
+        run_config.validate_run_config({**REQUIRED, "hardware": hardware}, "here")
 
 
 def test_hardware_is_no_parameter_of_the_run() -> None:
-    settings = RunConfig.model_validate({**LEAST, "hardware": {"scan": {"gpus": 4}}})
+    settings = RunConfig.model_validate({**REQUIRED, "hardware": {"scan": {"gpus": 4}}})
     assert "hardware" not in settings.pipeline_arguments()["settings"]
 
 
-def test_what_a_budget_counts_are_the_stages_on_gpus() -> None:
+def test_a_budget_counts_the_stages_on_gpus() -> None:
     (document, _) = yaml.safe_load_all(DEFAULT_PIPELINE_YAML.read_text())
     for stage in STAGES:
         config = getattr(importlib.import_module(f"semiscale.stages.{stage}.stage"), f"{stage.capitalize()}Config")
-        assert config.on_device == ("accelerator" in container([document], stage)["resources"]), stage
+        assert config.on_device == ("accelerator" in container_of([document], stage)["resources"]), stage

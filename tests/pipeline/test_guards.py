@@ -1,4 +1,4 @@
-"""The form, the graph and its compiled form follow from the one declaration of the parameters."""
+"""Test that the form and the graph follow from the declaration of the parameters."""
 
 import importlib
 import inspect
@@ -20,35 +20,35 @@ from semiscale.config.run_parameters import RunParameters
 from semiscale.runtime.stage_config import StageConfig
 
 STAGES = ("plan", "train", "score", "merge", "pack", "evaluate", "promote", "report")
-# What decides a fan-out's width stands with its stage: it looks for the same finished work.
+# The config of a fan-out is in the package of its stage, because both look for the same finished work.
 COUNTS = {"count_unscored": ("score", "ScoreFanoutConfig"), "count_unpacked": ("pack", "PackFanoutConfig")}
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def config_of(stage: str) -> type[StageConfig]:
-    """Find the config of a stage, or of a count, by its name."""
+def find_config(stage: str) -> type[StageConfig]:
+    """Return the config class of a stage or a fan-out by its name."""
     folder, name = COUNTS.get(stage, (stage, f"{stage.capitalize()}Config"))
     module = "config" if stage in COUNTS else "stage"
-    found = getattr(importlib.import_module(f"semiscale.stages.{folder}.{module}"), name)
-    assert isinstance(found, type)
-    assert issubclass(found, StageConfig)
-    return found
+    config = getattr(importlib.import_module(f"semiscale.stages.{folder}.{module}"), name)
+    assert isinstance(config, type)
+    assert issubclass(config, StageConfig)
+    return config
 
 
-def component_of(stage: str) -> Any:
-    """Find the component of a stage, or of a count, by its name."""
+def find_component(stage: str) -> Any:
+    """Return the component of a stage or a fan-out by its name."""
     folder, _ = COUNTS.get(stage, (stage, ""))
     return getattr(importlib.import_module(f"components.{folder}.component"), stage)
 
 
 @pytest.mark.parametrize("stage", [*STAGES, *COUNTS])
-def test_the_ui_shows_what_every_stage_did(stage: str) -> None:
-    outputs = component_of(stage).component_spec.outputs
+def test_the_ui_shows_a_page_or_a_summary_of_every_stage(stage: str) -> None:
+    outputs = find_component(stage).component_spec.outputs
     shown = {"page": "system.HTML"} if stage == "report" else {"summary": "system.Markdown"}
     assert {name: outputs[name].type.partition("@")[0] for name in shown} == shown
 
 
-def test_the_form_has_the_keys_that_people_set_and_one_field_for_all_others() -> None:
+def test_the_form_has_the_common_keys_and_a_field_for_all_others() -> None:
     fields = inspect.signature(pipeline.semiscale.pipeline_func).parameters
     assert list(fields) == [*FORM_KEYS, "settings"]
     assert len(FORM_KEYS) <= 16
@@ -69,22 +69,25 @@ def test_a_run_goes_through_the_form_unchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "code", "said"),
+    ("settings", "code", "message"),
     [
         ({"resolutoin": 64}, "SEMI-E102", "settings.resolutoin: unknown key; did you mean 'resolution'"),
         ({"pods": 4}, "SEMI-E101", "settings.pods"),
         ({"hardware": {}}, "SEMI-E102", "settings.hardware"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], code: str, said: str) -> None:
+def test_invalid_settings_are_refused_by_name(settings: dict[str, Any], code: str, message: str) -> None:
     with pytest.raises(InvalidInputError) as error:
         from_form({"name": "n", "settings": settings})
     assert error.value.code == code
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(message)
 
 
-def test_a_new_key_of_a_training_is_two_edits(tmp_path: Path) -> None:
-    """One declares the key, and one is the field of the training's config that uses it."""
+def test_a_new_key_of_a_training_takes_two_edits(tmp_path: Path) -> None:
+    """One edit declares the key.
+
+    The other edit adds the field of the training's config.
+    """
     shutil.copytree(ROOT / "semiscale", tmp_path / "semiscale", ignore=shutil.ignore_patterns("__pycache__"))
     declaration, use = tmp_path / "semiscale/config/run_parameters.py", tmp_path / "semiscale/stages/train/config.py"
     field = '    momentum: float = Field(default=0.9, ge=0, lt=1, description="Of SGD.")\n'
@@ -111,24 +114,28 @@ assert RunParameters.model_json_schema()["properties"]["momentum"]["default"] ==
 def test_the_ui_describes_every_input_and_output() -> None:
     compiled = yaml.safe_load(DEFAULT_PIPELINE_YAML.read_text().partition("\n---")[0])
     form = compiled["root"]["inputDefinitions"]["parameters"]
-    described = {name: " ".join(one["description"].split()) for name, one in form.items()}
+    described = {name: " ".join(field["description"].split()) for name, field in form.items()}
     keys = {name: RunParameters.model_fields[name].description for name in FORM_KEYS}
     assert described == {**keys, "settings": SETTINGS_DESCRIPTION}
     for name, component in compiled["components"].items():
-        if "executorLabel" not in component or name == "comp-plan":  # the plan's parameters are the form's
+        # The parameters of the plan are those of the form.
+        if "executorLabel" not in component or name == "comp-plan":
             continue
         groups = [component["inputDefinitions"], component["outputDefinitions"]]
-        given = {key: one for group in groups for kind in group.values() for key, one in kind.items()}
-        assert [key for key, one in given.items() if not one.get("description")] == [], name
+        fields = {key: field for group in groups for kind in group.values() for key, field in kind.items()}
+        assert [key for key, field in fields.items() if not field.get("description")] == [], name
 
 
-def test_the_graph_is_a_line_with_one_branch() -> None:
-    """Figure 1 of the paper: every task depends on the one before it, the baseline on the plan alone."""
+def test_the_graph_is_a_chain_with_a_branch_for_the_baseline() -> None:
+    """Figure 1 of the paper is a chain of tasks.
+
+    The baseline depends only on the plan.
+    """
     compiled = yaml.safe_load(DEFAULT_PIPELINE_YAML.read_text().partition("\n---")[0])
     tasks = compiled["root"]["dag"]["tasks"]
-    before = {name: sorted(task.get("dependentTasks", [])) for name, task in tasks.items()}
+    dependencies = {name: sorted(task.get("dependentTasks", [])) for name, task in tasks.items()}
     names = {name: task["taskInfo"]["name"] for name, task in tasks.items()}
-    edges = {names[name]: sorted(names[one] for one in ones) for name, ones in before.items()}
+    edges = {names[name]: sorted(names[other] for other in others) for name, others in dependencies.items()}
     assert edges == {
         "Plan: list and check the inputs": [],
         "1 Train the teacher on D": ["Plan: list and check the inputs"],
@@ -150,8 +157,8 @@ def test_the_graph_is_a_line_with_one_branch() -> None:
     }
 
 
-def test_a_scheduled_run_lists_the_buckets_anew() -> None:
-    """kfp keys its cache by parameters, which are the same every night."""
+def test_a_scheduled_run_lists_the_buckets_again() -> None:
+    """The cache of kfp depends on parameters, which are the same every night."""
     compiled = yaml.safe_load(DEFAULT_PIPELINE_YAML.read_text().partition("\n---")[0])
     tasks = compiled["root"]["dag"]["tasks"]
     assert not tasks["plan"]["cachingOptions"].get("enableCache")
@@ -163,27 +170,29 @@ def test_the_papers_defaults() -> None:
     assert defaults["classes_per_image"] == 10
     assert defaults["images_per_class"] == 16_000
     assert defaults["pretrain_images_processed"] == 1_000_000_000
-    # Left to the recipes, whose own they are: tests/stages/train/test_recipes.py.
+    # The recipes define these values. tests/stages/train/test_recipes.py tests them.
     assert {defaults[name] for name in ("batch_size", "device_batch_size", "weight_decay")} == {-1}
     assert defaults["finetune_learning_rates"][0] == 0.00025
     assert (defaults["teacher_architecture"], defaults["student_architecture"]) == ("resnext101_32x48d", "resnet50")
 
 
-def test_contracts_import_nothing_that_runs() -> None:
+def test_importing_the_pipeline_loads_no_heavy_package() -> None:
     script = "import pipeline, sys; print(sorted({'torch', 'pyarrow', 'numpy', 'boto3', 'PIL'} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "[]"
 
 
-def test_the_counts_run_where_there_is_no_torch() -> None:
-    """The scan's stands beside what scores, and runs in the smaller image."""
+def test_the_fanouts_run_without_torch() -> None:
+    """The fan-out of scoring runs in the smaller image."""
     script = "import semiscale.stages.score.fanout, semiscale.stages.pack.fanout, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_runs_from_a_shell(stage: str) -> None:
-    done = subprocess.run([sys.executable, "-m", f"semiscale.stages.{stage}", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for name in config_of(stage).model_fields:
-        assert f"--{name.replace('_', '-')}" in done.stdout
+    completed = subprocess.run(
+        [sys.executable, "-m", f"semiscale.stages.{stage}", "--help"], capture_output=True, text=True
+    )
+    assert completed.returncode == 0, completed.stderr
+    for name in find_config(stage).model_fields:
+        assert f"--{name.replace('_', '-')}" in completed.stdout

@@ -1,4 +1,4 @@
-"""Scheduled retraining: three rounds of one run over a pool that grows, and the champion that comes of them."""
+"""Test scheduled retraining: three rounds over a growing pool, and the champion."""
 
 import json
 import shutil
@@ -32,17 +32,18 @@ from tests.support import sample_images
 from tests.support.stages import Stages
 
 NO_PIPELINE: Any = None
-GROWTH = (("first", 3, 40, 1000), ("second", 1, 4, 5000), ("third", 3, 40, 9000))  # folder, shards, images, seed
+# Folder, shards, images of a shard, and seed.
+GROWTH = (("first", 3, 40, 1000), ("second", 1, 4, 5000), ("third", 3, 40, 9000))
 
 
 class Rounds:
-    """The three rounds, each finished with its report before the pool grows."""
+    """Three rounds of a run. The pool grows after each round."""
 
     def __init__(self, root: Path, bucket: str = "") -> None:
         self.root = root
-        places = {"workdir": f"{bucket}/work", "unlabeled": [f"{bucket}/pool"]} if bucket else {}
+        uris = {"workdir": f"{bucket}/work", "unlabeled": [f"{bucket}/pool"]} if bucket else {}
         rates = {"baseline_learning_rates": [1.0], "finetune_learning_rates": [0.1]}
-        first = Stages(root, retrain_above=0.25, pods=5, **rates, **places)
+        first = Stages(root, retrain_above=0.25, pods=5, **rates, **uris)
         pool = root / "data" / "pool"
         shutil.rmtree(pool)
         self.stages = []
@@ -61,60 +62,60 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
 
 
 def test_three_rounds_over_a_bucket_that_grows(tmp_path: Path, gs_bucket: str) -> None:
-    """All that the rounds below do in a folder, with the pool, the workdir and the champion in an object store."""
+    """The pool, the workdir and the champion of the rounds are in an object store."""
     first, second, third = Rounds(tmp_path, gs_bucket).stages
-    assert [one.selection.ledger.listed for one in (first, second, third)] == [120, 124, 244]
+    assert [stages.selection.ledger.listed for stages in (first, second, third)] == [120, 124, 244]
     before = json.loads(storage.read_bytes(second.plan.units))
     assert sum(pod.units_found for pod in third.scores) == len(before), "only new shards were scored"
     assert (second.students, second.pretrained) == (first.students, first.pretrained), "it changed little"
     assert third.students[0].digest != first.students[0].digest
     assert third.promotion.comparison
     assert third.promotion.comparison.against == "champion"
-    found = load_document(champion_uri(f"{gs_bucket}/work", "trial"), Champion)
-    assert found.current.model == (third if third.promotion.promoted else first).promotion.model
+    champion = load_document(champion_uri(f"{gs_bucket}/work", "trial"), Champion)
+    assert champion.current.model == (third if third.promotion.promoted else first).promotion.model
 
 
 def test_a_round_scores_only_new_shards(rounds: Rounds) -> None:
     before: set[str] = set()
-    for one in rounds.stages:
-        units = {unit["digest"] for unit in json.loads(Path(one.plan.units).read_text())}
-        assert sum(pod.units - pod.units_found for pod in one.scores) == len(units - before)
-        assert before < units, "a unit that was scored is kept"
-        before = units
-    assert [one.selection.ledger.listed for one in rounds.stages] == [120, 124, 244]
-    assert len({one.teacher.digest for one in rounds.stages}) == 1
+    for stages in rounds.stages:
+        groups = {group["digest"] for group in json.loads(Path(stages.plan.units).read_text())}
+        assert sum(pod.units - pod.units_found for pod in stages.scores) == len(groups - before)
+        assert before < groups, "a scored shard group stays"
+        before = groups
+    assert [stages.selection.ledger.listed for stages in rounds.stages] == [120, 124, 244]
+    assert len({stages.teacher.digest for stages in rounds.stages}) == 1
 
 
 def test_a_round_has_as_many_scoring_pods_as_there_are_new_shards(rounds: Rounds) -> None:
-    assert [one.plan.pods for one in rounds.stages] == [3, 4, 5]
-    assert [len(one.scores) for one in rounds.stages] == [3, 1, 3]
+    assert [stages.plan.pods for stages in rounds.stages] == [3, 4, 5]
+    assert [len(stages.scores) for stages in rounds.stages] == [3, 1, 3]
     assert rounds.stages[1].unscored.why == "1 of 4 pods: 1 of 4 shards to score, 1 of 2 units to seal"
     again = Stages.on(rounds.stages[-1].config, rounds.root)
     again.__dict__["teacher"] = again.teacher.model_copy(update={"digest": "another"})
     assert again.unscored.why == "5 of 5 pods: 7 of 7 shards to score, 3 of 3 units to seal"
 
 
-def test_a_quiet_round_has_one_pod_a_loop_and_leaves_what_was_there(rounds: Rounds) -> None:
+def test_a_round_without_new_images_runs_one_pod_per_loop_and_changes_nothing(rounds: Rounds) -> None:
     third = rounds.stages[-1]
     before = json.loads(Path(third.report.results).read_text())
     quiet = Stages.on(third.config, rounds.root)
     assert quiet.unscored.why == "1 of 5 pods: 0 of 7 shards to score, 0 of 3 units to seal"
     assert quiet.unpacked.why == "1 of 5 pods: 0 of 1 tars to pack"
     (alone,) = quiet.scores
-    assert (alone.listed, alone.units, alone.units_found) == (244, 3, 3), "it counts for all pods there ever were"
+    assert (alone.listed, alone.units, alone.units_found) == (244, 3, 3), "it counts for all earlier pods"
     assert (quiet.selection.selection, quiet.packed) == (third.selection.selection, third.packed)
     assert (quiet.students, quiet.evaluation) == (third.students, third.evaluation)
     after = json.loads(Path(quiet.report.results).read_text())
     assert {**after, "promotion": None} == {**before, "promotion": None}
 
 
-def test_one_pod_over_the_whole_pool_leaves_the_bytes_of_three_rounds(rounds: Rounds, tmp_path: Path) -> None:
+def test_one_pod_over_the_whole_pool_writes_the_bytes_of_three_rounds(rounds: Rounds, tmp_path: Path) -> None:
     third = rounds.stages[-1]
     alone = Stages.on(third.config.model_copy(update={"workdir": str(tmp_path / "work"), "pods": 1}), tmp_path)
     alone.__dict__["teacher"] = third.teacher
     assert len(alone.scores) == 1
     assert Path(alone.selection.selection).read_bytes() == Path(third.selection.selection).read_bytes()
-    tars = [sorted(Path(one.packed.folder).glob("*.tar")) for one in (alone, third)]
+    tars = [sorted(Path(stages.packed.folder).glob("*.tar")) for stages in (alone, third)]
     assert [path.read_bytes() for path in tars[0]] == [path.read_bytes() for path in tars[1]] != []
 
 
@@ -131,7 +132,7 @@ def test_a_round_that_changes_little_trains_nothing(rounds: Rounds) -> None:
     assert second.promotion.why == "the student is the champion already"
 
 
-def test_a_round_that_changes_much_trains_anew(rounds: Rounds) -> None:
+def test_a_round_that_changes_much_trains_again(rounds: Rounds) -> None:
     first, _, third = rounds.stages
     assert third.selection.renewal
     assert not third.selection.renewal.kept
@@ -140,7 +141,7 @@ def test_a_round_that_changes_much_trains_anew(rounds: Rounds) -> None:
     assert third.baselines == first.baselines
 
 
-def test_a_new_label_trains_everything_anew(rounds: Rounds) -> None:
+def test_a_new_label_changes_the_digest_of_the_plan(rounds: Rounds) -> None:
     stages = rounds.stages[-1]
     path = Path(str(stages.content["labeled"][0])) / "red" / "new.png"
     path.write_bytes(sample_images.draw_png(0, 77))
@@ -152,18 +153,18 @@ def test_a_new_label_trains_everything_anew(rounds: Rounds) -> None:
 
 def test_the_first_opponent_is_the_baseline_then_the_champion(rounds: Rounds) -> None:
     first, _, third = rounds.stages
-    for one, against in ((first, "baseline"), (third, "champion")):
-        assert one.promotion.comparison
-        assert one.promotion.comparison.against == against
-        assert one.promotion.promoted == (one.promotion.comparison.p_worse > SIGNIFICANCE_LEVEL)
-    found = load_document(champion_uri(third.workdir, "trial"), Champion)
-    reigns = [found.current, *found.former]
-    assert [reign.model for reign in reversed(reigns)] == [
-        one.promotion.model for one in (first, third) if one.promotion.promoted
+    for stages, against in ((first, "baseline"), (third, "champion")):
+        assert stages.promotion.comparison
+        assert stages.promotion.comparison.against == against
+        assert stages.promotion.promoted == (stages.promotion.comparison.p_worse > SIGNIFICANCE_LEVEL)
+    champion = load_document(champion_uri(third.workdir, "trial"), Champion)
+    records = [champion.current, *champion.former]
+    assert [record.model for record in reversed(records)] == [
+        stages.promotion.model for stages in (first, third) if stages.promotion.promoted
     ]
 
 
-def test_the_verb_goes_back_and_on(rounds: Rounds, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_promotes_and_rolls_back(rounds: Rounds, capsys: pytest.CaptureFixture[str]) -> None:
     first, _, third = rounds.stages
     path = rounds.root / "run.yaml"
     path.write_text(yaml.safe_dump(first.content))
@@ -173,52 +174,52 @@ def test_the_verb_goes_back_and_on(rounds: Rounds, capsys: pytest.CaptureFixture
     def promote(*options: str) -> int:
         return main(NO_PIPELINE, ["promote", str(path), *options])
 
-    def now() -> tuple[str, list[str], list[str]]:
-        found = load_document(uri, Champion)
-        return found.current.model, [one.model for one in found.former], found.withdrawn
+    def read_champion() -> tuple[str, list[str], list[str]]:
+        champion = load_document(uri, Champion)
+        return champion.current.model, [record.model for record in champion.former], champion.withdrawn
 
     assert promote("--force") == 0
-    assert now() == (mine, [before], [])
+    assert read_champion() == (mine, [before], [])
     assert promote() == 0, "it is the champion already"
     assert promote("--rollback") == 0
-    assert now() == (before, [], [mine])
+    assert read_champion() == (before, [], [mine])
     assert f"champion: {before} of run 'trial' again" in capsys.readouterr().out
     assert promote() == 1
     assert "[SEMI-E431]" in capsys.readouterr().err
     assert promote("--rollback") == 2
     assert "SEMI-E342" in capsys.readouterr().err
     assert promote("--force") == 0
-    assert now() == (mine, [before], [])
+    assert read_champion() == (mine, [before], [])
 
 
-def test_a_champion_of_another_test_set_is_measured_on_this_one(rounds: Rounds) -> None:
+def test_a_champion_of_another_test_set_is_evaluated_on_this_set(rounds: Rounds) -> None:
     stages = rounds.stages[-1]
     baseline = stages.baselines[0]
     shutil.rmtree(Path(stages.workdir) / "stages" / "evaluate" / "predictions")
-    other = reign(baseline.digest, training=storage.join(baseline.folder, "receipt.json"), test="another")
+    other = build_record(baseline.digest, training=storage.join(baseline.folder, "receipt.json"), test="another")
     update_champion(champion_uri(stages.workdir, "other"), lambda champion: promote_record(champion, other))
     receipt = stages.promote(champion="other", promotion="never")
-    expected = next(one for one in stages.evaluation.comparisons if one.against == "baseline")
+    expected = next(comparison for comparison in stages.evaluation.comparisons if comparison.against == "baseline")
     assert receipt.comparison == expected.model_copy(update={"against": "champion"})
     assert not receipt.promoted
     assert receipt.why.startswith("promotion is never; against the champion: ")
 
 
-def reign(model: str, **changes: Any) -> ChampionRecord:
-    """Return a reign of a model."""
-    known = {"checkpoint": "", "training": "", "run": "trial", "test": "t", "top1": 0.5, "since": "", "why": ""}
-    return ChampionRecord.model_validate({"model": model, **known, **changes})
+def build_record(model: str, **changes: Any) -> ChampionRecord:
+    """Return the record of a champion."""
+    defaults = {"checkpoint": "", "training": "", "run": "trial", "test": "t", "top1": 0.5, "since": "", "why": ""}
+    return ChampionRecord.model_validate({"model": model, **defaults, **changes})
 
 
 @pytest.mark.parametrize(
     ("wins", "losses", "promoted"), [(9, 9, True), (0, 4, True), (0, 5, False), (30, 40, True), (30, 47, False)]
 )
-def test_not_worse_is_a_paired_one_sided_test(rounds: Rounds, wins: int, losses: int, promoted: bool) -> None:
+def test_a_model_is_worse_by_a_paired_one_sided_test(rounds: Rounds, wins: int, losses: int, promoted: bool) -> None:
     model_B = np.array([True] * wins + [False] * losses + [True] * 100)
     other_B = np.array([False] * wins + [True] * losses + [True] * 100)
     comparison = metrics.compare_paired("student", model_B, "champion", other_B)
     config = PromoteConfig(workdir="w", plan="p", evaluation="e")
-    champion = promote_record(None, reign("former"))
+    champion = promote_record(None, build_record("former"))
     assert decide(config, champion, rounds.stages[0].students[0], comparison)[0] is promoted
     forced = config.model_copy(update={"force": True})
     assert decide(forced, champion, rounds.stages[0].students[0], comparison) == (True, "by force")
@@ -232,26 +233,29 @@ def test_the_champion_is_switched_in_every_store(bucket: str) -> None:
     with pytest.raises(InvalidInputError, match="SEMI-E341"):
         update_champion(uri, lambda champion: rollback_record(uri, champion))
     for number in range(3):
-        update_champion(uri, lambda champion, number=number: promote_record(champion, reign(f"m{number}")))  # type: ignore[misc]
+        update_champion(uri, lambda champion, number=number: promote_record(champion, build_record(f"m{number}")))  # type: ignore[misc]
     assert update_champion(uri, lambda _: None) == load_document(uri, Champion)
     update_champion(uri, lambda champion: rollback_record(uri, champion))
-    assert load_document(uri, Champion) == Champion(current=reign("m1"), former=[reign("m0")], withdrawn=["m2"])
+    assert load_document(uri, Champion) == Champion(
+        current=build_record("m1"), former=[build_record("m0")], withdrawn=["m2"]
+    )
 
 
-def test_a_switch_takes_in_what_another_process_wrote(bucket: str) -> None:
+def test_an_update_reads_the_concurrent_write_of_another_process(bucket: str) -> None:
     uri = champion_uri(bucket, "birds")
-    seen: list[str | None] = []
+    models_read: list[str | None] = []
 
     def change(champion: Champion | None) -> Champion:
-        seen.append(champion.current.model if champion else None)
-        if len(seen) == 1:  # another process is faster, once
-            storage.write_bytes(uri, promote_record(champion, reign("theirs")).model_dump_json().encode())
-        return promote_record(champion, reign("mine"))
+        models_read.append(champion.current.model if champion else None)
+        # Another process writes first, once.
+        if len(models_read) == 1:
+            storage.write_bytes(uri, promote_record(champion, build_record("theirs")).model_dump_json().encode())
+        return promote_record(champion, build_record("mine"))
 
-    switched = update_champion(uri, change)
-    assert seen == [None, "theirs"]
-    assert switched
-    assert (switched.current.model, [one.model for one in switched.former]) == ("mine", ["theirs"])
+    updated = update_champion(uri, change)
+    assert models_read == [None, "theirs"]
+    assert updated
+    assert (updated.current.model, [record.model for record in updated.former]) == ("mine", ["theirs"])
 
 
 def test_an_object_that_is_no_champion_is_refused(tmp_path: Path) -> None:
@@ -261,8 +265,12 @@ def test_an_object_that_is_no_champion_is_refused(tmp_path: Path) -> None:
         update_champion(uri, lambda champion: champion)
 
 
-def selection(folder: Path, images: range) -> SelectionReceipt:
-    """Return a receipt of a selection with one row an image, in three classes."""
+def write_selection(folder: Path, images: range) -> SelectionReceipt:
+    """Write a selection of three classes with a row for each image.
+
+    Returns:
+        The receipt of the selection.
+    """
     rows = {
         "class": pa.array([image % 3 for image in images], pa.uint16()),
         "shard": [f"shard-{image // 10}" for image in images],
@@ -281,51 +289,54 @@ def selection(folder: Path, images: range) -> SelectionReceipt:
 
 
 def test_small_changes_add_up(tmp_path: Path) -> None:
-    nights = [selection(tmp_path, range(start, start + 100)) for start in (0, 8, 16, 20)]
-    found = [keep_or_replace(night, str(tmp_path), "family", retrain_above=0.1) for night in nights]
-    assert [one.digest for one in found] == ["0-100", "0-100", "16-116", "16-116"]
-    assert [one.renewal and one.renewal.changed for one in found] == [None, 0.08, 0.16, 0.04]
-    assert [one.ledger.listed for one in found] == [100, 108, 116, 120], "the ledger is always tonight's"
+    nights = [write_selection(tmp_path, range(start, start + 100)) for start in (0, 8, 16, 20)]
+    receipts = [keep_or_replace(night, str(tmp_path), "family", retrain_above=0.1) for night in nights]
+    assert [receipt.digest for receipt in receipts] == ["0-100", "0-100", "16-116", "16-116"]
+    assert [receipt.renewal and receipt.renewal.changed for receipt in receipts] == [None, 0.08, 0.16, 0.04]
+    assert [receipt.ledger.listed for receipt in receipts] == [100, 108, 116, 120], "the counts are always tonight's"
     assert keep_or_replace(nights[0], str(tmp_path), "another", 0.1).digest == "0-100"
 
 
-def test_a_night_without_news_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    night = selection(tmp_path, range(100))
+def test_a_night_without_changes_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    night = write_selection(tmp_path, range(100))
     keep_or_replace(night, str(tmp_path), "f", 0.1)
     assert capsys.readouterr().out == ""
     assert keep_or_replace(night, str(tmp_path), "f", 0.1) == night
     assert "nothing new to train on" in capsys.readouterr().out
 
 
-def test_the_threshold_0_trains_anew_for_any_change_but_not_for_none(tmp_path: Path) -> None:
-    same = selection(tmp_path, range(50)).model_copy(update={"digest": "of a larger pool"})
-    found = [keep_or_replace(one, str(tmp_path), "f", 0.0) for one in (selection(tmp_path, range(50)), same)]
-    assert [one.digest for one in found] == ["0-50", "0-50"]
-    assert keep_or_replace(selection(tmp_path, range(51)), str(tmp_path), "f", 0.0).digest == "0-51"
+def test_the_threshold_0_retrains_after_any_change_and_not_without_one(tmp_path: Path) -> None:
+    same = write_selection(tmp_path, range(50)).model_copy(update={"digest": "of a larger pool"})
+    selections = (write_selection(tmp_path, range(50)), same)
+    receipts = [keep_or_replace(selection, str(tmp_path), "f", 0.0) for selection in selections]
+    assert [receipt.digest for receipt in receipts] == ["0-50", "0-50"]
+    assert keep_or_replace(write_selection(tmp_path, range(51)), str(tmp_path), "f", 0.0).digest == "0-51"
 
 
-def test_a_selection_that_was_deleted_is_not_kept(tmp_path: Path) -> None:
-    first, second = selection(tmp_path, range(100)), selection(tmp_path, range(1, 101))
+def test_a_deleted_selection_is_replaced(tmp_path: Path) -> None:
+    first, second = write_selection(tmp_path, range(100)), write_selection(tmp_path, range(1, 101))
     keep_or_replace(first, str(tmp_path), "f", 0.5)
     Path(first.selection).unlink()
     assert keep_or_replace(second, str(tmp_path), "f", 0.5) == second
 
 
-def test_what_changed_counts_rows_that_came_or_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def share(earlier: range, fresh: range) -> float:
-        return fraction_changed(selection(tmp_path, earlier).selection, selection(tmp_path, fresh).selection)
+def test_the_change_counts_added_and_removed_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(earlier: range, fresh: range) -> float:
+        return fraction_changed(
+            write_selection(tmp_path, earlier).selection, write_selection(tmp_path, fresh).selection
+        )
 
     monkeypatch.setattr("semiscale.stages.merge.retrain_gate.ROWS_PER_BATCH", 16)
-    assert share(range(100), range(100)) == 0
-    assert share(range(100), range(50)) == pytest.approx(0.5)
-    assert share(range(100), range(200)) == pytest.approx(0.5)
-    assert share(range(100), range(90, 190)) == pytest.approx(0.9)
-    assert share(range(100), range(100, 200)) == 1
+    assert compare(range(100), range(100)) == 0
+    assert compare(range(100), range(50)) == pytest.approx(0.5)
+    assert compare(range(100), range(200)) == pytest.approx(0.5)
+    assert compare(range(100), range(90, 190)) == pytest.approx(0.9)
+    assert compare(range(100), range(100, 200)) == 1
 
 
 def test_an_image_in_another_class_is_another_row(tmp_path: Path) -> None:
-    earlier = selection(tmp_path, range(30)).selection
+    earlier = write_selection(tmp_path, range(30)).selection
     table = pq.read_table(earlier)
-    label = pa.array([(one + 1) % 3 for one in table["class"].to_pylist()], pa.uint16())
+    label = pa.array([(value + 1) % 3 for value in table["class"].to_pylist()], pa.uint16())
     pq.write_table(table.set_column(0, "class", label), tmp_path / "moved.parquet")
     assert fraction_changed(earlier, str(tmp_path / "moved.parquet")) == 1
