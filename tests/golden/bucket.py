@@ -1,4 +1,7 @@
-"""The bucket that the golden workdir lies in: an S3 server of the tests, read and written without the program."""
+"""Read and write the bucket of the golden workdir without the program.
+
+The bucket is on an S3 server of the tests.
+"""
 
 import hashlib
 import io
@@ -16,17 +19,20 @@ NAME = "semiscale-golden"
 HERE = Path(__file__).resolve().parent / "data"
 FIXTURE = HERE / "workdir-0.1.0.tar.xz"
 GOLDEN = HERE / "workdir-0.1.0.json"
-# Some names have a random or a clock's part. Everything else in a name is a digest, a number or a word.
+# Some names have a random part or a time. Everything else in a name is a digest, a number or a word.
 RANDOM_PARTS = (
     (re.compile(r"(/checkpoints/\d{15})-[0-9a-f]{8}\."), r"\1-RANDOM."),
     (re.compile(r"/events\.out\.tfevents\.\d{17}\.[^/]+$"), "/events.out.tfevents.TIME.RANDOM"),
 )
-# The evaluation measures the best model of each sweep alone, and which one is best may depend on the processor.
+# The evaluation measures only the best model of each sweep. The best model may depend on the processor.
 PREDICTIONS = "work/stages/evaluate/predictions/"
 
 
 class Bucket:
-    """The objects of the bucket, by their keys. The environment leads to the server."""
+    """The objects of the bucket by their keys.
+
+    The environment has the address of the server.
+    """
 
     def __init__(self) -> None:
         self._client = boto3.client("s3")
@@ -66,21 +72,21 @@ class Bucket:
 
 
 def pack_objects(objects: Mapping[str, bytes]) -> bytes:
-    """Return objects as a compressed tar; equal objects give equal bytes.
+    """Return objects as a compressed tar. Equal objects give equal bytes.
 
-    Equal objects are stored once. `lp` and `pb` of 2 tell the compressor that the tensors' numbers have four bytes.
+    Equal objects are stored once. `lp` and `pb` of 2 tell the compressor that the numbers of tensors have four bytes.
     """
     buffer = io.BytesIO()
-    seen: dict[str, str] = {}
+    names_by_content: dict[str, str] = {}
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for key, data in sorted(objects.items(), key=lambda item: (item[0].rpartition(".")[2], item[0])):
             member = tarfile.TarInfo(key)
             content = hashlib.sha256(data).hexdigest()
-            if data and content in seen:
-                member.type, member.linkname = tarfile.LNKTYPE, seen[content]
+            if data and content in names_by_content:
+                member.type, member.linkname = tarfile.LNKTYPE, names_by_content[content]
                 tar.addfile(member)
                 continue
-            seen[content] = key
+            names_by_content[content] = key
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 2, "pb": 2}]
@@ -99,7 +105,7 @@ def unpack_objects(path: Path = FIXTURE) -> dict[str, bytes]:
 
 
 def golden() -> dict[str, Any]:
-    """Read the list of the archive: its paths, and the objects that were left out for their size."""
+    """Read the list of all paths and of the objects that the archive does not have."""
     content: dict[str, Any] = json.loads(GOLDEN.read_text())
     return content
 

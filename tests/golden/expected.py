@@ -1,7 +1,7 @@
-"""Expected values, kept as JSON files in `data`.
+"""Compare values with the JSON files in `data`.
 
-`WRITE_GOLDEN=1 pytest tests/golden` writes them instead of comparing. A change of what is stored in users' workdirs
-needs more than that: the program must still understand the older form, and a test must show it.
+`WRITE_GOLDEN=1 pytest tests/golden` writes the files instead. A change of the content of users' workdirs needs more.
+The program must still understand the older form, and a test must show it.
 """
 
 import json
@@ -13,19 +13,19 @@ HERE = Path(__file__).resolve().parent / "data"
 
 
 def check_equal(name: str, actual: Any) -> None:
-    """Assert that values equal the expected values of that name."""
+    """Check that values equal the expected values of a name."""
     assert json.loads(json.dumps(actual)) == _expected(name, actual)
 
 
 def check_nothing_lost(name: str, actual: Any) -> None:
-    """Assert that values hold all expected values of that name. More values are fine."""
+    """Check that values have all expected values of a name. More values are fine."""
     assert missing_values(_expected(name, actual), json.loads(json.dumps(actual))) == []
 
 
 def missing_values(old: Any, new: Any, path: str = "") -> list[str]:
     """Return the paths of values in a JSON document that another lacks or has changed.
 
-    New keys of an object are fine, at any depth. Lists of names may have new names; other lists are equal in length.
+    New keys of an object are fine at any depth. Lists of names may have new names. Other lists have equal lengths.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         return [

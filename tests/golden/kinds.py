@@ -1,4 +1,7 @@
-"""The kinds of objects in a workdir, by their paths. Every path has exactly one kind."""
+"""Find the kind of an object in a workdir by its path.
+
+Every path has exactly one kind.
+"""
 
 import io
 import re
@@ -28,7 +31,7 @@ JSON_KINDS = {
     "list of shard groups": rf"stages/plan/{HEX}/units\.json",
     "run parameters": r"[^/]+/run\.json",
 }
-# These are plain JSON without a type in the program; a test looks at their form.
+# These are plain JSON without a type in the program. A test checks their form.
 PLAIN_JSON_KINDS = {
     "shards of a shard group": rf"stages/plan/units/{HEX}\.json",
     "packed tars with their labels": rf"stages/pack/{HEX}/shards\.json",
@@ -63,9 +66,9 @@ def kind_of(path: str) -> str:
 
 
 def parquet_schema(data: bytes) -> dict[str, Any]:
-    """Return the columns, their types, and the names of the metadata of a Parquet file.
+    """Return the columns, types and names of metadata of a Parquet file.
 
-    The types are those of Parquet and those that Arrow reads.
+    The types are those of Parquet and those of Arrow.
     """
     file = pq.ParquetFile(io.BytesIO(data))
     arrow = file.schema_arrow

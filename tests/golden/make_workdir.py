@@ -4,16 +4,16 @@ The archive was made at revision f0b0de0, the last one before the restructuring,
 
     python -m tests.golden.make_workdir
 
-Do not make it again with a later version: it stands for the workdirs that users have. A later version gets an archive
-of its own. It takes half a minute.
+Do not make it again with a later version, because it represents the workdirs of users. A later version gets its own
+archive. It takes half a minute.
 
-Everything lies in the bucket s3://semiscale-golden of an S3 server, because the versions of S3 objects are digests of
-their bytes. On a disk they are times, and shards would have other digests wherever the workdir is unpacked. The run
-has two rounds, as in scheduled retraining: the pool grows by one shard in between. Then the champion has a predecessor.
+All objects are in the bucket s3://semiscale-golden of an S3 server, because the versions of S3 objects are digests of
+their bytes. On a disk the versions are times, so each unpacked workdir would have other digests of shards. The run has
+two rounds, as in scheduled retraining. The pool grows by one shard in between. Then the champion has a predecessor.
 
 `data/later/` holds one more shard. It is new to both rounds.
 
-Tensors that no test reads are left out of the archive. Each network has 310 kB of them, and they do not compress.
+The archive does not have tensors that no test reads. Each network has 310 kB of them, and they do not compress.
 """
 
 import io
@@ -38,12 +38,16 @@ from tests.support.servers import serve_store
 REVISION = "f0b0de0"
 RUN_FILE = HERE / "run.yaml"
 SECOND_SHARD, THIRD_SHARD = "pool-003.tar", "pool-004.tar"
-BROKEN = "00007.png"  # of the first shard
+# This image of the first shard is damaged.
+BROKEN = "00007.png"
 REMOVED = ("00002", "no-such-key")
 
 
 def make_data() -> dict[str, bytes]:
-    """Return labeled sets of three classes, five tars and a Parquet file of twenty images each, and twelve files."""
+    """Draw the data of both rounds.
+
+    It has labeled sets of three classes, five tars and a Parquet file of twenty images each, and twelve loose files.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         sample_images.write_folders(root / "labeled", 4)
@@ -81,14 +85,20 @@ def run_both_rounds(bucket: Bucket, folder: Path) -> list[WholeRun]:
 
 
 def archived_trainings(rounds: list[WholeRun]) -> set[str]:
-    """Return the trainings whose tensors a test reads: teacher, last pre-training and champion, by digest."""
+    """Return the digests of the trainings whose tensors a test reads.
+
+    They are the teacher, the last pre-training and the champion.
+    """
     last = rounds[-1].receipts
     best = content_of(last.evaluation)["models"]["student"]["receipt"]
     return {content_of(last.teacher)["digest"], content_of(last.pretrained)["digest"], best}
 
 
 def is_left_out(key: str, archived: set[str], teacher: str) -> bool:
-    """Tell whether an object is left out of the archive. Of the training checkpoints only the teacher's is in it."""
+    """Return whether an object is not in the archive.
+
+    The archive has the training checkpoint of the teacher only.
+    """
     training = re.match(r"work/stages/train/([0-9a-f]{16})/(.+)\.safetensors$", key)
     if not training:
         return False
@@ -96,7 +106,10 @@ def is_left_out(key: str, archived: set[str], teacher: str) -> bool:
 
 
 def possible_predictions(rounds: list[WholeRun]) -> list[str]:
-    """Return the keys that the predictions of all trained models have, or would have had they been chosen."""
+    """Return the keys of the possible predictions of all trained models.
+
+    The evaluation writes them only for chosen models.
+    """
     keys = set[str]()
     for whole in rounds:
         receipts, test = whole.receipts, content_of(whole.receipts.plan)["test"]["digest"]

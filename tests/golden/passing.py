@@ -1,8 +1,8 @@
-"""How the stages get their parameters: from the run file and from the receipts of earlier stages.
+"""Pass parameters from the run file and from earlier receipts to the stages.
 
 Each function returns the fields of one stage's config, as `pipeline.py` and `components/*/component.py` pass them at
-revision f0b0de0. A change of the way parameters are passed changes this module. The digests that come of it must not
-change, because the objects in users' workdirs are named by them.
+revision f0b0de0. If parameters are passed in another way, this module changes. The digests must not change, because
+they are part of the names of objects in users' workdirs.
 """
 
 from dataclasses import dataclass, field
@@ -35,12 +35,12 @@ def pick(run: Fields, *names: str) -> Fields:
 
 
 def plan(run: Fields) -> Fields:
-    """The plan is given all parameters."""
+    """Return the fields of the plan, which are all parameters."""
     return dict(run)
 
 
 def training(run: Fields, receipts: Receipts) -> Fields:
-    """Return what all trainings of a run are given."""
+    """Return the common fields of all trainings of a run."""
     shared = ("batch_size", "device_batch_size", "weight_decay", "resolution", "augmentation", "frames", "seed")
     return {"plan": receipts.plan, **pick(run, "workdir", "image_column", "label_column", *shared)}
 
@@ -99,7 +99,7 @@ def baseline(run: Fields, receipts: Receipts, learning_rate: float) -> Fields:
 
 
 def transfer(run: Fields, receipts: Receipts, weights: str) -> Fields:
-    """Return the fields of the training that the verb `transfer` asks for (full-ft)."""
+    """Return the fields of the training of the verb `transfer` (full-ft)."""
     shared = ("batch_size", "device_batch_size", "weight_decay", "resolution", "augmentation", "frames", "seed")
     return {
         **pick(run, "workdir", "image_column", "label_column", *shared),
@@ -111,7 +111,7 @@ def transfer(run: Fields, receipts: Receipts, weights: str) -> Fields:
 
 
 def fc_only(run: Fields, receipts: Receipts, weights: str) -> Fields:
-    """Return the fields of the fitting that the verb `transfer --setting fc-only` asks for."""
+    """Return the fields of the fit of the verb `transfer --setting fc-only`."""
     return {
         **pick(run, "workdir", "image_column", "label_column", "resolution", "augmentation"),
         "architecture": run["student_architecture"],
@@ -121,7 +121,7 @@ def fc_only(run: Fields, receipts: Receipts, weights: str) -> Fields:
 
 
 def count_unscored(run: Fields, receipts: Receipts) -> Fields:
-    """Return the fields of the count of what is left to score."""
+    """Return the fields of the fan-out of scoring."""
     return {
         "plan": receipts.plan,
         "teacher": receipts.teacher,
@@ -146,7 +146,7 @@ def merge(run: Fields, receipts: Receipts) -> Fields:
 
 
 def count_unpacked(run: Fields, receipts: Receipts) -> Fields:
-    """Return the fields of the count of what is left to pack."""
+    """Return the fields of the fan-out of packing."""
     return {
         "plan": receipts.plan,
         "selection": receipts.selection,

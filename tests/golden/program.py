@@ -1,7 +1,6 @@
-"""The adapter between the golden tests and the program.
+"""Adapt the program to the golden tests.
 
-No other module of this package imports the program. A rename changes this file and leaves the tests and their data
-alone.
+No other module of this package imports the program. A rename in the program changes only this file.
 """
 
 import json
@@ -57,7 +56,8 @@ from semiscale.stages.train.stage import fit_linear_probe, train
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [ROOT / "pipeline.py", ROOT / "components", ROOT / "semiscale"]
-NO_PIPELINE: Any = None  # the verbs that the tests run do not need the graph
+# The verbs in the tests do not need the graph.
+NO_PIPELINE: Any = None
 FINISHED_BEFORE = re.compile(r"^(\w+) · finished before: (\S+)$", re.MULTILINE)
 
 Document = dict[str, Any]
@@ -74,7 +74,8 @@ STAGES: dict[str, tuple[type[StageConfig], Callable[[Any], Receipt]]] = {
     "promote": (PromoteConfig, promote),
     "report": (ReportConfig, report),
 }
-# The types of the JSON objects in a workdir. The golden tests name them so; the classes may have other names.
+# These are the types of the JSON objects in a workdir. The keys are the names in the golden tests, and the classes may
+# have other names.
 DOCUMENTS: dict[str, Any] = {
     "plan receipt": PlanReceipt,
     "training receipt": TrainReceipt,
@@ -134,7 +135,7 @@ def run_stage(stage: str, fields: Document) -> Document:
 
 
 def announce(workdir: str, run: str) -> None:
-    """Note in the workdir that a run was asked for, as the verb `run` does."""
+    """Write to the workdir that a run was requested, as the verb `run` does."""
     task_status.announce_submission(workdir, run)
 
 
@@ -144,19 +145,22 @@ def parameters(run_file: Path) -> Document:
 
 
 def default_parameters() -> Document:
-    """Return every run-file key with its default, "required" where it has none."""
+    """Return every run-file key with its default, or with "required"."""
     fields = RunParameters.model_fields
     return {name: "required" if field.is_required() else field.default for name, field in fields.items()}
 
 
 def round_trip(kind: str, data: bytes) -> Any:
-    """Parse a JSON object with today's type, and return what that type writes."""
+    """Parse a JSON object with its current type, and return the output of that type."""
     adapter: TypeAdapter[Any] = TypeAdapter(DOCUMENTS[kind])
     return json.loads(adapter.dump_json(adapter.validate_json(data)))
 
 
 def fields_of(kind: str) -> list[str]:
-    """Return the names of the fields of a JSON object; none for a list or a plain dictionary."""
+    """Return the names of the fields of a JSON object.
+
+    A list and a plain dictionary have none.
+    """
     model = DOCUMENTS[kind]
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
@@ -195,7 +199,7 @@ def documented_exit_codes() -> list[int]:
 
 
 def offered_metrics() -> dict[str, Document]:
-    """Return the name, the type and the labels of every Prometheus metric of a task that has counted something."""
+    """Return the name, the type and the labels of every metric of a task with counts."""
     progress = Progress("score", 10)
     with progress.timer("read"):
         progress.update(1)
@@ -212,5 +216,5 @@ def make_small_shard_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_stores() -> None:
-    """Open the object stores anew, because the environment that they were opened in has changed."""
+    """Close the cached object stores, because the environment has changed."""
     storage._open_store.cache_clear()

@@ -1,4 +1,7 @@
-"""The digests of the stages' configs, which name the objects in a workdir, are those of version 0.1.0."""
+"""Test that the digests of the stages' configs are those of version 0.1.0.
+
+The digests name the objects in a workdir.
+"""
 
 import json
 
@@ -9,7 +12,7 @@ from tests.golden.passing import Fields, Receipts
 WEIGHTS = f"s3://{NAME}/files/weights.pth"
 LISTED = f"s3://{NAME}/files/list.txt"
 FILES = {"files/weights.pth": b"these bytes are never read as weights", "files/list.txt": b"one\ntwo\nthree\n"}
-# Runs by name: the run file that each starts from, and the keys that it changes.
+# Each run has a name, a run file, and the keys that it changes.
 RUNS: dict[str, tuple[str, Fields]] = {
     "demo": ("demo", {}),
     "paper": ("paper", {}),
@@ -58,7 +61,7 @@ def parameters_of(name: str) -> Fields:
 
 
 def write_receipts(bucket: Bucket, run: Fields, archived: dict[str, bytes]) -> Receipts:
-    """Write receipts that a run's configs can point at: those of the old workdir, with this run's parameters."""
+    """Write the receipts of the old workdir with the parameters of a run."""
     folder = "work/golden/receipts/"
     for key in (key for key in archived if key.startswith(folder)):
         content = json.loads(archived[key])
@@ -84,7 +87,7 @@ def write_receipts(bucket: Bucket, run: Fields, archived: dict[str, bytes]) -> R
 
 
 def configs(run: Fields, receipts: Receipts) -> dict[str, tuple[str, Fields]]:
-    """Return the stage and the fields of every config of a run, by a name for each."""
+    """Return the stage and the fields of every config of a run by name."""
     return {
         "plan": ("plan", passing.plan(run)),
         "teacher": ("train", passing.teacher(run, receipts)),

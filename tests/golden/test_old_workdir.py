@@ -1,4 +1,4 @@
-"""The program understands a finished workdir of version 0.1.0, finds its work, and continues from it."""
+"""Test that the program reuses a finished workdir of version 0.1.0."""
 
 import io
 import json
@@ -15,11 +15,11 @@ from tests.golden.whole_run import WholeRun, content_of
 
 WORK = "work/"
 RESULTS = f"{WORK}golden/results.json"
-# Every run writes these objects, also if all its work was finished before.
+# Every run writes these objects, even if all its work was finished before.
 REWRITTEN = re.compile(r"work/(progress/golden/[^/]+\.json|golden/(report\.html|results\.json|receipts/[^/]+\.json))")
 TRAINED = re.compile(r"work/stages/train/[0-9a-f]{16}/receipt\.json")
 SCORED = re.compile(r"work/stages/score/[^/]+/parts/[0-9a-f]{16}\.parquet")
-# Not in the archive: GPUs write a decision, and the verb `measure` a measurement.
+# The archive does not have these kinds. GPUs write a decision, and the verb `measure` writes a measurement.
 WRITTEN_BY_OTHERS = ("execution decision", "measurement")
 RUN = program.parameters(make_workdir.RUN_FILE)
 
@@ -35,7 +35,7 @@ def changed_keys(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 
 def paths_and_predictions(keys: Iterable[str]) -> tuple[list[str], set[str]]:
-    """Return the paths of a workdir without their random parts, and apart from them the keys of predictions."""
+    """Return the paths of a workdir without random parts, and the keys of predictions."""
     work = [key for key in keys if key.startswith(WORK)]
     predictions = {key for key in work if key.startswith(PREDICTIONS)}
     return sorted(path_of(key) for key in work if key not in predictions), predictions
@@ -48,7 +48,7 @@ def put_first_pool(bucket: Bucket, archived: dict[str, bytes]) -> None:
 
 
 def schemas(objects: dict[str, bytes]) -> dict[str, object]:
-    """Return the schema of every kind of Parquet file. All files of one kind have the same schema."""
+    """Return the schema of every kind of Parquet file, after checking each file."""
     by_kind: dict[str, object] = {}
     for key in (key for key in objects if key.startswith(WORK) and key.endswith(".parquet")):
         schema, kind = kinds.parquet_schema(objects[key]), kinds.kind_of(key.removeprefix(WORK))
@@ -71,7 +71,10 @@ def test_every_path_is_the_expected_one(archived: dict[str, bytes]) -> None:
 def test_a_fresh_run_writes_the_same_paths_and_schemas(
     golden_bucket: Bucket, archived: dict[str, bytes], handed_on: Path
 ) -> None:
-    """Names depend on configs and data. No name depends on trained weights, which differ between processors."""
+    """Names depend on configs and data.
+
+    No name depends on trained weights, which differ between processors.
+    """
     put_first_pool(golden_bucket, archived)
     WholeRun(RUN, handed_on).all()
     keys = golden_bucket.etags(WORK)
@@ -88,15 +91,18 @@ def test_a_fresh_run_writes_the_same_paths_and_schemas(
 def test_two_fresh_rounds_write_the_same_paths_whatever_the_weights_are(
     golden_bucket: Bucket, archived: dict[str, bytes], handed_on: Path
 ) -> None:
-    """The teacher's tensors are changed after its training, as another processor would have changed them."""
+    """The test changes the teacher's tensors after its training.
+
+    Another processor would have trained other tensors.
+    """
     put_first_pool(golden_bucket, archived)
     first = WholeRun(RUN, handed_on / "teacher")
     first.plan()
     folder = first.train_teacher()["folder"].removeprefix(f"s3://{NAME}/")
     tensors = golden_bucket.read(f"{folder}/model.safetensors")
-    # The second lowest byte of the last 50,000 numbers changes: about one per cent of each.
+    # The second lowest byte of the last 50,000 numbers changes, which is about one per cent of each number.
     noisy = tensors[:-200_000] + bytes(
-        byte ^ 0x7F if place % 4 == 1 else byte for place, byte in enumerate(tensors[-200_000:])
+        byte ^ 0x7F if index % 4 == 1 else byte for index, byte in enumerate(tensors[-200_000:])
     )
     golden_bucket.write(f"{folder}/model.safetensors", noisy)
     make_workdir.run_both_rounds(golden_bucket, handed_on)
@@ -107,7 +113,7 @@ def test_two_fresh_rounds_write_the_same_paths_whatever_the_weights_are(
     assert predictions <= set(golden()["possible_predictions"])
 
 
-def test_finished_work_is_found(
+def test_finished_work_is_reused(
     old_workdir: Bucket, archived: dict[str, bytes], handed_on: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = old_workdir.etags()
@@ -138,7 +144,7 @@ def test_another_k_is_selected_from_the_old_scores(old_workdir: Bucket) -> None:
 
 
 def test_another_k_is_selected_from_a_run_without_a_report(old_workdir: Bucket) -> None:
-    """The receipts of an unfinished run lie below `stages` alone."""
+    """The receipts of an unfinished run are only below `stages`."""
     for key in old_workdir.etags(f"{WORK}golden/receipts/"):
         old_workdir.delete(key)
     before = old_workdir.etags()
@@ -153,7 +159,7 @@ def test_another_k_is_selected_from_a_run_without_a_report(old_workdir: Bucket) 
 
 
 def test_an_old_student_is_measured(old_workdir: Bucket) -> None:
-    """The predictions of the old run are used again."""
+    """The measurement reuses the predictions of the old run."""
     before = old_workdir.etags()
     run_file = str(make_workdir.RUN_FILE)
     assert program.verb("measure", run_file, run_file, "--model", "student") == 0
@@ -181,7 +187,10 @@ def test_the_old_champion_is_withdrawn_and_promoted_again(old_workdir: Bucket) -
 
 
 def test_a_run_continues_after_its_pool_has_grown(old_workdir: Bucket, handed_on: Path) -> None:
-    """With one shard more, that shard alone is scored. Teacher and baselines are found, the students are new."""
+    """With one more shard, only that shard is scored.
+
+    The teacher and the baselines are reused. The students are new.
+    """
     before = old_workdir.etags()
     make_workdir.add_shard(old_workdir, make_workdir.THIRD_SHARD)
     third = WholeRun(RUN, handed_on).all()
@@ -215,7 +224,10 @@ def test_a_third_learning_rate_starts_from_the_old_pretraining(old_workdir: Buck
 def test_a_training_resumes_from_an_old_checkpoint(
     old_workdir: Bucket, archived: dict[str, bytes], handed_on: Path
 ) -> None:
-    """The teacher's training is unfinished if it has no receipt. Its checkpoint is that of the last step."""
+    """The teacher's training is unfinished, because it has no receipt.
+
+    Its checkpoint is that of the last step.
+    """
     old = json.loads(archived[f"{WORK}golden/receipts/teacher.json"])
     folder = old["folder"].removeprefix(f"s3://{NAME}/")
     old_workdir.delete(f"{folder}/receipt.json")
@@ -236,7 +248,7 @@ def test_json_objects_keep_all_their_fields(archived: dict[str, bytes], kind: st
 
 
 def is_of(key: str, kind: str) -> bool:
-    """Tell whether an object of the workdir is of a kind."""
+    """Return whether an object of the workdir is of a kind."""
     return kinds.kind_of(key.removeprefix(WORK)) == kind
 
 

@@ -1,4 +1,4 @@
-"""A task of the pipeline gives its stage the inputs that version 0.1.0 passed by hand."""
+"""Test that a task passes the same inputs to its stage as version 0.1.0."""
 
 from typing import Any
 
@@ -39,6 +39,6 @@ def test_every_config_has_the_fields_of_version_0_1_0(name: str) -> None:
         ("promote", passing.promote(run, RECEIPTS), {**plan, "evaluation": "e"}),
         ("report", passing.report(run, RECEIPTS), {**plan, **models, **report}),
     ]
-    for stage, fields, given in tasks:
-        assert program.config_in_run(stage, run, given) == program.config(stage, fields), stage
+    for stage, fields, inputs in tasks:
+        assert program.config_in_run(stage, run, inputs) == program.config(stage, fields), stage
     assert program.plan_through_the_form(run) == program.config("plan", passing.plan(run))

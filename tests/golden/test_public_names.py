@@ -1,4 +1,4 @@
-"""Names that other systems rely on are unchanged: metrics, environment variables, verbs and exit codes."""
+"""Test that metrics, environment variables, verbs and exit codes keep their names."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A whole run, one stage after the other in this process, in the order of the pipeline's graph."""
+"""Run all stages in this process, in the order of the pipeline's graph."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ from tests.golden.passing import Fields, Receipts
 
 
 class WholeRun:
-    """The stages of one run, and the receipts that they left.
+    """The stages of one run and their receipts.
 
-    Receipts are handed on as files in `folder`, as Kubeflow hands them on.
+    The receipts are files in `folder`. Kubeflow passes them on in the same way.
     """
 
     def __init__(self, run: Fields, folder: Path) -> None:
@@ -25,16 +25,16 @@ class WholeRun:
         return content
 
     def train_teacher(self) -> Fields:
-        """Train the teacher, or find it."""
+        """Train the teacher, or reuse it."""
         self.receipts.teacher, content = self._do("train", passing.teacher(self.run, self.receipts))
         return content
 
     def score(self) -> list[Fields]:
         """Score the pool, one pod after the other, and return the pods' receipts."""
         self.receipts.unscored, count = self._do("count-unscored", passing.count_unscored(self.run, self.receipts))
-        done = [self._do("score", passing.score(self.run, self.receipts, pod)) for pod in range(count["pods"])]
-        self.receipts.scores = [uri for uri, _ in done]
-        return [content for _, content in done]
+        completed = [self._do("score", passing.score(self.run, self.receipts, pod)) for pod in range(count["pods"])]
+        self.receipts.scores = [uri for uri, _ in completed]
+        return [content for _, content in completed]
 
     def merge(self) -> Fields:
         """Select the images."""
@@ -49,7 +49,7 @@ class WholeRun:
         return content
 
     def train_students(self) -> None:
-        """Pre-train the student and fine-tune it, and train the baseline, at every learning rate."""
+        """Pre-train and fine-tune the student, and train the baseline."""
         self.receipts.pretrained, _ = self._do("train", passing.pretrain(self.run, self.receipts))
         self.receipts.students = [
             self._do("train", passing.finetune(self.run, self.receipts, rate))[0]
@@ -97,5 +97,5 @@ class WholeRun:
 
 
 def content_of(path: str) -> Any:
-    """Read a receipt that was handed on."""
+    """Read a receipt that a stage has returned."""
     return json.loads(Path(path).read_text())
