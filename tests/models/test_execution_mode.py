@@ -1,4 +1,4 @@
-"""Test execution modes: timing on the CPU, and compilation over ranks that are real processes."""
+"""Test execution modes: timing on the CPU, and compilation on several ranks."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ compiles = pytest.mark.skipif(not shutil.which("g++"), reason="compiling for a C
 ALONE = DistributedContext().broadcast_ddp_wrapper()
 
 
-def small() -> nn.Module:
+def build_small_network() -> nn.Module:
     """Return a network that compiles in seconds."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
@@ -29,8 +29,8 @@ def small() -> nn.Module:
 
 @compiles
 @pytest.mark.slow
-def test_what_is_compiled_is_timed_and_taken_where_it_pays(capsys: pytest.CaptureFixture[str]) -> None:
-    model = small()
+def test_a_compiled_step_is_timed_and_used_only_if_it_pays(capsys: pytest.CaptureFixture[str]) -> None:
+    model = build_small_network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     images_BCHW = torch.rand(4, 3, 8, 8)
     assert not execution_mode.autotune_training(model, images_BCHW, 1, ALONE).compiled, (
@@ -43,7 +43,7 @@ def test_what_is_compiled_is_timed_and_taken_where_it_pays(capsys: pytest.Captur
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_step_of_sgd_is_a_handful_of_calls(tmp_path: Path) -> None:
+def test_a_step_of_sgd_has_few_calls(tmp_path: Path) -> None:
     """On a CPU a loop over 161 tensors is slower than their updates."""
     config = TrainConfig(
         workdir=str(tmp_path), recipe="modern", architecture="resnet50", plan="", resolution=64, augmentation="shift"
@@ -60,44 +60,51 @@ def test_a_step_of_sgd_is_a_handful_of_calls(tmp_path: Path) -> None:
     assert calls.count <= 4
 
 
-def gradients() -> tuple[bool, list[list[float]]]:
-    """Return whether the compiled network averages gradients, and the gradient of two microbatches."""
+def train_on_rank() -> tuple[bool, list[list[float]]]:
+    """Return whether the network averages gradients, and those of two microbatches."""
     ranks = distributed_context_from_env()
     with ranks.process_group(False):
         first = ranks.broadcast_ddp_wrapper(of_the_first=True)
         # Only rank 0 runs this network, and it waits for no other rank.
         if ranks.is_main:
-            F.cross_entropy(first(small())(images(2)), torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
-        network = ExecutionMode(layout=CONTIGUOUS, compiled=True, on="").wrap(small(), ranks.broadcast_ddp_wrapper())
+            F.cross_entropy(first(build_small_network())(draw_images(2)), torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
+        network = ExecutionMode(layout=CONTIGUOUS, compiled=True, on="").wrap(
+            build_small_network(), ranks.broadcast_ddp_wrapper()
+        )
         inner = getattr(network, "_orig_mod", network)
-        images_BCHW, labels_B = images(8)[ranks.batch_slice(8)], torch.arange(8)[ranks.batch_slice(8)] % 5
+        images_BCHW, labels_B = draw_images(8)[ranks.batch_slice(8)], torch.arange(8)[ranks.batch_slice(8)] % 5
         with network.no_sync():  # type: ignore[operator]
             (F.cross_entropy(network(images_BCHW[:2]), labels_B[:2]) / 2).backward()  # type: ignore[no-untyped-call]
         (F.cross_entropy(network(images_BCHW[2:]), labels_B[2:]) / 2).backward()  # type: ignore[no-untyped-call]
-        found = [parameter.grad.flatten().tolist() for parameter in network.parameters() if parameter.grad is not None]
-        return isinstance(inner, DistributedDataParallel), found
+        gradients = [
+            parameter.grad.flatten().tolist() for parameter in network.parameters() if parameter.grad is not None
+        ]
+        return isinstance(inner, DistributedDataParallel), gradients
 
 
-def images(count: int) -> torch.Tensor:
-    """Return the same images on every rank."""
+def draw_images(count: int) -> torch.Tensor:
+    """Draw the same images on every rank."""
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @compiles
 @pytest.mark.slow
-def test_the_ranks_compile_what_averages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DistributedDataParallel is compiled with the network, and the averaged gradient is that of the whole batch."""
+def test_compiled_ranks_average_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DistributedDataParallel is compiled with the network.
+
+    The averaged gradient equals the gradient of the whole batch.
+    """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
         run_id="speed", monitor_interval=0.1, start_method="spawn",
     )  # fmt: skip
-    of_ranks = elastic_launch(launch, gradients)()
-    model = small()
-    F.cross_entropy(model(images(8)), torch.arange(8) % 5).backward()  # type: ignore[no-untyped-call]
+    results = elastic_launch(launch, train_on_rank)()
+    model = build_small_network()
+    F.cross_entropy(model(draw_images(8)), torch.arange(8) % 5).backward()  # type: ignore[no-untyped-call]
     whole = [parameter.grad.flatten().tolist() for parameter in model.parameters() if parameter.grad is not None]
-    for averages, found in of_ranks.values():
-        assert averages
-        assert len(found) == len(whole) == 4
-        for one, expected in zip(found, whole, strict=True):
-            assert one == pytest.approx(expected, abs=1e-6)
+    for is_averaged, gradients in results.values():
+        assert is_averaged
+        assert len(gradients) == len(whole) == 4
+        for gradient, expected in zip(gradients, whole, strict=True):
+            assert gradient == pytest.approx(expected, abs=1e-6)

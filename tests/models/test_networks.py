@@ -1,4 +1,4 @@
-"""Test the networks: the sizes in the paper, and every name that a run file may contain."""
+"""Test the sizes of networks, and every name that a run file may contain."""
 
 import subprocess
 import sys
@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from semiscale.common.errors import InvalidInputError
 from semiscale.models import networks, registry
 
-# (parameters in millions, multiply-adds in billions) as published, and as counted here, with the head. Published means
-# the paper's table 3, for clips its table 7, and for the multiply-adds of images, which the paper does not count, the
-# README of its released models (facebookresearch/semi-supervised-ImageNet1K-models). Published numbers are cut off, not
-# rounded, and some seem to leave the head out, so that 3 % are allowed. Of ResNet-18, which has 11.7M parameters, the
-# paper says 8.6M and the README 14M: neither can be met. Of ResNeXt-101 32x4d the paper says 43M, the README 42M.
+# The values are parameters in millions and multiply-adds in billions, first as published, then as counted here with the
+# head. Table 3 of the paper has the parameters of image networks, and table 7 the numbers of clips. The paper does not
+# count the multiply-adds of images. They are in the README of its released models
+# (facebookresearch/semi-supervised-ImageNet1K-models). Published numbers are truncated, and some seem to omit the head,
+# so 3 % are allowed. ResNet-18 has 11.7M parameters. The paper has 8.6M and the README has 14M, so neither is checked.
+# For ResNeXt-101 32x4d the paper has 43M and the README has 42M.
 IMAGES = {
     "resnet18": (None, 2, 11.69, 1.81),
     "resnet50": (25, 4, 25.56, 4.09),
@@ -22,22 +23,33 @@ IMAGES = {
     "resnext101_32x4d": (43, 8, 44.18, 7.97),
     "resnext101_32x8d": (88, 16, 88.79, 16.41),
     "resnext101_32x16d": (193, 36, 194.03, 36.16),
-    "resnext101_32x48d": (829, 153, 828.41, 153.31),  # multiply-adds: Mahajan et al. 2018 (arXiv:1805.00932), table 6
+    # The multiply-adds are from table 6 of Mahajan et al. 2018 (arXiv:1805.00932).
+    "resnext101_32x48d": (829, 153, 828.41, 153.31),
 }
 CLIPS = {
     ("r2plus1d_18", 8): (33, 21, 33.37, 20.75),
     ("r2plus1d_18", 32): (33, 83, 33.37, 82.99),
     ("r2plus1d_34", 8): (64, 38, 63.70, 38.09),
-    ("r2plus1d_34", 32): (64, None, 63.70, 152.36),  # the teacher, whose multiply-adds the paper leaves out
+    # The paper does not have the multiply-adds of this teacher.
+    ("r2plus1d_34", 32): (64, None, 63.70, 152.36),
 }
 
 
-def counted(name: str, classes: int, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Count a network's parameters, in millions, and its multiply-adds, in billions, without storage."""
+def count_parameters_and_operations(name: str, classes: int, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Count the parameters and the multiply-adds of a network without storage.
+
+    Args:
+        name: The name of the network.
+        classes: The number of classes.
+        shape: The shape of the input, with the batch.
+
+    Returns:
+        Parameters in millions and multiply-adds in billions.
+    """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network = networks.build_model(name, classes).eval()
         network(torch.empty(shape))
-    return sum(one.numel() for one in network.parameters()) / 1e6, counter.get_total_flops() / 2e9
+    return sum(parameter.numel() for parameter in network.parameters()) / 1e6, counter.get_total_flops() / 2e9
 
 
 def assert_published(counts: tuple[float, float], expected: tuple[int | None, int | None, float, float]) -> None:
@@ -48,26 +60,26 @@ def assert_published(counts: tuple[float, float], expected: tuple[int | None, in
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_image_networks_have_the_published_size(name: str) -> None:
-    assert_published(counted(name, 1000, (1, 3, 224, 224)), IMAGES[name])
+    assert_published(count_parameters_and_operations(name, 1000, (1, 3, 224, 224)), IMAGES[name])
 
 
 @pytest.mark.parametrize(("name", "frames"), CLIPS)
 def test_video_networks_have_the_published_size(name: str, frames: int) -> None:
-    assert_published(counted(name, 400, (1, 3, frames, 112, 112)), CLIPS[name, frames])
+    assert_published(count_parameters_and_operations(name, 400, (1, 3, frames, 112, 112)), CLIPS[name, frames])
 
 
 def test_every_name_of_torchvision_is_known_and_no_other() -> None:
     from torchvision import models
 
-    own = {name for name, one in registry.REGISTRY.items() if one.family != "torchvision"}
+    own = {name for name, entry in registry.REGISTRY.items() if entry.family != "torchvision"}
     listed = set(models.list_models(module=models))
-    assert {name for name, one in registry.REGISTRY.items() if one.family == "torchvision"} == listed - own
+    assert {name for name, entry in registry.REGISTRY.items() if entry.family == "torchvision"} == listed - own
 
 
 @pytest.mark.parametrize(
     "name", ["resnet8_small", "squeezenet1_1", "mobilenet_v3_small", "regnet_y_400mf", "googlenet", "timm/resnet10t"]
 )
-def test_a_network_by_name_gives_logits_and_its_head_is_found(name: str) -> None:
+def test_a_network_gives_logits_and_its_head_is_detected(name: str) -> None:
     network = networks.build_model(name, 7, resolution=64).eval()
     images_BCHW = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
@@ -87,12 +99,12 @@ def test_under_autocast_the_logits_are_of_full_precision() -> None:
         assert network(torch.rand(2, 3, 64, 64)).dtype == torch.float32
 
 
-def test_finding_a_head_leaves_the_random_numbers_alone() -> None:
+def test_finding_a_head_does_not_change_the_random_state() -> None:
     torch.manual_seed(0)
     networks.head_parameter_names("regnet_y_400mf", 7)
-    left = torch.rand(1)
+    drawn = torch.rand(1)
     torch.manual_seed(0)
-    assert torch.equal(left, torch.rand(1))
+    assert torch.equal(drawn, torch.rand(1))
 
 
 def test_a_transformer_is_built_for_the_runs_resolution() -> None:
@@ -113,7 +125,7 @@ def test_a_transformer_is_built_for_the_runs_resolution() -> None:
         ("timm/vit_tiny_patch16_224", 64, r"SEMI-E142"),
     ],
 )
-def test_what_cannot_be_built_is_refused_in_one_line(name: str, resolution: int, line: str) -> None:
+def test_an_impossible_network_is_refused_in_one_line(name: str, resolution: int, line: str) -> None:
     with pytest.raises(InvalidInputError, match=line) as refusal:
         networks.build_model(name, 3, resolution)
     assert "\n" not in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Test foreign weights: real files in the layout of torchvision and the authors, and every refusal."""
+"""Test foreign weights in the layouts of torchvision and the authors."""
 
 import hashlib
 import io
@@ -27,30 +27,32 @@ from tests.support.stages import Stages
 State = dict[str, Tensor]
 
 
-def saved(path: Path, content: object, **options: Any) -> CheckpointRef:
-    """Write a .pth file as training scripts do."""
+def save_pth(path: Path, content: object, **options: Any) -> CheckpointRef:
+    """Write a .pth file as training scripts do, and return a reference to it."""
     torch.save(content, path, **options)
     return CheckpointRef(str(path))
 
 
-def network(classes: int = 3, seed: int = 0) -> nn.Module:
-    """A small network whose weights depend on a seed."""
+def build_network(classes: int = 3, seed: int = 0) -> nn.Module:
+    """Build a small network whose weights depend on a seed."""
     torch.manual_seed(seed)
     return networks.build_model("resnet8_small", classes)
 
 
-def same(one: nn.Module, other: nn.Module, but: str = "-") -> bool:
-    """Say whether two networks have equal tensors, but for names that begin so."""
-    states = one.state_dict(), other.state_dict()
-    return all(torch.equal(states[0][name], states[1][name]) for name in states[0] if not name.startswith(but))
+def has_equal_tensors(model: nn.Module, other: nn.Module, ignored_prefix: str = "-") -> bool:
+    """Return whether two networks have equal tensors, except those with a prefix."""
+    states = model.state_dict(), other.state_dict()
+    return all(
+        torch.equal(states[0][name], states[1][name]) for name in states[0] if not name.startswith(ignored_prefix)
+    )
 
 
-def wrapped(key: str) -> Callable[[State], object]:
+def wrap_state(key: str) -> Callable[[State], object]:
     return lambda state: {key: state, "epoch": 90, "optimizer": {"lr": 0.1}}
 
 
-def without_counters(state: State) -> State:
-    """As files from before torch 0.4.1 are."""
+def drop_counters(state: State) -> State:
+    """Return a state without batch counters, as before torch 0.4.1."""
     return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -58,19 +60,20 @@ def without_counters(state: State) -> State:
     "layout",
     [
         dict,
-        wrapped("state_dict"),
-        wrapped("model"),
+        wrap_state("state_dict"),
+        wrap_state("model"),
         lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
         lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
-        without_counters,
+        drop_counters,
     ],
 )
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "pickle"])  # the authors' files are from 2019: not zipped
+# The authors' files are from 2019 and not zipped.
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "pickle"])
 def test_every_layout_is_read(tmp_path: Path, layout: Callable[[State], object], zipped: bool) -> None:
-    source, target = network(seed=1), network(seed=2)
-    pinned = saved(tmp_path / "a.pth", layout(source.state_dict()), _use_new_zipfile_serialization=zipped)
+    source, target = build_network(seed=1), build_network(seed=2)
+    pinned = save_pth(tmp_path / "a.pth", layout(source.state_dict()), _use_new_zipfile_serialization=zipped)
     pretrained_weights.load_strict(target, "resnet8_small", pretrained_weights.read_state_dict(pinned))
-    assert same(source, target)
+    assert has_equal_tensors(source, target)
 
 
 def test_the_authors_released_layout_is_torchvisions(tmp_path: Path) -> None:
@@ -78,10 +81,10 @@ def test_the_authors_released_layout_is_torchvisions(tmp_path: Path) -> None:
 
     torch.manual_seed(1)
     released = resnet18()
-    pinned = saved(tmp_path / "semi_supervised_resnet18.pth", released.state_dict())
+    pinned = save_pth(tmp_path / "semi_supervised_resnet18.pth", released.state_dict())
     model = networks.build_model("resnet18", 1000)
     pretrained_weights.load_strict(model, "resnet18", pretrained_weights.read_state_dict(pinned))
-    assert same(released, model)
+    assert has_equal_tensors(released, model)
 
 
 def test_densenets_old_names_are_read(tmp_path: Path) -> None:
@@ -92,36 +95,39 @@ def test_densenets_old_names_are_read(tmp_path: Path) -> None:
     }
     target = networks.build_model("densenet121", 3)
     pretrained_weights.load_strict(
-        target, "densenet121", pretrained_weights.read_state_dict(saved(tmp_path / "densenet121.pth", old))
+        target, "densenet121", pretrained_weights.read_state_dict(save_pth(tmp_path / "densenet121.pth", old))
     )
-    assert same(source, target)
+    assert has_equal_tensors(source, target)
 
 
-def test_safetensors_alone_are_read(tmp_path: Path) -> None:
-    source, target = network(seed=1), network(seed=2)
+def test_a_safetensors_file_without_metadata_is_read(tmp_path: Path) -> None:
+    source, target = build_network(seed=1), build_network(seed=2)
     save_file(source.state_dict(), tmp_path / "a.safetensors")
     pretrained_weights.load_strict(
         target, "resnet8_small", pretrained_weights.read_state_dict(CheckpointRef(str(tmp_path / "a.safetensors")))
     )
-    assert same(source, target)
+    assert has_equal_tensors(source, target)
 
 
 def test_a_head_of_another_size_is_replaced_for_transfer_and_refused_for_scoring(tmp_path: Path) -> None:
-    source, target, fresh = network(classes=10, seed=1), network(seed=2), network(seed=2)
-    read = pretrained_weights.read_state_dict(saved(tmp_path / "a.pth", source.state_dict()))
+    source, target, fresh = build_network(classes=10, seed=1), build_network(seed=2), build_network(seed=2)
+    read = pretrained_weights.read_state_dict(save_pth(tmp_path / "a.pth", source.state_dict()))
     assert pretrained_weights.load_except_head(target, "resnet8_small", read, 8)
-    assert same(source, target, but="fc.")
+    assert has_equal_tensors(source, target, ignored_prefix="fc.")
     assert torch.equal(target.get_parameter("fc.weight"), fresh.get_parameter("fc.weight"))
     with pytest.raises(InvalidInputError, match=r"resnet8_small.*SEMI-E131"):
         pretrained_weights.load_strict(target, "resnet8_small", read)
 
 
 def test_a_head_of_the_same_size_is_kept(tmp_path: Path) -> None:
-    source, target = network(seed=1), network(seed=2)
+    source, target = build_network(seed=1), build_network(seed=2)
     assert not pretrained_weights.load_except_head(
-        target, "resnet8_small", pretrained_weights.read_state_dict(saved(tmp_path / "a.pth", source.state_dict())), 8
+        target,
+        "resnet8_small",
+        pretrained_weights.read_state_dict(save_pth(tmp_path / "a.pth", source.state_dict())),
+        8,
     )
-    assert same(source, target)
+    assert has_equal_tensors(source, target)
 
 
 class Malicious:
@@ -137,7 +143,7 @@ class Malicious:
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "pickle"])
 def test_a_pickle_that_would_run_a_program_is_refused_and_does_not(tmp_path: Path, zipped: bool) -> None:
     content = {"state_dict": {"fc.weight": Malicious(tmp_path / "ran")}}
-    pinned = saved(tmp_path / "a.pth", content, _use_new_zipfile_serialization=zipped)
+    pinned = save_pth(tmp_path / "a.pth", content, _use_new_zipfile_serialization=zipped)
     with pytest.raises(InvalidInputError, match=r"a.pth: .*SEMI-E148") as refusal:
         pretrained_weights.read_state_dict(pinned)
     assert "\n" not in str(refusal.value)
@@ -151,19 +157,19 @@ def test_a_bare_pickle_that_would_run_a_program_is_refused_and_does_not(tmp_path
     assert not (tmp_path / "ran").exists()
 
 
-def whole_model() -> bytes:
+def encode_whole_model() -> bytes:
     buffer = io.BytesIO()
-    torch.save(network(), buffer)
+    torch.save(build_network(), buffer)
     return buffer.getvalue()
 
 
-def cut_short() -> bytes:
+def encode_truncated_state() -> bytes:
     buffer = io.BytesIO()
-    torch.save(network().state_dict(), buffer)
+    torch.save(build_network().state_dict(), buffer)
     return buffer.getvalue()[:5000]
 
 
-def of_numbers() -> bytes:
+def encode_numbers_only() -> bytes:
     buffer = io.BytesIO()
     torch.save({"epoch": 3}, buffer)
     return buffer.getvalue()
@@ -172,11 +178,11 @@ def of_numbers() -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("a.pth", whole_model, "SEMI-E148"),
-        ("a.pth", cut_short, "SEMI-E148"),
+        ("a.pth", encode_whole_model, "SEMI-E148"),
+        ("a.pth", encode_truncated_state, "SEMI-E148"),
         ("a.pth", bytes, "SEMI-E148"),
         ("a.pth", lambda: b"<html>not found</html>", "SEMI-E148"),
-        ("a.pth", of_numbers, "SEMI-E149"),
+        ("a.pth", encode_numbers_only, "SEMI-E149"),
         ("a.safetensors", lambda: b"<html>not found</html>", "SEMI-E150"),
     ],
 )
@@ -199,14 +205,15 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, name: str, content: Ca
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path: Path, change: Callable[[State], None], line: str) -> None:
-    state = network().state_dict()
+    state = build_network().state_dict()
     change(state)
-    read = pretrained_weights.read_state_dict(saved(tmp_path / "a.pth", state))
+    read = pretrained_weights.read_state_dict(save_pth(tmp_path / "a.pth", state))
     with pytest.raises(InvalidInputError, match=line):
-        pretrained_weights.load_strict(network(), "resnet8_small", read)
+        pretrained_weights.load_strict(build_network(), "resnet8_small", read)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's, at what is made here
+# torch warns about these kinds of tensors.
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -217,24 +224,26 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, change: Callable
         (lambda tensor: tensor.where(tensor < tensor.max(), torch.nan), "contains NaN"),
     ],
 )
-def test_what_are_no_plain_numbers_is_refused(tmp_path: Path, change: Callable[[Tensor], Tensor], line: str) -> None:
-    state = network().state_dict()
+def test_tensors_without_plain_finite_numbers_are_refused(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], line: str
+) -> None:
+    state = build_network().state_dict()
     state["fc.weight"] = change(state["fc.weight"])
     with pytest.raises(InvalidInputError, match=rf"a.pth: .*fc.weight {line}\..*SEMI-E147"):
-        pretrained_weights.read_state_dict(saved(tmp_path / "a.pth", state))
+        pretrained_weights.read_state_dict(save_pth(tmp_path / "a.pth", state))
 
 
-# A ready-made teacher, in a run.
+# The tests below use a ready-made teacher in a run.
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainReceipt:
-    """A teacher that another run trained on the same three colours."""
+    """Return a teacher that another run trained on the same three colours."""
     return Stages(tmp_path_factory.mktemp("other")).teacher
 
 
-def foreign(path: Path, receipt: TrainReceipt, order: tuple[int, ...] = (0, 1, 2)) -> Path:
-    """Save a trained teacher as a .pth file, its outputs in some order."""
+def save_foreign_teacher(path: Path, receipt: TrainReceipt, order: tuple[int, ...] = (0, 1, 2)) -> Path:
+    """Save a trained teacher as a .pth file, and reorder its outputs."""
     state = checkpoint_io.load_model(receipt.checkpoint)[0].state_dict()
     for name in ("fc.weight", "fc.bias"):
         state[name] = state[name][list(order)]
@@ -243,21 +252,24 @@ def foreign(path: Path, receipt: TrainReceipt, order: tuple[int, ...] = (0, 1, 2
 
 
 def test_a_ready_made_teacher_is_used_as_it_is(tmp_path: Path, trained: TrainReceipt) -> None:
-    path = foreign(tmp_path / "teacher.pth", trained)
+    path = save_foreign_teacher(tmp_path / "teacher.pth", trained)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     stages = Stages(tmp_path, teacher_checkpoint=f"{path}#sha256={sha256[:12]}", teacher_classes="")
     receipt = stages.train("teacher", checkpoint=stages.config.teacher_checkpoint)
     assert (receipt.images_processed, receipt.source) == (0, f"{path}#sha256={sha256}")
     assert receipt.validation_top1 == trained.validation_top1
-    assert same(checkpoint_io.load_model(receipt.checkpoint)[0], checkpoint_io.load_model(trained.checkpoint)[0])
-    stages.teacher = receipt  # what the scan is given
+    assert has_equal_tensors(
+        checkpoint_io.load_model(receipt.checkpoint)[0], checkpoint_io.load_model(trained.checkpoint)[0]
+    )
+    # The pods score with this teacher.
+    stages.teacher = receipt
     assert sum(score.scored for score in stages.scores) == 120
 
 
-def test_other_trainings_and_labels_leave_a_ready_made_teacher_what_it_is(
+def test_the_digest_of_a_ready_made_teacher_does_not_depend_on_labels_and_settings(
     tmp_path: Path, trained: TrainReceipt
 ) -> None:
-    path = str(foreign(tmp_path / "teacher.pth", trained))
+    path = str(save_foreign_teacher(tmp_path / "teacher.pth", trained))
     first = Stages(tmp_path / "a").train("teacher", checkpoint=path)
     more = Stages(tmp_path / "b", seed=3, validation=[]).train("teacher", checkpoint=path, batch_size=6, seed=3)
     other = Stages(tmp_path / "c").train("teacher", checkpoint=trained.checkpoint)
@@ -265,12 +277,12 @@ def test_other_trainings_and_labels_leave_a_ready_made_teacher_what_it_is(
     assert first.folder != more.folder
 
 
-def test_new_bytes_at_the_same_place_are_another_teacher(tmp_path: Path, trained: TrainReceipt) -> None:
-    path = foreign(tmp_path / "teacher.pth", trained)
+def test_new_bytes_at_the_same_path_are_another_teacher(tmp_path: Path, trained: TrainReceipt) -> None:
+    path = save_foreign_teacher(tmp_path / "teacher.pth", trained)
     stages = Stages(tmp_path)
     first = stages.train("teacher", checkpoint=str(path))
     assert stages.train("teacher", checkpoint=str(path)) == first
-    saved(path, checkpoint_io.load_model(trained.checkpoint)[0].state_dict())
+    save_pth(path, checkpoint_io.load_model(trained.checkpoint)[0].state_dict())
     assert stages.train("teacher", checkpoint=str(path)).digest != first.digest
 
 
@@ -285,23 +297,23 @@ def test_new_bytes_at_the_same_place_are_another_teacher(tmp_path: Path, trained
 def test_a_teacher_that_fails_its_check_is_refused(
     tmp_path: Path, trained: TrainReceipt, name: str, fragment: str, order: tuple[int, ...], line: str
 ) -> None:
-    path = foreign(tmp_path / name, trained, order)
+    path = save_foreign_teacher(tmp_path / name, trained, order)
     with pytest.raises(InvalidInputError, match=line) as refusal:
         Stages(tmp_path).train("teacher", checkpoint=f"{path}{fragment}")
     assert "\n" not in str(refusal.value)
 
 
-def test_what_a_teacher_must_exceed() -> None:
+def test_the_accuracy_that_a_teacher_must_exceed() -> None:
     assert min_accepted_accuracy([0, 1] * 200) == pytest.approx(0.5 + 3 * 0.025)
     assert min_accepted_accuracy([0, 1, 2]) == pytest.approx(2 / 3)
     assert min_accepted_accuracy(list(range(1000))) == pytest.approx(0.001 + 3 * (0.001 * 0.999 / 1000) ** 0.5)
 
 
-def test_classes_that_are_taken_for_each_other() -> None:
+def test_swapped_classes_are_detected() -> None:
     labels = [label for label in range(6) for _ in range(10)]
-    circles: list[dict[int, int]] = [{}, {1: 4, 4: 1}, {0: 1, 1: 2, 2: 0}]
-    for taken in circles:
-        assert swapped_classes(labels, [taken.get(label, label) for label in labels]) == taken
+    cycles: list[dict[int, int]] = [{}, {1: 4, 4: 1}, {0: 1, 1: 2, 2: 0}]
+    for swaps in cycles:
+        assert swapped_classes(labels, [swaps.get(label, label) for label in labels]) == swaps
     assert swapped_classes(labels, [5 if label == 3 else label for label in labels]) == {}, "two classes that are one"
     assert swapped_classes(labels, [{0: 1, 1: 4, 4: 1}.get(label, label) for label in labels]) == {1: 4, 4: 1}
     half = [4 if number < 5 else 1 for number in range(10)]
@@ -309,12 +321,13 @@ def test_classes_that_are_taken_for_each_other() -> None:
     assert swapped_classes([1] * 9 + [4] * 10, [4] * 9 + [1] * 10) == {}, "too few to say"
 
 
-def class_list(path: Path, *names: str) -> str:
+def write_class_list(path: Path, *names: str) -> str:
     path.write_text("\n".join(names))
     return str(path)
 
 
-COLOURS = {"blue": (2,), "cyan": (1, 2), "green": (1,), "magenta": (0, 2), "red": (0,)}  # the channels that are bright
+# The bright channels of each class.
+COLOURS = {"blue": (2,), "cyan": (1, 2), "green": (1,), "magenta": (0, 2), "red": (0,)}
 
 
 def write_colours(root: Path, seed: int) -> list[str]:
@@ -329,24 +342,27 @@ def write_colours(root: Path, seed: int) -> list[str]:
 
 
 def test_a_teacher_whose_classes_are_exchanged_is_refused(tmp_path: Path) -> None:
-    """Two of five: three in five of its answers are right, far above chance."""
+    """Two of five classes are exchanged.
+
+    Three in five answers are right, far above chance.
+    """
     sets = {name: write_colours(tmp_path / name, seed) for seed, name in enumerate(("labeled", "validation", "test"))}
     stages = Stages(tmp_path, classes="", **sets)
     assert stages.teacher.validation_top1 > 0.9
-    path = str(foreign(tmp_path / "teacher.pth", stages.teacher, (0, 4, 2, 3, 1)))
+    path = str(save_foreign_teacher(tmp_path / "teacher.pth", stages.teacher, (0, 4, 2, 3, 1)))
     with pytest.raises(InvalidInputError, match="'cyan'.*'red'.*SEMI-E246"):
         stages.train("teacher", checkpoint=path)
-    named = class_list(tmp_path / "classes.txt", *sorted(COLOURS))
-    assert 0.5 < stages.train("teacher", checkpoint=path, checkpoint_classes=named).validation_top1 < 0.7
+    classes = write_class_list(tmp_path / "classes.txt", *sorted(COLOURS))
+    assert 0.5 < stages.train("teacher", checkpoint=path, checkpoint_classes=classes).validation_top1 < 0.7
 
 
-def planned(root: Path, **changes: object) -> None:
+def make_plan(root: Path, **changes: object) -> None:
     plan(PlanConfig.model_validate(sample_images.write_run(root, **changes)))
 
 
-def test_what_is_known_of_a_teacher_is_refused_before_a_gpu_is_asked_for(tmp_path: Path, trained: TrainReceipt) -> None:
-    pth = str(foreign(tmp_path / "teacher.pth", trained))
-    ours, swapped = trained.checkpoint, class_list(tmp_path / "swapped.txt", "green", "red", "blue")
+def test_the_plan_refuses_an_unusable_teacher(tmp_path: Path, trained: TrainReceipt) -> None:
+    pth = str(save_foreign_teacher(tmp_path / "teacher.pth", trained))
+    ours, swapped = trained.checkpoint, write_class_list(tmp_path / "swapped.txt", "green", "red", "blue")
     cases: list[tuple[dict[str, object], str]] = [
         ({"teacher_checkpoint": "/nowhere/a.pth"}, "teacher_checkpoint: /nowhere/a.pth.*SEMI-E130"),
         ({"student_start_weights": str(tmp_path / "a.zip")}, "student_start_weights: .*SEMI-E133"),
@@ -362,15 +378,17 @@ def test_what_is_known_of_a_teacher_is_refused_before_a_gpu_is_asked_for(tmp_pat
     ]  # fmt: skip
     for number, (changes, line) in enumerate(cases):
         with pytest.raises(InvalidInputError, match=line):
-            planned(tmp_path / str(number), **changes)
-    planned(
-        tmp_path / "good", teacher_checkpoint=pth, teacher_classes=class_list(tmp_path / "c", *sample_images.CLASSES)
+            make_plan(tmp_path / str(number), **changes)
+    make_plan(
+        tmp_path / "good",
+        teacher_checkpoint=pth,
+        teacher_classes=write_class_list(tmp_path / "c", *sample_images.CLASSES),
     )
 
 
 def test_a_training_starts_from_weights_of_other_classes(tmp_path: Path) -> None:
-    source = network(classes=10, seed=7)
-    pinned = saved(tmp_path / "pretrained.pth", source.state_dict())
+    source = build_network(classes=10, seed=7)
+    pinned = save_pth(tmp_path / "pretrained.pth", source.state_dict())
     receipt = Stages(tmp_path).train("teacher", start_weights=pinned.uri, images_processed=12, learning_rate=1e-9)
     assert receipt.source.startswith(f"{pinned.uri}#sha256=")
     convolution = checkpoint_io.load_model(receipt.checkpoint)[0].get_parameter("stem.0.weight")

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: every stage, in a process of its own, tells how far it is while it works."""
+"""Test the metrics that Prometheus scrapes from every stage in its own process."""
 
 import json
 import os
@@ -22,67 +22,68 @@ from tests.support.servers import find_free_port
 from tests.support.stages import Stages
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "manifests" / "grafana" / "dashboard.json"
-LIMIT_S = 300  # on a machine that is busy with other things
+# A busy machine can need this time.
+LIMIT_S = 300
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 
 @pytest.fixture(autouse=True)
-def no_progress() -> Iterator[None]:
-    """What another test counted is not this one's."""
+def _reset_progress() -> Iterator[None]:
+    """Remove the counts of other tests."""
     Progress.latest = None
     yield
     Progress.latest = None
 
 
-def scraped(port: int) -> Samples:
-    """Scrape as Prometheus does; returns every sample of a metric, with its labels."""
+def scrape(port: int) -> Samples:
+    """Scrape as Prometheus does, and return the samples of each metric."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LIMIT_S) as answer:
         text = answer.read().decode()
-    found: Samples = {}
+    samples: Samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            found.setdefault(sample.name, []).append((sample.labels, sample.value))
-    return found
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
 
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
-    """A finished run, whose stages are asked for once more in other workdirs."""
-    briefly = {"teacher_images_processed": 24, "pretrain_images_processed": 24, "finetune_epochs": 1}
-    stages = Stages(tmp_path_factory.mktemp("run"), **briefly)
+    """Return a finished run. The tests run its stages again in other workdirs."""
+    short = {"teacher_images_processed": 24, "pretrain_images_processed": 24, "finetune_epochs": 1}
+    stages = Stages(tmp_path_factory.mktemp("run"), **short)
     assert stages.report
     return stages
 
 
-def options_of(stages: Stages, stage: str) -> dict[str, Any]:
-    """Return what a stage is asked for, beyond its workdir."""
+def stage_options(stages: Stages, stage: str) -> dict[str, Any]:
+    """Return the options of a stage, without its workdir."""
     uri = stages.uri
     if stage == "plan":
         return stages.config.model_dump(exclude={"workdir"})
     models = {"teacher": uri(stages.teacher), "pretrained": uri(stages.pretrained)}
-    swept = {name: [uri(one) for one in getattr(stages, name)] for name in ("baselines", "students")}
-    scores, evaluation = [uri(one) for one in stages.scores], uri(stages.evaluation)
+    sweeps = {name: [uri(receipt) for receipt in getattr(stages, name)] for name in ("baselines", "students")}
+    scores, evaluation = [uri(receipt) for receipt in stages.scores], uri(stages.evaluation)
     selection = {"selection": uri(stages.selection)}
     later = {"packed": uri(stages.packed), "evaluation": evaluation, "promotion": uri(stages.promotion)}
-    asked: dict[str, dict[str, Any]] = {
+    options: dict[str, dict[str, Any]] = {
         "merge": {"scores": scores, "images_per_class": 12, "classes_per_image": 2, "max_failed_fraction": 0.0},
         "pack": selection,
-        "evaluate": {**models, **swept},
+        "evaluate": {**models, **sweeps},
         "promote": {"evaluation": evaluation},
-        "report": {**models, **swept, **selection, **later, "scores": scores},
+        "report": {**models, **sweeps, **selection, **later, "scores": scores},
     }
-    return {"plan": uri(stages.plan), **asked[stage]}
+    return {"plan": uri(stages.plan), **options[stage]}
 
 
-def command(stage: str, workdir: str, options: dict[str, Any]) -> list[str]:
-    """Return a stage's command line."""
-    given = {"workdir": workdir, **options}
-    told = {name: one if isinstance(one, str) else json.dumps(one) for name, one in given.items()}
+def stage_command(stage: str, workdir: str, options: dict[str, Any]) -> list[str]:
+    """Return the command line of a stage."""
+    values = {"workdir": workdir, **options}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
     return [
         sys.executable,
         "-m",
         f"semiscale.stages.{stage}",
-        *(f"--{k.replace('_', '-')}={v}" for k, v in told.items()),
+        *(f"--{k.replace('_', '-')}={v}" for k, v in texts.items()),
     ]
 
 
@@ -92,59 +93,64 @@ def command(stage: str, workdir: str, options: dict[str, Any]) -> list[str]:
         ("plan", "plan/[0-9a-f]+/receipt.json", "images", {"decode", "list"}),
         ("merge", "merge/[0-9a-f]+/receipt.json", "units opened", {"remove", "open", "select", "locate", "write"}),
         ("pack", "pack/[0-9a-f]+/receipt.json", "images", {"read", "write"}),
-        ("evaluate", "evaluate/[0-9a-f]+/receipt.json", "images", set()),  # of predictions that are kept
+        # The evaluation reuses stored predictions.
+        ("evaluate", "evaluate/[0-9a-f]+/receipt.json", "images", set()),
         ("promote", "champions/", "images", set()),
         ("report", "trial/report.html", "images", set()),
     ],
 )  # fmt: skip
-def test_a_stage_tells_how_far_it_is(
+def test_a_stage_serves_its_progress(
     stages: Stages, s3_server: str, s3_bucket: str, stage: str, last: str, unit: str, parts: set[str]
 ) -> None:
-    """Each is held where it writes what it leaves, so that it is at work when it is scraped."""
+    """The store holds the last write of each stage.
+
+    The stage is still running at the scrape.
+    """
     plan, port = stages.plan, find_free_port()
     labeled = plan.train.samples + plan.validation.samples + plan.test.samples
-    units, rows = len(json.loads(storage.read_bytes(plan.units))), stages.selection.images
+    groups, rows = len(json.loads(storage.read_bytes(plan.units))), stages.selection.images
     measured = {"evaluate": 4 * plan.test.samples, "promote": 2 * plan.test.samples}
-    for kept in (Path(stages.workdir) / "stages/evaluate/predictions").iterdir() if stage in measured else []:
-        storage.upload(kept, f"{s3_bucket}/stages/evaluate/predictions/{kept.name}")
-    with serve_delayed(s3_server) as relay:
-        relay.stall(f"^PUT .*/{last}")
-        environment = {**os.environ, prometheus.PORT_ENV: str(port), "AWS_ENDPOINT_URL": relay.address}
-        asked = command(stage, s3_bucket, options_of(stages, stage))
-        with subprocess.Popen(asked, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    for path in (Path(stages.workdir) / "stages/evaluate/predictions").iterdir() if stage in measured else []:
+        storage.upload(path, f"{s3_bucket}/stages/evaluate/predictions/{path.name}")
+    with serve_delayed(s3_server) as proxy:
+        proxy.stall(f"^PUT .*/{last}")
+        environment = {**os.environ, prometheus.PORT_ENV: str(port), "AWS_ENDPOINT_URL": proxy.address}
+        command = stage_command(stage, s3_bucket, stage_options(stages, stage))
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             assert process.stdout
             try:
-                assert relay.held.wait(LIMIT_S)
-                found = scraped(port)
+                assert proxy.held.wait(LIMIT_S)
+                samples = scrape(port)
             finally:
-                relay.resume()
-                said = process.stdout.read()
-    assert process.returncode == 0, said
-    me = {"stage": stage, "task": "pack-0" if stage == "pack" else stage}
-    ((labels, elapsed_s),) = found["semiscale_elapsed_seconds"]
-    assert (labels, elapsed_s > 0) == (me, True)
-    ((labels, done),) = found["semiscale_done_total"]
-    assert labels == {**me, "unit": unit}
-    expected = {"plan": labeled, "merge": units, "pack": rows, **measured}
+                proxy.resume()
+                output = process.stdout.read()
+    assert process.returncode == 0, output
+    task = {"stage": stage, "task": "pack-0" if stage == "pack" else stage}
+    ((labels, elapsed_s),) = samples["semiscale_elapsed_seconds"]
+    assert (labels, elapsed_s > 0) == (task, True)
+    ((labels, done),) = samples["semiscale_done_total"]
+    assert labels == {**task, "unit": unit}
+    expected = {"plan": labeled, "merge": groups, "pack": rows, **measured}
     assert done == expected.get(stage, done) > 0
-    assert found["semiscale_expected"] == [(labels, 0 if stage == "plan" else done)]
-    assert found["semiscale_failed_total"] == [(labels, 0)]
-    assert {one["part"] for one, _ in found.get("semiscale_part_seconds_total", [])} == parts
+    assert samples["semiscale_expected"] == [(labels, 0 if stage == "plan" else done)]
+    assert samples["semiscale_failed_total"] == [(labels, 0)]
+    assert {labels["part"] for labels, _ in samples.get("semiscale_part_seconds_total", [])} == parts
 
 
-def test_a_task_tells_before_it_counts_anything_and_no_longer_than_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_serves_metrics_before_its_first_count_and_only_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
     port = find_free_port()
     monkeypatch.setenv(prometheus.PORT_ENV, str(port))
-    for _ in range(2):  # one after the other at the same port
+    # Two tasks use the same port one after the other.
+    for _ in range(2):
         with prometheus.serve_metrics("score", "score-3"):
-            (elapsed,) = scraped(port)["semiscale_elapsed_seconds"]
+            (elapsed,) = scrape(port)["semiscale_elapsed_seconds"]
             assert elapsed[0] == {"stage": "score", "task": "score-3"}
-            assert "semiscale_done_total" not in scraped(port)
+            assert "semiscale_done_total" not in scrape(port)
         with pytest.raises(OSError, match="refused"):
-            scraped(port)
+            scrape(port)
 
 
-def test_the_first_rank_of_a_training_tells_for_the_process_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_frees_its_port_for_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     port = find_free_port()
     monkeypatch.setenv(prometheus.PORT_ENV, str(port))
     with prometheus.serve_metrics("train", "train-teacher-0.1"):
@@ -154,7 +160,7 @@ def test_the_first_rank_of_a_training_tells_for_the_process_that_started_it(monk
 
 
 @pytest.mark.parametrize("port", ["taken", "none"])
-def test_metrics_that_cannot_be_served_fail_nothing(
+def test_a_task_works_if_its_metrics_cannot_be_served(
     port: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:

@@ -1,4 +1,4 @@
-"""Progress as lines and as objects in the store, and what a budget does with them."""
+"""Test progress as log lines and as objects in the store, and the budget."""
 
 import json
 import os
@@ -28,15 +28,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def no_progress() -> Iterator[None]:
-    """What another test counted is not this one's."""
+def _reset_progress() -> Iterator[None]:
+    """Remove the counts of other tests."""
     Progress.latest = None
     yield
     Progress.latest = None
 
 
 class Clock:
-    """A clock that a test sets."""
+    """A clock whose time the test sets."""
 
     now = 0.0
 
@@ -44,7 +44,7 @@ class Clock:
         return self.now
 
 
-def test_a_line_every_five_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_has_a_line_every_five_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     progress = Progress("score", 48_000, clock)
     for clock.now in (1.0, 5.0, 9.0):
@@ -55,7 +55,9 @@ def test_a_line_every_five_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     )  # fmt: skip
 
 
-def test_lines_are_json_where_asked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_json_if_the_variable_says_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SEMISCALE_LOG", "json")
     log_info("merge", "class 'ä' is short", done=3)
     log_fatal("refused: no [SEMI-E100]", 2)
@@ -70,9 +72,9 @@ def test_lines_are_json_where_asked(capsys: pytest.CaptureFixture[str], monkeypa
     assert (failure.code, failure.message, failure.exit_code) == ("SEMI-E100", "no", 2)
 
 
-@pytest.mark.parametrize("chosen", ["", "json"])
-def test_a_stage_that_writes_to_no_terminal_logs_json(tmp_path: Path, chosen: str) -> None:
-    """Also its receipt, which is the last line, and the reason why it stops."""
+@pytest.mark.parametrize("log_format", ["", "json"])
+def test_a_stage_without_a_terminal_logs_json(tmp_path: Path, log_format: str) -> None:
+    """The reason of a failure is also JSON."""
     stages = Stages(tmp_path)
     plan = stages.uri(stages.plan)
     command = [
@@ -84,25 +86,25 @@ def test_a_stage_that_writes_to_no_terminal_logs_json(tmp_path: Path, chosen: st
         "--scores=[]",
     ]
     options = ["--images-per-class=1", "--classes-per-image=1", "--max-failed-fraction=0"]
-    environment = {**os.environ, "SEMISCALE_LOG": chosen}
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
-    assert done.returncode != 0
-    (error,) = map(json.loads, done.stderr.splitlines())
+    environment = {**os.environ, "SEMISCALE_LOG": log_format}
+    completed = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
+    assert completed.returncode != 0
+    (error,) = map(json.loads, completed.stderr.splitlines())
     assert error["level"] == "error"
     (task,) = RunStatusStore(stages.workdir, "trial").current_tasks()
-    assert (task.task, task.state, task.exit_code) == ("merge", "failed", done.returncode)
+    assert (task.task, task.state, task.exit_code) == ("merge", "failed", completed.returncode)
     assert task.reason
     assert task.reason in error["message"]
 
 
-def test_a_task_says_how_far_it_is_and_how_it_ended(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_stores_its_progress_and_its_end(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_reporter, "HEARTBEAT_INTERVAL_S", 0.01)
-    board = RunStatusStore(bucket, "trial")
-    with report_status(board, "pack", "pack"):
+    store = RunStatusStore(bucket, "trial")
+    with report_status(store, "pack", "pack"):
         Progress("pack", 10).update(4, "tars")
-        running = waited(board, lambda task: task.done == 4)
+        running = wait_for_task(store, lambda task: task.done == 4)
     assert (running.state, running.total, running.detail, running.devices) == ("running", 10, "tars", 0)
-    assert board.current_tasks()[0].state == "finished"
+    assert store.current_tasks()[0].state == "finished"
 
 
 @pytest.mark.parametrize(
@@ -114,19 +116,20 @@ def test_a_task_says_how_far_it_is_and_how_it_ended(bucket: str, monkeypatch: py
         (KeyboardInterrupt(), "stopped", 130),
     ],
 )
-def test_how_a_task_failed(tmp_path: Path, error: BaseException, state: str, code: int) -> None:
-    board = RunStatusStore(str(tmp_path), "trial")
-    with pytest.raises(type(error)), report_status(board, "merge", "merge"):
+def test_the_status_has_the_reason_of_a_failure(tmp_path: Path, error: BaseException, state: str, code: int) -> None:
+    store = RunStatusStore(str(tmp_path), "trial")
+    with pytest.raises(type(error)), report_status(store, "merge", "merge"):
         raise error
-    (task,) = board.current_tasks()
+    (task,) = store.current_tasks()
     assert (task.state, task.exit_code) == (state, code)
     assert task.reason == (str(error) or type(error).__name__)
 
 
-def test_a_refused_stage_is_refused_again_by_kubeflows_next_try(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Though the input is mended in between: nothing is read again until a person starts the run again."""
+def test_a_retry_of_kubeflow_repeats_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry reads no input, even if it is repaired.
+
+    A person has to start the run again.
+    """
     stages = Stages(tmp_path)
     labeled = Path(stages.config.labeled[0])
     labeled.rename(tmp_path / "elsewhere")
@@ -144,11 +147,11 @@ def test_a_refused_stage_is_refused_again_by_kubeflows_next_try(
     assert run_as_task(stages.config, plan).name == "trial"
 
 
-def test_a_try_after_another_failure_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_after_another_failure_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = Stages(tmp_path)
     monkeypatch.setenv(status_reporter.RETRY_INDEX_ENV, "1")
-    board = RunStatusStore(stages.workdir, "trial")
-    write_status(board, "plan", started=1000.0, updated=1001.0, state="failed", exit_code=1, reason="the store is gone")
+    store = RunStatusStore(stages.workdir, "trial")
+    write_status(store, "plan", started=1000.0, updated=1001.0, state="failed", exit_code=1, reason="the store is gone")
     assert run_as_task(stages.config, plan).name == "trial"
 
 
@@ -174,15 +177,15 @@ def test_a_training_is_refused_again_without_torch(tmp_path: Path) -> None:
     for index in ("0", "1"):
         environment = {**os.environ, status_reporter.RETRY_INDEX_ENV: index}
         options = [f"--{name}={value}" for name, value in config.items()]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
-        lines.append(done.stderr.splitlines()[-1])
-        assert done.returncode == 2, done.stderr[-500:]
+        completed = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
+        lines.append(completed.stderr.splitlines()[-1])
+        assert completed.returncode == 2, completed.stderr[-500:]
     assert re.match(r"refused: .*weights.pth: .*\[SEMI-E\d+\]$", lines[0])
     assert lines[0] == lines[1]
-    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+    assert not re.search(r"\| +torch$", completed.stderr, re.MULTILINE)
 
 
-def test_a_store_that_fails_is_said_once_and_fails_nothing(
+def test_a_failing_store_is_reported_once_and_stops_no_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_reporter, "HEARTBEAT_INTERVAL_S", 0.01)
@@ -192,82 +195,86 @@ def test_a_store_that_fails_is_said_once_and_fails_nothing(
     assert capsys.readouterr().out.count("progress cannot be stored, the work goes on") == 1
 
 
-def test_a_pod_goes_on_in_the_object_of_the_one_that_it_replaces(tmp_path: Path) -> None:
-    board = RunStatusStore(str(tmp_path), "trial")
-    write_status(board, "plan", started=1000.0, updated=1001.0)
-    write_status(board, "score-0", started=1002.0, updated=1010.0, device_s=50.0, state="running")
-    write_status(board, "score-1", started=900.0, updated=990.0, device_s=70.0)
-    assert [task.task for task in board.current_tasks()] == ["plan", "score-0"], "an earlier try's tasks are over"
-    with report_status(board, "score-0", "score", on_device=True):
+def test_a_pod_continues_the_status_of_the_pod_that_it_replaces(tmp_path: Path) -> None:
+    store = RunStatusStore(str(tmp_path), "trial")
+    write_status(store, "plan", started=1000.0, updated=1001.0)
+    write_status(store, "score-0", started=1002.0, updated=1010.0, device_s=50.0, state="running")
+    write_status(store, "score-1", started=900.0, updated=990.0, device_s=70.0)
+    assert [task.task for task in store.current_tasks()] == ["plan", "score-0"], "an earlier attempt's tasks are over"
+    with report_status(store, "score-0", "score", on_device=True):
         time.sleep(0.2)
-    task = board.current_tasks()[-1]
+    task = store.current_tasks()[-1]
     assert task.state == "finished"
     assert 50.0 < task.device_s < 60.0
 
 
-def test_a_process_that_has_others_work_leaves_the_telling_to_them(
+def test_a_launcher_does_not_overwrite_the_status_of_its_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_reporter, "HEARTBEAT_INTERVAL_S", 0.01)
-    board = RunStatusStore(str(tmp_path), "trial")
-    with report_status(board, "train-teacher-0.1", "train", on_device=True):
-        waited(board, lambda task: task.state == "running")
-        for _ in range(20):  # it may cross with a write that is under way: another process tells again and again
+    store = RunStatusStore(str(tmp_path), "trial")
+    with report_status(store, "train-teacher-0.1", "train", on_device=True):
+        wait_for_task(store, lambda task: task.state == "running")
+        # A write that has already begun can overwrite the status. A real worker writes again, and so does this loop.
+        for _ in range(20):
             now = time.time() + 1
             write_status(
-                board, "train-teacher-0.1", state="running", started=now, updated=now, done=7, total=9, device_s=1e4
+                store, "train-teacher-0.1", state="running", started=now, updated=now, done=7, total=9, device_s=1e4
             )
             time.sleep(0.05)
-            if board.current_tasks()[0].done == 7:
+            if store.current_tasks()[0].done == 7:
                 break
         time.sleep(0.1)
-        assert board.current_tasks()[0].done == 7
-    (task,) = board.current_tasks()
+        assert store.current_tasks()[0].done == 7
+    (task,) = store.current_tasks()
     assert (task.state, task.done, task.total, task.device_s) == ("finished", 7, 9, 1e4)
 
 
-def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
-    board = RunStatusStore(str(tmp_path), "trial")
-    write_status(board, "score-0", started=1.0, updated=2.0, device_s=3600.0)
-    worked = False
+def test_a_spent_budget_starts_no_task_on_a_device(tmp_path: Path) -> None:
+    store = RunStatusStore(str(tmp_path), "trial")
+    write_status(store, "score-0", started=1.0, updated=2.0, device_s=3600.0)
+    has_run = False
     with (
         pytest.raises(BudgetExceededError, match=r"SEMI-E003"),
-        report_status(board, "score-1", "score", on_device=True, budget_hours=1.0),
+        report_status(store, "score-1", "score", on_device=True, budget_hours=1.0),
     ):
-        worked = True
-    assert not worked
-    with report_status(board, "merge", "merge", on_device=False, budget_hours=1.0):
-        worked = True
-    assert worked, "what needs no device is not what the budget is for"
+        has_run = True
+    assert not has_run
+    with report_status(store, "merge", "merge", on_device=False, budget_hours=1.0):
+        has_run = True
+    assert has_run, "the budget does not limit tasks without a device"
 
 
 def test_a_budget_that_runs_out_stops_the_work_as_sigterm_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_reporter, "HEARTBEAT_INTERVAL_S", 0.01)
-    board = RunStatusStore(str(tmp_path), "trial")
+    store = RunStatusStore(str(tmp_path), "trial")
     write_status(
-        board, "score-0", started=time.time(), updated=time.time(), device_s=3599.5, state="running", devices=1
+        store, "score-0", started=time.time(), updated=time.time(), device_s=3599.5, state="running", devices=1
     )
-    cleaned = []
+    terminations = []
 
     def work() -> None:
-        with report_status(board, "score-1", "score", on_device=True, budget_hours=1.0):
+        with report_status(store, "score-1", "score", on_device=True, budget_hours=1.0):
             try:
                 time.sleep(30)
             except TerminatedError:
-                cleaned.append(True)
+                terminations.append(True)
                 raise
 
     started = time.monotonic()
     with pytest.raises(BudgetExceededError, match=r"SEMI-E003"):
         work()
-    assert cleaned
+    assert terminations
     assert time.monotonic() - started < 10
-    task = board.current_tasks()[-1]
+    task = store.current_tasks()[-1]
     assert (task.task, task.state, task.exit_code) == ("score-1", "stopped", 3)
 
 
-def test_the_first_task_of_a_run_counts_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has its budget used up long before it would look what others spent, or write again."""
+def test_a_budget_counts_the_time_of_the_task_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task uses up its budget before its next heartbeat.
+
+    It has not read other statuses or written its own again.
+    """
     monkeypatch.setattr(budget, "count_gpus", lambda: 0)
     started = time.monotonic()
     with (
@@ -280,7 +287,7 @@ def test_the_first_task_of_a_run_counts_itself(tmp_path: Path, monkeypatch: pyte
     assert time.monotonic() - started < status_reporter.HEARTBEAT_INTERVAL_S
 
 
-def test_a_killed_process_leaves_its_task_running_and_a_stopped_one_says_so(tmp_path: Path) -> None:
+def test_a_killed_task_stays_running_and_a_terminated_task_is_stopped(tmp_path: Path) -> None:
     script = (
         "from semiscale.observability.status_reporter import report_status\n"
         "from semiscale.observability.task_status import RunStatusStore\nimport time, sys\n"
@@ -288,19 +295,19 @@ def test_a_killed_process_leaves_its_task_running_and_a_stopped_one_says_so(tmp_
         "    time.sleep(60)\n"
     )
     for number, state in ((signal.SIGKILL, "running"), (signal.SIGTERM, "stopped")):
-        board = RunStatusStore(str(tmp_path), "trial")
+        store = RunStatusStore(str(tmp_path), "trial")
         with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as process:
             assert process.stdout
             process.stdout.readline()
-            waited(board, lambda task: task.state == "running")
+            wait_for_task(store, lambda task: task.state == "running")
             process.send_signal(number)
-        assert board.current_tasks()[0].state == state
+        assert store.current_tasks()[0].state == state
 
 
-def waited(board: RunStatusStore, ready: Any) -> TaskStatus:
-    """Look until the only task of a run is as asked."""
-    until = time.monotonic() + 60
-    while not (found := board.current_tasks()) or not ready(found[0]):
-        assert time.monotonic() < until, f"never so: {found}"
+def wait_for_task(store: RunStatusStore, ready: Any) -> TaskStatus:
+    """Wait until the only task of a run meets a condition, and return its status."""
+    deadline = time.monotonic() + 60
+    while not (tasks := store.current_tasks()) or not ready(tasks[0]):
+        assert time.monotonic() < deadline, f"timeout: {tasks}"
         time.sleep(0.05)
-    return found[0]
+    return tasks[0]

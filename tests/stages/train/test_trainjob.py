@@ -29,7 +29,7 @@ from semiscale.receipts.train import TrainReceipt
 from semiscale.stages.train import trainjob
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.stage import train
-from tests.observability.test_metrics_endpoint import scraped
+from tests.observability.test_metrics_endpoint import scrape
 from tests.support.cluster import JOBS, RIGHTS, Cluster, serve_cluster
 from tests.support.servers import find_free_port
 from tests.support.stages import Stages
