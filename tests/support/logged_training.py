@@ -2,11 +2,11 @@
 
 The options are those of the stage. The environment has five more settings:
 
-WINDOW_BYTES  the size of the shuffle buffer
-KEYS          the folder of the logs
-KILLED_AT     the step in which a rank is killed
-BROKEN_AT     the step in which the inputs of the last rank are not finite
-TOLD_IN       the validation in which the last rank receives SIGTERM
+WINDOW_BYTES   the size of the shuffle buffer
+KEYS           the folder of the logs
+KILLED_AT      the step in which a rank is killed
+BROKEN_AT      the step in which the inputs of the last rank are not finite
+TERMINATED_IN  the validation in which the last rank receives SIGTERM
 """
 
 import json
@@ -41,7 +41,7 @@ def log_and_step(self: TrainStep, batch: DeviceBatch, rate: float, step: int) ->
 def terminate_and_validate(self: Trainer) -> bool:
     """Send SIGTERM to the last rank while rank 0 validates, and validate."""
     last = self._ranks.rank == self._ranks.count - 1
-    if last and len(self.curve) * 10 == int(os.environ["TOLD_IN"]) * min(self._steps, 100):
+    if last and len(self.curve) * 10 == int(os.environ["TERMINATED_IN"]) * min(self._steps, 100):
         os.kill(os.getpid(), signal.SIGTERM)
     return VALIDATE(self)
 

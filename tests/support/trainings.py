@@ -90,12 +90,12 @@ def run_logged(
         window_bytes: The size of the shuffle buffer.
         folder: The folder of the logs.
         *launcher: The launcher, if there is one.
-        **faults: `killed_at`, `broken_at` and `told_in`, see tests/support/logged_training.py.
+        **faults: `killed_at`, `broken_at` and `terminated_in`, see tests/support/logged_training.py.
     """
     folder.mkdir()
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump().items()]
     command = [sys.executable, *(launcher or ["-m"]), "tests.support.logged_training", *options]
-    numbers = {"window_bytes": window_bytes, "killed_at": 0, "broken_at": 0, "told_in": 0, **faults}
+    numbers = {"window_bytes": window_bytes, "killed_at": 0, "broken_at": 0, "terminated_in": 0, **faults}
     environment = {"KEYS": str(folder), **{name.upper(): str(number) for name, number in numbers.items()}}
     # It takes seconds, and minutes on a busy machine.
     return subprocess.run(
