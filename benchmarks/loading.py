@@ -51,22 +51,30 @@ def bytes_read() -> int:
 
 
 def measure(shards: list[LabeledShard], ranks: DistributedContext) -> str:
-    """Read an epoch of one rank."""
+    """Read an epoch of one rank.
+
+    Args:
+        shards: The packed set.
+        ranks: The rank and the world size.
+
+    Returns:
+        A line with the rate, the processor time and the share of the set that was read.
+    """
     transform = TrainTransform(Preprocessing(resolution=224, augmentation="crop-flip"))
-    samples = sum(shard.samples for shard in shards)
-    source = StreamingSource(shards, SampleFields(), 0, ranks, transform.make_sample, samples // WINDOWS)
-    before, started, used = read_bytes(), time.perf_counter(), time.process_time()
-    seen = sum(len(batch) for batch in source.batches(BATCH, samples // BATCH, 0))
-    samples_per_s = seen / (time.perf_counter() - started)
-    cpu_us = 1e6 * (time.process_time() - used) / seen
-    share = (read_bytes() - before) / sum(shard.shard.size_bytes for shard in shards)
+    total = sum(shard.samples for shard in shards)
+    source = StreamingSource(shards, SampleFields(), 0, ranks, transform.make_sample, total // WINDOWS)
+    bytes_before, started, cpu_before_s = bytes_read(), time.perf_counter(), time.process_time()
+    samples = sum(len(batch) for batch in source.batches(BATCH, total // BATCH, 0))
+    samples_per_s = samples / (time.perf_counter() - started)
+    cpu_us = 1e6 * (time.process_time() - cpu_before_s) / samples
+    share = (bytes_read() - bytes_before) / sum(shard.shard.size_bytes for shard in shards)
     return f"{samples_per_s:,.0f} samples/s, {cpu_us:.0f} CPU-us a sample, {share:.3f} of the set read"
 
 
 def main() -> None:
     """Measure each rank, and print a line for it."""
     with tempfile.TemporaryDirectory() as folder:
-        shards = write(Path(folder))
+        shards = write_tars(Path(folder))
         for count in (1, 2, 4):
             for rank in range(count):
                 print(f"rank {rank} of {count}: {measure(shards, DistributedContext(rank, count))}")

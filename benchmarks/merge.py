@@ -61,7 +61,7 @@ def select_with_rank_bands(folder: str, images_per_class: int, output: str) -> N
     columns = {
         "class": winners.rows.label,
         "score": winners.rows.score,
-        "unit": winners.unit,
+        "unit": winners.group,
         "sample": winners.rows.sample,
     }
     table = pa.table({**columns, "position": winners.rows.position})

@@ -31,9 +31,9 @@ def ours(folder: Path, options: argparse.Namespace) -> Contestant:
     from semiscale.data.labeled import LabeledShard
     from semiscale.data.preprocessing import Preprocessing
     from semiscale.data.shard import SampleFields
-    from semiscale.stages.train import dataset as training_data
-    from semiscale.stages.train.device_loader import device_batches
     from semiscale.stages.train.distributed import DistributedContext
+    from semiscale.stages.train.input_pipeline import dataset as training_data
+    from semiscale.stages.train.input_pipeline.device_loader import device_batches
 
     listed = listing.list_shards([str(folder / "tars")])
     shards = [
@@ -59,7 +59,7 @@ def memory(folder: Path, options: argparse.Namespace) -> Contestant:
     """
     import torch
 
-    from semiscale.stages.train.device_loader import DeviceBatch
+    from semiscale.stages.train.input_pipeline.device_loader import DeviceBatch
 
     training = build_train_step(options)
     shape = (options.batch_size, options.resolution, options.resolution, 3)

@@ -19,7 +19,7 @@ from semiscale.data.loose_file_reader import PREFETCH_FILES
 from semiscale.data.reader import iter_samples
 from semiscale.data.shard import SampleFields
 from semiscale.storage import base
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.threads import wait_for_prefetch_threads
 
 

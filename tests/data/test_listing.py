@@ -8,7 +8,7 @@ from semiscale import storage
 from semiscale.common.errors import InvalidInputError
 from semiscale.data import listing, reader
 from semiscale.data.shard import SampleFields
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.shard_files import make_image, make_parquet, make_tar, read_samples
 
 
@@ -66,7 +66,7 @@ def test_a_digest_changes_with_the_bytes(bucket: str) -> None:
 
 def test_a_star_matches_files_of_a_folder(tmp_path: Path) -> None:
     for name in ("part-0.tar", "part-1.tar", "other.tar"):
-        pictures.write_tar(tmp_path / name, {"a.png": b"x"})
+        sample_images.write_tar(tmp_path / name, {"a.png": b"x"})
     assert [shard.name for shard in listing.list_shards([str(tmp_path / "part-*.tar")])] == ["part-0.tar", "part-1.tar"]
     with pytest.raises(InvalidInputError, match=r"3 files, none.*SEMI-E052"):
         listing.list_shards([str(tmp_path / "no-*.tar")])

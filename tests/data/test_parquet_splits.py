@@ -19,7 +19,9 @@ NO_LABELS = SampleFields(label="")
 
 def write_file(path: Path, rows: int, group: int, keys: bool = False) -> Path:
     """Write images in row groups of a given number of rows."""
-    columns: dict[str, list[object]] = {"image": [pictures.picture(row % 4 - 1, 1000 + row) for row in range(rows)]}
+    columns: dict[str, list[object]] = {
+        "image": [sample_images.draw_png(row % 4 - 1, 1000 + row) for row in range(rows)]
+    }
     path.parent.mkdir(exist_ok=True)
     pq.write_table(
         pa.table({**columns, "key": [f"k{row}" for row in range(rows)]} if keys else columns),
@@ -100,7 +102,9 @@ def test_a_large_shard_that_cannot_be_split_causes_a_warning(
     monkeypatch.setattr(shard_groups, "MAX_IMAGES_PER_RANKING", 60)
     for folder, count in (("small", 20), ("large", 70)):
         pool = tmp_path / folder
-        pictures.write_tar(pool / "a.tar", {f"{number}.png": pictures.picture(0, number) for number in range(count)})
+        sample_images.write_tar(
+            pool / "a.tar", {f"{number}.png": sample_images.draw_png(0, number) for number in range(count)}
+        )
         shard_groups.build_shard_groups([str(pool)], str(tmp_path / "work"), NO_LABELS)
         output = capsys.readouterr().out
         assert (f"{pool}/a.tar: the shard has about " in output) == (count > 60)

@@ -27,7 +27,7 @@ REAL_CLIPS = Path(os.environ.get("SEMISCALE_DATA", Path(__file__).resolve().pare
 
 
 def frame_numbers(clip: np.ndarray) -> np.ndarray:
-    """Return the number of each frame of a clip of `videos.numbered`."""
+    """Return the number of each frame of a clip of `videos.number_frames`."""
     return np.asarray(np.round((clip.astype(float).mean((-3, -2, -1)) - 20) / 6).astype(int))
 
 
@@ -41,7 +41,7 @@ def decode_all_frames(data: bytes, start: int, length: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", videos.FORMATS)
 def test_ten_uniform_clips_have_the_expected_frames(kind: str) -> None:
     # Section 5.1 of the paper takes ten clips with uniform spacing.
-    clips = decode_eval_clips(videos.encoded(videos.numbered(31), kind), CLIPS)
+    clips = decode_eval_clips(videos.encode_frames(videos.number_frames(31), kind), CLIPS)
     assert clips.shape == (10, 4, 14, 14, 3)
     assert frame_numbers(clips).tolist() == [[start + time for time in range(4)] for start in range(0, 28, 3)]
 
@@ -49,7 +49,7 @@ def test_ten_uniform_clips_have_the_expected_frames(kind: str) -> None:
 @pytest.mark.parametrize("kind", videos.FORMATS)
 @pytest.mark.parametrize("start", [0, 1, 5, 6, 7, 13, 26])
 def test_a_seek_to_the_keyframe_equals_decoding_all_frames(kind: str, start: int) -> None:
-    data = videos.encoded(videos.numbered(30), kind)
+    data = videos.encode_frames(videos.number_frames(30), kind)
     clip = decode_train_clip(data, CLIPS, np.array([(start + 0.5) / 27, 0.5, 0.5]))
     assert (
         frame_numbers(clip).tolist()
@@ -60,7 +60,7 @@ def test_a_seek_to_the_keyframe_equals_decoding_all_frames(kind: str, start: int
 
 @pytest.mark.parametrize("kind", videos.FORMATS)
 def test_a_short_video_repeats_its_last_frame(kind: str) -> None:
-    data = videos.encoded(videos.numbered(3), kind)
+    data = videos.encode_frames(videos.number_frames(3), kind)
     assert frame_numbers(decode_eval_clips(data, CLIPS)).tolist() == [[0, 1, 2, 2]] * 10
     assert frame_numbers(decode_train_clip(data, CLIPS, np.full(3, 0.99))).tolist() == [0, 1, 2, 2]
 
@@ -76,7 +76,7 @@ def test_frames_are_resized_to_128_and_cropped_to_112() -> None:
     # Supplement 4.2 resizes frames to 128 x 171. Training takes a random crop of 112 x 112, evaluation the center.
     ramp = np.broadcast_to(np.linspace(0, 255, 320)[None, None, :, None], (8, 240, 320, 3)).astype(np.uint8)
     paper = Preprocessing(resolution=112, augmentation="crop-flip", frames=8)
-    data = videos.encoded(ramp, "mkv")
+    data = videos.encode_frames(ramp, "mkv")
     # The center crop has the middle 112 of 171 columns.
     expected = 255 * (29 + 0.5 + np.arange(112)) / 171
     assert np.abs(decode_eval_clips(data, paper)[0, 0, 50, :, 0] - expected).max() < 3
@@ -90,7 +90,7 @@ def test_the_rotation_of_a_phone_video_is_applied() -> None:
     frames = np.zeros((8, 48, 64, 3), np.uint8)
     # The left half is white. After a clockwise rotation, it is the upper half.
     frames[:, :, :32] = 255
-    data = bytearray(videos.encoded(frames, "mp4"))
+    data = bytearray(videos.encode_frames(frames, "mp4"))
     matrix = data.index(b"tkhd") + 44
     data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     shown = decode_middle_frame(bytes(data))
@@ -113,7 +113,7 @@ def test_the_middle_frame_represents_a_video() -> None:
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95, 0.999])
 def test_a_truncated_video_is_refused(kind: str, share: float) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), np.uint8)
-    data = videos.encoded(noise, kind)
+    data = videos.encode_frames(noise, kind)
     truncated = data[: int(len(data) * share)]
     for decode in (
         video_decoding.check_decodable,

@@ -17,7 +17,7 @@ from semiscale.data.transforms import Batch
 from semiscale.evaluation import inference
 from semiscale.evaluation.inference import EvalLoader, predict_logits
 from semiscale.models import networks
-from tests.support.pictures import photographs
+from tests.support.sample_images import write_photographs
 from tests.support.stages import Stages
 from tests.support.threads import wait_for_prefetch_threads
 

@@ -84,7 +84,7 @@ def test_names_from_the_input_are_escaped() -> None:
 
 
 def test_the_summary_of_an_evaluation_has_the_result_on_the_test_images() -> None:
-    text = summarize(evaluation_receipt())
+    text = summarize(make_evaluation_receipt())
     assert "Measured on the same 1,200 test images." in text
     assert "The test images decide on promotion." in text
 

@@ -12,7 +12,7 @@ from semiscale import storage
 from semiscale.common.errors import SemiscaleError, TooManyBadSamplesError
 from semiscale.data import reader
 from semiscale.stages.plan import shard_groups
-from tests.support import pictures
+from tests.support import sample_images
 from tests.support.parquet_damage import damage, truncate_rows
 from tests.support.stages import Stages
 
@@ -167,8 +167,8 @@ def test_a_damaged_score_file_is_refused_by_name_and_can_be_rewritten(tmp_path: 
 
 
 def test_the_accounting_has_a_row_for_each_shard(tmp_path: Path) -> None:
-    members = {f"{n}.png": b"text" if n % 3 else pictures.picture(0, n) for n in range(7)}
-    pictures.write_tar(tmp_path / "data" / "pool" / "bad.tar", members)
+    members = {f"{n}.png": b"text" if n % 3 else sample_images.draw_png(0, n) for n in range(7)}
+    sample_images.write_tar(tmp_path / "data" / "pool" / "bad.tar", members)
     receipt = Stages(tmp_path, max_failed_fraction=1).selection
     complete = {"listed": 40, "scored": 40, "failed": 0, "removed": 0}
     assert pq.read_table(receipt.shards).to_pylist() == [
@@ -179,7 +179,7 @@ def test_the_accounting_has_a_row_for_each_shard(tmp_path: Path) -> None:
 
 
 def test_a_pool_without_a_readable_image_is_refused(tmp_path: Path) -> None:
-    pool = pictures.write_tar(tmp_path / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
+    pool = sample_images.write_tar(tmp_path / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
     stages = Stages(tmp_path, unlabeled=[str(pool)], max_failed_fraction=1)
     with pytest.raises(SemiscaleError, match=r"SEMI-E301"):
         stages.merge()

@@ -59,7 +59,7 @@ def read_samples(receipt: PackReceipt) -> list[list[tuple[int, bytes]]]:
 
 def write_pool(root: Path, kind: str) -> str:
     """Write 240 images into tars or Parquet files, or as loose files."""
-    images = {f"{number:05}.png": pictures.picture(number % 4 - 1, 1000 + number) for number in range(240)}
+    images = {f"{number:05}.png": sample_images.draw_png(number % 4 - 1, 1000 + number) for number in range(240)}
     parts = [dict(list(images.items())[start : start + 40]) for start in range(0, 240, 40)]
     folder = root / kind
     folder.mkdir()
@@ -77,7 +77,7 @@ def write_pool(root: Path, kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "files"])
 def test_the_packed_set_is_the_shuffled_selection(tmp_path: Path, kind: str) -> None:
-    receipts = selections.write(tmp_path, write_pool(tmp_path, kind), per_class=60)
+    receipts = selections.write_selection(tmp_path, write_pool(tmp_path, kind), per_class=60)
     receipt = run_pack(tmp_path, receipts)
     samples = [sample for tar in read_samples(receipt) for sample in tar]
     rows = pq.read_table(tmp_path / "selection.parquet").to_pylist()
@@ -102,19 +102,19 @@ def test_the_bytes_do_not_depend_on_the_pods(tmp_path: Path, kind: str) -> None:
     for pods, pod in ((1, 0), (2, 1), (7, 5)):
         root = tmp_path / f"{pods}"
         root.mkdir()
-        tars.append(read_tars(run_pack(root, selections.write(root, pool, per_class=60, pods=pods), pod=pod)))
+        tars.append(read_tars(run_pack(root, selections.write_selection(root, pool, per_class=60, pods=pods), pod=pod)))
     assert tars[0] == tars[1] == tars[2]
 
 
 def test_the_seed_decides_the_order(tmp_path: Path) -> None:
-    receipts = selections.write(tmp_path, write_pool(tmp_path, "tar"), per_class=60)
+    receipts = selections.write_selection(tmp_path, write_pool(tmp_path, "tar"), per_class=60)
     first, second = (list(chain(*read_samples(run_pack(tmp_path, receipts, seed=seed)))) for seed in (1, 2))
     assert first != second
     assert sorted(first) == sorted(second)
 
 
 def test_existing_tars_are_not_written_again(tmp_path: Path) -> None:
-    receipts = selections.write(tmp_path, write_pool(tmp_path, "tar"), per_class=60)
+    receipts = selections.write_selection(tmp_path, write_pool(tmp_path, "tar"), per_class=60)
     first = run_pack(tmp_path, receipts)
     (Path(first.folder) / "receipt.json").unlink()
     victim, *others = sorted(Path(first.folder).glob("*.tar"))
@@ -129,7 +129,7 @@ def test_existing_tars_are_not_written_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "again"), [("tar", "1 of 4 pods: 1 of"), ("parquet", "4 of 4 pods: 1 of")])
 def test_the_number_of_pods_follows_the_remaining_work(tmp_path: Path, kind: str, again: str) -> None:
     # The images of the last tar may lie in all Parquet files, so all extracts are written again.
-    plan, selection = selections.write(tmp_path, write_pool(tmp_path, kind), per_class=60, pods=4)
+    plan, selection = selections.write_selection(tmp_path, write_pool(tmp_path, kind), per_class=60, pods=4)
     config = PackFanoutConfig(
         workdir=str(tmp_path / "work"), plan=plan, selection=selection, packed_tar_bytes=TAR_BYTES
     )
@@ -144,7 +144,7 @@ def test_the_number_of_pods_follows_the_remaining_work(tmp_path: Path, kind: str
 
 def test_each_pod_begins_with_its_own_share_of_the_missing_tars(tmp_path: Path) -> None:
     # Two of eighteen tars are missing, so two of the four possible pods have work.
-    plan, selection = selections.write(tmp_path, write_pool(tmp_path, "tar"), per_class=60, pods=4)
+    plan, selection = selections.write_selection(tmp_path, write_pool(tmp_path, "tar"), per_class=60, pods=4)
     receipt = run_pack(tmp_path, (plan, selection))
     config = PackFanoutConfig(
         workdir=str(tmp_path / "work"), plan=plan, selection=selection, packed_tar_bytes=TAR_BYTES
@@ -161,7 +161,7 @@ def test_each_pod_begins_with_its_own_share_of_the_missing_tars(tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["tar", "files"])
 def test_a_changed_source_is_refused_even_if_its_locations_have_images(tmp_path: Path, kind: str) -> None:
-    receipts = selections.write(tmp_path, write_pool(tmp_path, kind), per_class=60)
+    receipts = selections.write_selection(tmp_path, write_pool(tmp_path, kind), per_class=60)
     for path in (tmp_path / kind).iterdir():
         path.write_bytes(path.read_bytes() + bytes(10240))
     with pytest.raises(SemiscaleError, match=rf"^{tmp_path}/{kind}/.*: .*SEMI-E021"):
@@ -183,8 +183,8 @@ def test_a_changed_linked_image_is_refused(tmp_path: Path, change: str) -> None:
 
 
 def test_a_changed_parquet_source_is_refused(tmp_path: Path) -> None:
-    receipts = selections.write(tmp_path, write_pool(tmp_path, "parquet"), per_class=60)
-    pictures.write_parquet(tmp_path / "parquet" / "3.parquet", 5, seed=1)
+    receipts = selections.write_selection(tmp_path, write_pool(tmp_path, "parquet"), per_class=60)
+    sample_images.write_parquet(tmp_path / "parquet" / "3.parquet", 5, seed=1)
     with pytest.raises(SemiscaleError, match=r"3\.parquet: .*SEMI-E021"):
         run_pack(tmp_path, receipts)
 

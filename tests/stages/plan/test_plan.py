@@ -61,7 +61,7 @@ def test_a_validation_split_is_held_out_stratified_and_recorded(tmp_path: Path) 
 
 
 def test_without_a_list_classes_are_the_sorted_labels(tmp_path: Path) -> None:
-    content = pictures.write_run(tmp_path, classes="", validation=[])
+    content = sample_images.write_run(tmp_path, classes="", validation=[])
     shutil.rmtree(tmp_path / "data" / "test")
     sample_images.write_folders(tmp_path / "data" / "test", 2, seed=50)
     content["test"] = [str(tmp_path / "data" / "test")]
@@ -75,7 +75,7 @@ def test_more_classes_per_image_than_classes_is_clamped_and_noted(tmp_path: Path
 
 
 def test_a_second_plan_reuses_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = pictures.write_run(tmp_path)
+    content = sample_images.write_run(tmp_path)
     assert plan_run_file(content) == plan_run_file(content)
     assert "finished before" in capsys.readouterr().out
 
@@ -186,7 +186,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path: Path, damage: Any, line: str
 
 
 def test_a_damaged_image_is_counted_by_reason_and_key(tmp_path: Path) -> None:
-    content = pictures.write_run(tmp_path, max_failed_fraction=0.2)
+    content = sample_images.write_run(tmp_path, max_failed_fraction=0.2)
     damage_labeled_image(tmp_path, content)
     receipt = plan_run_file(content)
     assert receipt.train.class_counts == [3, 4, 4]
@@ -195,7 +195,7 @@ def test_a_damaged_image_is_counted_by_reason_and_key(tmp_path: Path) -> None:
 
 
 def test_too_many_damaged_images_are_refused(tmp_path: Path) -> None:
-    content = pictures.write_run(tmp_path)
+    content = sample_images.write_run(tmp_path)
     damage_labeled_image(tmp_path, content)
     with pytest.raises(TooManyBadSamplesError, match=r"^labeled: 1 of 12 .* red/000.png: damaged image.*SEMI-E203"):
         plan_run_file(content)
@@ -222,7 +222,7 @@ def test_labels_that_are_long_numbers_are_names(tmp_path: Path) -> None:
 
 
 def test_a_name_belongs_to_a_single_run_file(tmp_path: Path) -> None:
-    content = pictures.write_run(tmp_path)
+    content = sample_images.write_run(tmp_path)
     plan_run_file(content)
     with pytest.raises(InvalidInputError, match=r"^name: .*'trial'.*\(seed: 0, now 5\).*SEMI-E210"):
         plan_run_file({**content, "seed": 5})
@@ -246,7 +246,7 @@ def start_run(content: dict[str, Any]) -> PlanReceipt:
 
 def test_a_second_run_of_one_name_is_refused_while_the_first_is_active(tmp_path: Path) -> None:
     # The status of the first run stays, so `watch` continues and the budget still counts all device time.
-    content = pictures.write_run(tmp_path)
+    content = sample_images.write_run(tmp_path)
     start_run(content)
     status_store = RunStatusStore(str(content["workdir"]), "trial")
     now = time.time()
@@ -312,7 +312,10 @@ def test_the_status_of_a_dead_pod_delays_a_run_only_briefly(tmp_path: Path, monk
 
 def test_a_pool_inside_another_is_used_once_or_refused(tmp_path: Path) -> None:
     # A tar that is listed twice is one shard. A loose image would be in two shards.
-    uris = [str(pictures.write_pool(tmp_path / "pool", 2, 5)), str(pictures.write_pool(tmp_path / "pool" / "b", 1, 5))]
+    uris = [
+        str(sample_images.write_pool(tmp_path / "pool", 2, 5)),
+        str(sample_images.write_pool(tmp_path / "pool" / "b", 1, 5)),
+    ]
     groups = shard_groups.build_shard_groups(uris, str(tmp_path / "work"), SampleFields())
     names = sorted(shard.name for group in groups for shard in group.shards)
     assert names == ["b/pool-000.tar", "pool-000.tar", "pool-001.tar"]

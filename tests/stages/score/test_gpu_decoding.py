@@ -22,7 +22,7 @@ from semiscale.stages.score.config import ScoreConfig
 from semiscale.stages.score.gpu_decoding import GpuDecoder
 from semiscale.stages.score.stage import score
 from semiscale.stages.score.thread_shard_loader import ThreadShardLoader
-from tests.support import pictures
+from tests.support import sample_images
 
 LARGE = Preprocessing(resolution=64, augmentation="crop-flip")
 TINY = Preprocessing(resolution=16, augmentation="shift")

@@ -208,7 +208,7 @@ def test_scores_that_are_not_finite_are_counted() -> None:
 
 
 def test_samples_are_counted_when_they_are_read(tmp_path: Path) -> None:
-    pool = pictures.write_pool(tmp_path, 2, 10)
+    pool = sample_images.write_pool(tmp_path, 2, 10)
     loader = ThreadShardLoader(
         Preprocessing(resolution=8, augmentation="shift"), SampleFields(), np.zeros((6, 4, 8, 8, 3), np.uint8), 2, 2
     )

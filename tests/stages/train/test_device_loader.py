@@ -21,10 +21,10 @@ from semiscale.stages.train.input_pipeline import dataset as training_data
 from semiscale.stages.train.input_pipeline.augmentation import Augment
 from semiscale.stages.train.input_pipeline.dataset import TrainDataset, TrainingBatch
 from semiscale.stages.train.input_pipeline.device_loader import batches_from_worker
-from tests.support import pictures, videos
-from tests.support.pictures import jpeg, photographs
-from tests.support.processes import besides
-from tests.support.trainings import numbered
+from tests.support import sample_images, videos
+from tests.support.processes import worker_processes
+from tests.support.sample_images import draw_jpeg, write_photographs
+from tests.support.trainings import write_numbered_tars
 
 CROPPED = Preprocessing(resolution=32, augmentation="crop-flip")
 CLIPS = Preprocessing(resolution=16, augmentation="crop-flip", frames=4)
@@ -32,7 +32,7 @@ CLIPS = Preprocessing(resolution=16, augmentation="crop-flip", frames=4)
 
 def write_photograph_shards(root: Path) -> list[LabeledShard]:
     """Write six shards of ten photographs. The label is the number in the shard."""
-    shards = listing.list_shards(photographs(root / "photographs", 6, 10))
+    shards = listing.list_shards(write_photographs(root / "photographs", 6, 10))
     return [LabeledShard(shard, np.arange(10, dtype=np.int32)) for shard in shards]
 
 
@@ -59,8 +59,8 @@ def test_batches_of_photographs_are_the_same(
 
 
 def test_batches_of_videos_are_the_same(tmp_path: Path) -> None:
-    tar = pictures.write_tar(
-        tmp_path / "v.tar", {f"{number}.avi": videos.video(number % 3, number) for number in range(4)}
+    tar = sample_images.write_tar(
+        tmp_path / "v.tar", {f"{number}.avi": videos.draw_video(number % 3, number) for number in range(4)}
     )
     (shard,) = listing.list_shards([str(tar)], videos=True)
     data = TrainDataset(
@@ -70,7 +70,7 @@ def test_batches_of_videos_are_the_same(tmp_path: Path) -> None:
 
 
 def test_the_error_names_an_image_that_cannot_be_decoded(tmp_path: Path) -> None:
-    tar = pictures.write_tar(tmp_path / "damaged.tar", {"0.jpg": jpeg(0), "1.jpg": b"\0" + jpeg(1)})
+    tar = sample_images.write_tar(tmp_path / "damaged.tar", {"0.jpg": draw_jpeg(0), "1.jpg": b"\0" + draw_jpeg(1)})
     (shard,) = listing.list_shards([str(tar)])
     data = TrainDataset(
         [LabeledShard(shard, np.arange(2, dtype=np.int32))], SampleFields(), CROPPED, 5, DistributedContext()
@@ -80,7 +80,7 @@ def test_the_error_names_an_image_that_cannot_be_decoded(tmp_path: Path) -> None
 
 
 def test_a_killed_worker_process_is_an_error_and_a_new_one_resumes(tmp_path: Path) -> None:
-    data = TrainDataset(numbered(tmp_path, [20, 20]), SampleFields(), CROPPED, 5, DistributedContext())
+    data = TrainDataset(write_numbered_tars(tmp_path, [20, 20]), SampleFields(), CROPPED, 5, DistributedContext())
     batches = batches_from_worker(data, 10, 10**6, 0)
     next(batches)
     (victim,) = worker_processes(os.getpid())

@@ -84,7 +84,7 @@ def count_read_bytes() -> int:
 def test_each_rank_reads_only_its_share_of_the_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    shards = numbered(tmp_path, [25, 35] * 32)
+    shards = write_numbered_tars(tmp_path, [25, 35] * 32)
     monkeypatch.setattr(training_data, "SHUFFLE_BUFFER_BYTES", HELD_BYTES * 100)
     sizes = [shard.shard.size_bytes for shard in shards]
     streams = num_streams(8, 64) // count
@@ -98,7 +98,7 @@ def test_each_rank_reads_only_its_share_of_the_bytes(
 
 def build_config(stages: Stages, workdir: Path, **changes: Any) -> TrainConfig:
     """Return a training on random crops of photographs."""
-    return config_of(stages, str(workdir), augmentation="crop-flip", resolution=16, **changes)
+    return training_config(stages, str(workdir), augmentation="crop-flip", resolution=16, **changes)
 
 
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
@@ -107,7 +107,7 @@ def test_one_rank_sees_each_sample_of_an_epoch_once(tmp_path: Path, count: int) 
 
     With 3 ranks, two ranks share a stream. With 2 ranks, none is shared.
     """
-    stages = Stages(tmp_path, labeled=pictures.photographs(tmp_path / "photographs", 8, 6))
+    stages = Stages(tmp_path, labeled=sample_images.write_photographs(tmp_path / "photographs", 8, 6))
     config = build_config(stages, tmp_path / "work", batch_size=7, images_processed=3 * 48, checkpoint_minutes=10)
     torchrun = f"-m torch.distributed.run --standalone --nproc-per-node={count} -m --".split()
     done = run_logged(config, WINDOW_BYTES, tmp_path / "keys", *torchrun)
@@ -135,6 +135,6 @@ def test_a_killed_training_on_photographs_gives_the_same_bytes(
     config = build_config(stages, tmp_path / "disturbed", checkpoint_minutes=0, **long)
     killed = run_logged(config, window_bytes, tmp_path / "keys", killed_at=17)
     assert killed.returncode == -signal.SIGKILL, killed.stdout.decode()
-    progress = json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]
+    progress = json.loads(storage.read_bytes(list_checkpoints(config)[-1]))["moment"]
     assert progress["images_processed"] == 16 * 7 == 2 * 48 + 16, "in the third epoch"
     assert_equal(train(config.model_copy(update={"checkpoint_minutes": 10})), undisturbed)

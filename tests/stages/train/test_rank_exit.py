@@ -26,7 +26,7 @@ DEADLINE_S = 300
 def list_children(process: subprocess.Popen[bytes]) -> list[int]:
     """Return the child processes of a process."""
     processes = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    return [child for child in processes if stat(child)[1] == str(process.pid)]
+    return [child for child in processes if read_stat(child)[1] == str(process.pid)]
 
 
 def train_logged(root: Path, **moments: int) -> tuple[TrainConfig, str]:
@@ -34,7 +34,7 @@ def train_logged(root: Path, **moments: int) -> tuple[TrainConfig, str]:
 
     `moments` are the arguments of `run_logged` that disturb the training.
     """
-    config = config_of(Stages(root), str(root / "work"), images_processed=200, checkpoint_minutes=10)
+    config = training_config(Stages(root), str(root / "work"), images_processed=200, checkpoint_minutes=10)
     return config, run_logged(config, 1 << 30, root / "keys", *LAUNCHER, **moments).stdout.decode()
 
 
@@ -47,7 +47,7 @@ def test_sigterm_of_one_rank_interrupts_the_validation_of_another(tmp_path: Path
     assert [path.read_text() for path in (tmp_path / "keys").glob("stopped-*")] == ["1", "1"], (
         "no rank stops before the checkpoint is saved"
     )
-    (uri,) = vouchers(config)
+    (uri,) = list_checkpoints(config)
     moment = json.loads(storage.read_bytes(uri))["moment"]
     assert moment["step"] == 12, "the third of ten validations, of 40 steps"
     last = moment["curve"][-1]
@@ -79,8 +79,8 @@ def test_the_rank_whose_loss_is_not_finite_names_its_images(tmp_path: Path) -> N
 def test_ranks_stop_if_their_launcher_is_killed(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     # This training would take hours.
-    config = config_of(stages, str(tmp_path / "work"), images_processed=500_000)
-    launcher = start(config, *LAUNCHER)
+    config = training_config(stages, str(tmp_path / "work"), images_processed=500_000)
+    launcher = start_training(config, *LAUNCHER)
     wait_for_a_checkpoint(config, launcher)
     ranks = list_children(launcher)
     assert len(ranks) == 2
@@ -97,5 +97,5 @@ def test_ranks_stop_if_their_launcher_is_killed(tmp_path: Path) -> None:
         for rank in ranks:
             if not has_ended(rank):
                 os.kill(rank, signal.SIGKILL)
-    moment = json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]
+    moment = json.loads(storage.read_bytes(list_checkpoints(config)[-1]))["moment"]
     assert f"checkpoint after {moment['images_processed']:,} images" in output, "both ranks stop at the same step"

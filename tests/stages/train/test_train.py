@@ -39,7 +39,7 @@ TINY = Preprocessing(resolution=8, augmentation="shift")
 
 def write_labeled_shards(folder: Path) -> list[LabeledShard]:
     """Write five shards of 10 images. A label is the number of an image in the set."""
-    shards = listing.list_shards([str(pictures.write_pool(folder / "pool", 5, 10))])
+    shards = listing.list_shards([str(sample_images.write_pool(folder / "pool", 5, 10))])
     return [
         LabeledShard(shard, np.arange(number * 10, number * 10 + 10, dtype=np.int32))
         for number, shard in enumerate(shards)

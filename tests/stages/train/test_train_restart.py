@@ -48,8 +48,8 @@ def test_a_training_that_is_killed_at_random_steps_gives_the_same_result(
     steps = 150 * kills
     long = {"recipe": recipe, "images_processed": steps * LONG["batch_size"]}
     # The images are shifted and mirrored at random, so order and augmentation must resume exactly.
-    undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), checkpoint_minutes=10, **long))
-    config = config_of(stages, str(tmp_path / "disturbed"), **long)
+    undisturbed = train(training_config(stages, str(tmp_path / "undisturbed"), checkpoint_minutes=10, **long))
+    config = training_config(stages, str(tmp_path / "disturbed"), **long)
     rng = random.Random(kills)
     for number in range(kills):
         process = start_training(config)
@@ -61,8 +61,8 @@ def test_a_training_that_is_killed_at_random_steps_gives_the_same_result(
         assert process.returncode == expected, output
         assert number % 2 == 0 or "SEMI-E002" in output
         # There are two checkpoints, or three if the kill came before the deletion of the oldest one.
-        assert len(vouchers(config)) <= 3
-    assert 0 < json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]["step"] < steps
+        assert len(list_checkpoints(config)) <= 3
+    assert 0 < json.loads(storage.read_bytes(list_checkpoints(config)[-1]))["moment"]["step"] < steps
     assert_equal(train(config.model_copy(update={"checkpoint_minutes": 10})), undisturbed)
     assert len(list_checkpoints(config)) == 2
 
@@ -89,10 +89,10 @@ def test_a_damaged_checkpoint_is_not_loaded(
 ) -> None:
     stages = Stages(tmp_path)
     short = {"images_processed": 200, "checkpoint_minutes": 0.0001}
-    undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), images_processed=200))
-    config = config_of(stages, str(tmp_path / "disturbed"), **short)
+    undisturbed = train(training_config(stages, str(tmp_path / "undisturbed"), images_processed=200))
+    config = training_config(stages, str(tmp_path / "disturbed"), **short)
     train_and_stop(config, monkeypatch)
-    before, newest = vouchers(config)
+    before, newest = list_checkpoints(config)
     tensors = Path(newest.removesuffix(".json") + ".safetensors")
     data = tensors.read_bytes()
     changes = {
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_another_training_is_refused(
 ) -> None:
     """Change the network, the length or the batch size of a training."""
     stages = Stages(tmp_path)
-    config = config_of(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=0)
+    config = training_config(stages, str(tmp_path / "work"), images_processed=200, checkpoint_minutes=0)
     train_and_stop(config, monkeypatch)
     other = config.model_copy(update=change)
     shutil.copytree(f"{config.folder()}/checkpoints", f"{other.folder()}/checkpoints")
@@ -131,10 +131,10 @@ def test_a_training_resumes_from_checkpoints_in_an_object_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gs_bucket: str
 ) -> None:
     stages = Stages(tmp_path)
-    undisturbed = train(config_of(stages, str(tmp_path / "undisturbed"), images_processed=100))
-    config = config_of(stages, gs_bucket, images_processed=100, checkpoint_minutes=0)
+    undisturbed = train(training_config(stages, str(tmp_path / "undisturbed"), images_processed=100))
+    config = training_config(stages, gs_bucket, images_processed=100, checkpoint_minutes=0)
     train_and_stop(config, monkeypatch)
-    assert len(vouchers(config)) == 2
+    assert len(list_checkpoints(config)) == 2
     assert_equal(train(config), undisturbed)
     lines = storage.read_bytes(storage.join(config.folder(), "metrics.jsonl")).splitlines()
     assert [json.loads(line)["images_processed"] for line in lines] == list(range(5, 101, 5))
@@ -193,7 +193,7 @@ def test_a_training_resumes_with_another_number_of_ranks(tmp_path: Path, capfd: 
     assert process.returncode != 0, output
     # SIGTERM adds a checkpoint to the one that this test has waited for.
     assert output.count("checkpoint after") >= 2, output
-    moment = json.loads(storage.read_bytes(vouchers(config)[-1]))["moment"]
+    moment = json.loads(storage.read_bytes(list_checkpoints(config)[-1]))["moment"]
     assert moment["ranks"] == 2
     receipt = train(config.model_copy(update={"checkpoint_minutes": 10}))
     assert f"going on after {moment['images_processed']:,} images by 2 ranks, now with 1" in capfd.readouterr().out

@@ -84,7 +84,7 @@ def cluster(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 
 @pytest.fixture
-def start(config: TrainConfig) -> Iterator[Callable[[], Future[TrainReceipt]]]:
+def start_training(config: TrainConfig) -> Iterator[Callable[[], Future[TrainReceipt]]]:
     """Return a function that starts the stage in a thread."""
     with ThreadPoolExecutor() as pool:
         yield lambda: pool.submit(train, config)
@@ -182,7 +182,7 @@ def test_two_nodes_train_with_the_command_of_the_trainjob(tmp_path: Path) -> Non
     outputs = [node.communicate(timeout=600)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert [output.count("validation top-1") for output in outputs] == [1, 0], "rank 0 logs for all"
-    (manifest,) = vouchers(config)
+    (manifest,) = list_checkpoints(config)
     assert json.loads(storage.read_bytes(manifest))["moment"]["ranks"] == 2
     assert train(config).images_processed == 60, "the stage returns the receipt of the nodes"
 
@@ -195,7 +195,7 @@ def test_the_stage_watches_the_trainjob_until_its_receipt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = capture_output(lambda: log_info("train", "480 of 960 images · 50%"), "json", monkeypatch)
-    running = start()
+    running = start_training()
     name = cluster.wait_until_created()
     assert name == f"semiscale-{config.digest()}"
     cluster.add_pod(name, 0, f"one\n{line}")
@@ -210,7 +210,7 @@ def test_the_stage_watches_the_trainjob_until_its_receipt(
     assert "node 0: 480 of 960 images · 50%" in capsys.readouterr().out
     assert cluster.jobs == {}, "a complete TrainJob is deleted"
     assert cluster.used == RIGHTS, "the manifests give no right that is not needed"
-    assert start().result(120).digest == config.digest()
+    assert start_training().result(120).digest == config.digest()
     assert cluster.requests.count(f"POST {JOBS}") == 1, "a finished training does not create a TrainJob"
 
 
@@ -244,7 +244,7 @@ def test_the_failure_of_a_node_is_the_failure_of_the_stage(
         monkeypatch.setenv(TERMINATION_LOG_ENV, str(status))
     if line != "Killed":
         line = capture_output(lambda: log_fatal(line, code), log, monkeypatch).strip()
-    running = start()
+    running = start_training()
     name = cluster.wait_until_created()
     cluster.add_pod(name, 0, "torch: connection closed by peer", exit_code=1, finished=7)
     log_text = f"train · 10 images\n{line}\n" + "torchrun says a page\n" * 9 * (line != "Killed")
@@ -281,7 +281,7 @@ def test_a_pretrained_teacher_is_checked_on_one_device(cluster: Cluster, config:
     pretrained = config.model_copy(update={"checkpoint": str(tmp_path / "teacher.pth")})
     with ThreadPoolExecutor() as pool:
         running = pool.submit(train, pretrained)
-        name = cluster.created()
+        name = cluster.wait_until_created()
         trainer = cluster.jobs[name]["spec"]["trainer"]
         leave_receipt(pretrained)
         cluster.end(name, "Complete")
@@ -291,7 +291,7 @@ def test_a_pretrained_teacher_is_checked_on_one_device(cluster: Cluster, config:
 
 
 def test_a_failure_without_pods_has_the_message_of_kubeflow(cluster: Cluster, start: Any) -> None:
-    running = start()
+    running = start_training()
     cluster.end(cluster.wait_until_created(), "Failed", "no such runtime")
     with pytest.raises(SemiscaleError, match="no such runtime.*SEMI-E260"):
         running.result(120)
@@ -301,7 +301,7 @@ def test_a_failed_trainjob_of_an_earlier_attempt_is_replaced(cluster: Cluster, c
     cluster.put(trainjob.build_trainjob(config, LAUNCHED))
     name = next(iter(cluster.jobs))
     cluster.end(name, "Failed")
-    running = start()
+    running = start_training()
     assert cluster.wait_until_created() == name
     leave_receipt(config)
     cluster.end(name, "Complete")
@@ -309,14 +309,14 @@ def test_a_failed_trainjob_of_an_earlier_attempt_is_replaced(cluster: Cluster, c
 
 
 def test_a_complete_trainjob_without_a_receipt_is_a_failure(cluster: Cluster, start: Any) -> None:
-    running = start()
+    running = start_training()
     cluster.end(cluster.wait_until_created(), "Complete")
     with pytest.raises(SemiscaleError, match="SEMI-E256"):
         running.result(120)
 
 
 def test_a_deleted_trainjob_is_a_failure(cluster: Cluster, start: Any) -> None:
-    running = start()
+    running = start_training()
     del cluster.jobs[cluster.wait_until_created()]
     with pytest.raises(SemiscaleError, match="SEMI-E258"):
         running.result(120)
@@ -325,12 +325,12 @@ def test_a_deleted_trainjob_is_a_failure(cluster: Cluster, start: Any) -> None:
 def test_the_error_of_a_refused_request_is_one_line(cluster: Cluster, start: Any) -> None:
     cluster.refusing, cluster.refusal = 1, 403
     with pytest.raises(InvalidInputError, match=r"\(403\).*SEMI-E261"):
-        start().result(120)
+        start_training().result(120)
 
 
 def test_sigterm_deletes_the_trainjob(cluster: Cluster, config: TrainConfig) -> None:
     with running_stage(config) as process:
-        cluster.created()
+        cluster.wait_until_created()
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
@@ -347,8 +347,8 @@ def test_the_watching_pod_exports_its_time_but_no_progress(
     port = find_free_port()
     monkeypatch.setenv(PORT_ENV, str(port))
     with running_stage(config) as process:
-        cluster.created()
-        metrics = scraped(port)
+        cluster.wait_until_created()
+        metrics = scrape(port)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=120)
     ((labels, elapsed_s),) = metrics["semiscale_elapsed_seconds"]
@@ -362,7 +362,7 @@ def test_a_restarted_pod_attaches_to_its_running_trainjob(cluster: Cluster, conf
         cluster.end(name, "Complete")
 
     with running_stage(config) as process:
-        name = cluster.created()
+        name = cluster.wait_until_created()
         process.kill()
     with running_stage(config) as restarted:
         assert restarted.stdout
