@@ -84,7 +84,7 @@ def cluster(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 
 @pytest.fixture
-def start_training(config: TrainConfig) -> Iterator[Callable[[], Future[TrainReceipt]]]:
+def start(config: TrainConfig) -> Iterator[Callable[[], Future[TrainReceipt]]]:
     """Return a function that starts the stage in a thread."""
     with ThreadPoolExecutor() as pool:
         yield lambda: pool.submit(train, config)
@@ -195,7 +195,7 @@ def test_the_stage_watches_the_trainjob_until_its_receipt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = capture_output(lambda: log_info("train", "480 of 960 images · 50%"), "json", monkeypatch)
-    running = start_training()
+    running = start()
     name = cluster.wait_until_created()
     assert name == f"semiscale-{config.digest()}"
     cluster.add_pod(name, 0, f"one\n{line}")
@@ -210,7 +210,7 @@ def test_the_stage_watches_the_trainjob_until_its_receipt(
     assert "node 0: 480 of 960 images · 50%" in capsys.readouterr().out
     assert cluster.jobs == {}, "a complete TrainJob is deleted"
     assert cluster.used == RIGHTS, "the manifests give no right that is not needed"
-    assert start_training().result(120).digest == config.digest()
+    assert start().result(120).digest == config.digest()
     assert cluster.requests.count(f"POST {JOBS}") == 1, "a finished training does not create a TrainJob"
 
 
@@ -244,7 +244,7 @@ def test_the_failure_of_a_node_is_the_failure_of_the_stage(
         monkeypatch.setenv(TERMINATION_LOG_ENV, str(status))
     if line != "Killed":
         line = capture_output(lambda: log_fatal(line, code), log, monkeypatch).strip()
-    running = start_training()
+    running = start()
     name = cluster.wait_until_created()
     cluster.add_pod(name, 0, "torch: connection closed by peer", exit_code=1, finished=7)
     log_text = f"train · 10 images\n{line}\n" + "torchrun says a page\n" * 9 * (line != "Killed")
@@ -291,7 +291,7 @@ def test_a_pretrained_teacher_is_checked_on_one_device(cluster: Cluster, config:
 
 
 def test_a_failure_without_pods_has_the_message_of_kubeflow(cluster: Cluster, start: Any) -> None:
-    running = start_training()
+    running = start()
     cluster.end(cluster.wait_until_created(), "Failed", "no such runtime")
     with pytest.raises(SemiscaleError, match="no such runtime.*SEMI-E260"):
         running.result(120)
@@ -301,7 +301,7 @@ def test_a_failed_trainjob_of_an_earlier_attempt_is_replaced(cluster: Cluster, c
     cluster.put(trainjob.build_trainjob(config, LAUNCHED))
     name = next(iter(cluster.jobs))
     cluster.end(name, "Failed")
-    running = start_training()
+    running = start()
     assert cluster.wait_until_created() == name
     leave_receipt(config)
     cluster.end(name, "Complete")
@@ -309,14 +309,14 @@ def test_a_failed_trainjob_of_an_earlier_attempt_is_replaced(cluster: Cluster, c
 
 
 def test_a_complete_trainjob_without_a_receipt_is_a_failure(cluster: Cluster, start: Any) -> None:
-    running = start_training()
+    running = start()
     cluster.end(cluster.wait_until_created(), "Complete")
     with pytest.raises(SemiscaleError, match="SEMI-E256"):
         running.result(120)
 
 
 def test_a_deleted_trainjob_is_a_failure(cluster: Cluster, start: Any) -> None:
-    running = start_training()
+    running = start()
     del cluster.jobs[cluster.wait_until_created()]
     with pytest.raises(SemiscaleError, match="SEMI-E258"):
         running.result(120)
@@ -325,7 +325,7 @@ def test_a_deleted_trainjob_is_a_failure(cluster: Cluster, start: Any) -> None:
 def test_the_error_of_a_refused_request_is_one_line(cluster: Cluster, start: Any) -> None:
     cluster.refusing, cluster.refusal = 1, 403
     with pytest.raises(InvalidInputError, match=r"\(403\).*SEMI-E261"):
-        start_training().result(120)
+        start().result(120)
 
 
 def test_sigterm_deletes_the_trainjob(cluster: Cluster, config: TrainConfig) -> None:
