@@ -11,6 +11,7 @@ from kfp import local
 
 from semiscale import storage
 from semiscale.common.errors import InvalidInputError
+from semiscale.common.parent_exit import PARENT_LOCK_ENV
 from semiscale.config.run_config import RunConfig
 from semiscale.config.run_parameters import INPUT_URI_KEYS
 from semiscale.observability import budget
@@ -23,7 +24,7 @@ THREADS_ENV = "OMP_NUM_THREADS"
 KEY_FILE_ENVS = ("GOOGLE_APPLICATION_CREDENTIALS", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")
 
 
-def docker_runner(settings: RunConfig, compiled: str) -> local.DockerRunner:
+def docker_runner(settings: RunConfig, compiled: str, parent_lock: Path) -> local.DockerRunner:
     """Return a runner of containers with the current user and a read-only root file system.
 
     Local inputs are mounted read-only and the workdir writable, each at its own path. Containers have a network only
@@ -32,6 +33,7 @@ def docker_runner(settings: RunConfig, compiled: str) -> local.DockerRunner:
     Args:
         settings: The run file.
         compiled: The compiled pipeline, which names the images.
+        parent_lock: File whose lock this run holds. A container stops when the lock is released.
 
     Raises:
         InvalidInputError: Docker or an image is missing.
@@ -39,8 +41,8 @@ def docker_runner(settings: RunConfig, compiled: str) -> local.DockerRunner:
     require_docker(sorted(set(re.findall(r"^\s*image: (\S+)$", compiled, re.MULTILINE))))
     remote = [uri for uri in run_uris(settings) if storage.is_object_store(uri)]
     return local.DockerRunner(
-        mounts=mounts(settings),
-        environment=container_environment(bool(remote)),
+        mounts=[*mounts(settings), read_only_mount(parent_lock)],
+        environment={**container_environment(bool(remote)), PARENT_LOCK_ENV: str(parent_lock)},
         user=f"{os.getuid()}:{os.getgid()}",
         read_only=True,
         # A folder inside the container.
@@ -98,8 +100,15 @@ def mounts(settings: RunConfig) -> list[Any]:
     readable = sorted(path for path in paths | keys if path.exists() and path not in workdir)
     return [
         *(Mount(str(path), str(path), type="bind") for path in workdir),
-        *(Mount(str(path), str(path), type="bind", read_only=True) for path in readable),
+        *map(read_only_mount, readable),
     ]
+
+
+def read_only_mount(path: Path) -> Any:
+    """Return the read-only bind mount of a path at the same path."""
+    from docker.types import Mount
+
+    return Mount(str(path), str(path), type="bind", read_only=True)
 
 
 def mount_source(path: Path) -> Path:

@@ -27,7 +27,7 @@ from semiscale.cli import (
     watch,
 )
 from semiscale.cli.command import Command
-from semiscale.common.signals import sigterm_handler
+from semiscale.common.signals import signal_handler
 from semiscale.observability.progress import LOG_FORMAT_ENV, log_fatal
 from semiscale.runtime.entrypoints import run_with_exit_code
 
@@ -55,6 +55,7 @@ EXIT_CODES = """exit codes:
   1  the command failed; finished work is kept, run the command again to continue
   2  the input is bad and was refused in one line, before any training unless the pool proves unreadable
   3  the budget of the run is used up; finished work is kept
+129  the terminal was closed (SIGHUP); run the command again to continue
 130  the command was interrupted (Ctrl-C); run it again to continue
 143  the command was terminated (SIGTERM); run it again to continue
 """
@@ -76,7 +77,7 @@ def main(pipeline: GraphComponent | None, arguments: Sequence[str], program: str
     options = build_parser(pipeline, program).parse_args(arguments)
     command: Command = options.command
     try:
-        with sigterm_handler(raise_keyboard_interrupt):
+        with signal_handler(raise_keyboard_interrupt, signal.SIGTERM, signal.SIGHUP):
             return run_with_exit_code(lambda: command.execute(options))
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT

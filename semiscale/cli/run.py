@@ -88,12 +88,14 @@ def run_compiled(settings: RunConfig, log: Path, docker: bool = False) -> None:
         # kfp.local warns for every task that GPUs and display names have no effect.
         warnings.filterwarnings("ignore", message=".*have no effect in the current local runner")
         compiled = CLUSTER_ONLY_FIELDS.sub("", DEFAULT_PIPELINE_YAML.read_text())
-        runner = docker_runner(settings, compiled) if docker else local.SubprocessRunner(use_venv=False)
+        parent_lock = Path(root, "parent-lock")
+        parent_lock.touch()
+        runner = docker_runner(settings, compiled, parent_lock) if docker else local.SubprocessRunner(use_venv=False)
         # Each container mounts both folders: the workspace that tasks share, and the outputs of tasks.
         local.init(runner, pipeline_root=f"{root}/tasks", workspace_root=f"{root}/workspace")
         pipeline = components.load_component_from_text(compiled)
         try:
-            with restore_kfp_globals(), parent_exit.hold_parent_lock(Path(root, "parent-lock")):
+            with restore_kfp_globals(), parent_exit.hold_parent_lock(parent_lock):
                 pipeline(**settings.pipeline_arguments())
         except RuntimeError as error:
             cause = output.error or strip_ansi(str(error))
@@ -185,7 +187,8 @@ def capture_stdout(log: Path) -> Iterator[StageOutputFilter]:
     """
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        file = log.open("w")
+        # A person who follows the log sees each line at once.
+        file = log.open("w", buffering=1)
     except OSError as error:
         raise InvalidInputError(
             "SEMI-E402", f"workdir: {log} cannot be written: {error.strerror}. Choose a workdir that you can write to."

@@ -1,8 +1,8 @@
-"""Stop the stages of a local run when the process that started it ends.
+"""Stop the stages of a local run when the process that started it is stopped or ends.
 
-kfp.local starts a stage as a child process by way of a shell. The kernel would let it live on after its parent dies.
-The run therefore holds a lock on a file, which the kernel releases when its process ends. Each stage waits for that
-lock in a thread of its own. A stage in a container is stopped by its platform and has no lock.
+kfp.local starts a stage as a child process by way of a shell, or as a container. The kernel would let it live on after
+its parent dies. The run therefore holds a lock on a file, which the kernel releases when its process ends. Each stage
+waits for that lock in a thread of its own. A container mounts the file.
 """
 
 import fcntl
@@ -14,47 +14,63 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from semiscale.common.signals import signal_handler
+
 # The environment variable that holds the path of the locked file.
 PARENT_LOCK_ENV = "SEMISCALE_LIFELINE"
+# A person or a service manager stops a run by these. A terminal sends SIGHUP when it is closed.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def hold_parent_lock(path: Path) -> Iterator[None]:
     """Hold the lock that keeps the stages alive that are started inside the block.
 
-    Ctrl-C and SIGTERM release the lock at once, because kfp.local waits for the stages that run. The block ends after
-    they have ended.
+    A signal releases the lock at once, so that the running stages save their work and end. The block continues, because
+    it has to read the output of the stages until then. A second signal of the same kind interrupts the block.
 
     Args:
         path: File to lock. It is created.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM. The argument is the number of the signal.
+        KeyboardInterrupt: A signal arrived. It is raised when the block and all stages have ended. The argument is the
+            number of the signal.
     """
+    received: list[int] = []
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
         def release_lock(number: int, frame: FrameType | None) -> None:
+            if number in received:
+                raise KeyboardInterrupt(number)
+            received.append(number)
             fcntl.flock(file, fcntl.LOCK_UN)
-            raise KeyboardInterrupt(number)
 
         os.environ[PARENT_LOCK_ENV] = str(path)
-        before = {number: signal.signal(number, release_lock) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            yield
-        except KeyboardInterrupt:
-            # Each stage shares the lock until it ends, so this waits for all of them.
-            fcntl.flock(file, fcntl.LOCK_EX)
-            raise
+            with signal_handler(release_lock, *STOP_SIGNALS):
+                yield
+        # The failure of the block is that its stages were stopped.
+        except Exception:
+            if not received:
+                raise
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
             del os.environ[PARENT_LOCK_ENV]
+            if received:
+                # Each stage shares the lock until it ends, so this waits for all of them.
+                fcntl.flock(file, fcntl.LOCK_EX)
+    if received:
+        raise KeyboardInterrupt(received[0])
 
 
 def exit_with_parent() -> None:
-    """Send SIGTERM to this process when the run that started it ends."""
+    """Send SIGTERM to this process when the run that started it is stopped or ends.
+
+    A terminal sends Ctrl-C to the run and to its stages. The stages leave it to the run, which stops them in time.
+    """
     if path := os.environ.get(PARENT_LOCK_ENV):
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         threading.Thread(target=_stop_when_released, args=(path,), daemon=True, name="parent lock").start()
 
 

@@ -1,4 +1,4 @@
-"""Handle SIGTERM, by which a platform stops a pod shortly before it kills it."""
+"""Handle the signals by which a platform or a person stops a process: SIGTERM and Ctrl-C (SIGINT)."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,22 +7,25 @@ from types import FrameType
 
 from semiscale.common.errors import SemiscaleError
 
+Handler = Callable[[int, FrameType | None], None]
+
 
 class TerminatedError(SemiscaleError):
-    """SIGTERM stopped the process. Finished work is kept."""
+    """A signal stopped the process. Finished work is kept. The exit code is 130 after SIGINT."""
 
     exit_code = 128 + signal.SIGTERM
 
 
 class GracefulStop:
-    """Turns SIGTERM into TerminatedError.
+    """Turns SIGTERM and SIGINT into TerminatedError.
 
     The error is raised in the main thread at once. Inside `deferred`, the work checks `is_requested` and calls
-    `raise_now` as soon as it can stop.
+    `raise_now` as soon as it can stop. A second Ctrl-C is not deferred.
     """
 
     def __init__(self) -> None:
         self.is_requested = self._is_deferred = False
+        self._number = signal.SIGTERM
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -39,46 +42,60 @@ class GracefulStop:
         Raises:
             TerminatedError: Always.
         """
-        raise TerminatedError(
-            "SEMI-E002", "SIGTERM: the process was stopped. Finished work is kept. Run it again to continue."
+        error = TerminatedError(
+            "SEMI-E002",
+            f"{self._number.name}: the process was stopped. Finished work is kept. Run it again to continue.",
         )
+        error.exit_code = 128 + self._number
+        raise error
 
     def handle_signal(self, number: int, frame: FrameType | None) -> None:
-        """Record that SIGTERM arrived, and raise TerminatedError unless it is deferred.
+        """Record that a signal arrived, and raise TerminatedError unless it is deferred.
 
         Args:
             number: Number of the signal.
             frame: Frame that the signal interrupted. It is not used.
 
         Raises:
-            TerminatedError: The process is outside of `deferred`.
+            TerminatedError: The process is outside of `deferred`, or a person insists with a second Ctrl-C.
         """
-        self.is_requested = True
-        if not self._is_deferred:
+        insists = self.is_requested and number == self._number == signal.SIGINT
+        # The ranks of a local training get SIGINT from the terminal and then SIGTERM from torchrun.
+        if not self.is_requested:
+            self.is_requested, self._number = True, signal.Signals(number)
+        if insists or not self._is_deferred:
             self.raise_now()
 
 
 @contextmanager
-def sigterm_handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle SIGTERM inside the block, and restore the earlier handler after it.
+def signal_handler(handler: Handler, *numbers: int) -> Iterator[None]:
+    """Handle signals inside the block, and restore the earlier handlers after it.
 
-    The first process of a container ignores SIGTERM without a handler.
+    A signal that the process ignores stays ignored, as `nohup` and background jobs of a shell require. The first
+    process of a container ignores SIGTERM without a handler.
+
+    Args:
+        handler: Handler for all of the signals.
+        numbers: Numbers of the signals.
     """
+    before = {number: signal.getsignal(number) for number in numbers}
+    handled = [number for number in numbers if before[number] not in (signal.SIG_IGN, None)]
     try:
-        before = signal.signal(signal.SIGTERM, handler)
+        for number in handled:
+            signal.signal(number, handler)
     # Only the main thread can set a handler. Tests and notebooks stop their work in another way.
     except ValueError:
-        yield
-        return
+        handled = []
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in handled:
+            signal.signal(number, before[number])
 
 
 @contextmanager
 def graceful_stop() -> Iterator[GracefulStop]:
-    """Turn SIGTERM into TerminatedError inside the block."""
+    """Turn SIGTERM and SIGINT into TerminatedError inside the block."""
     stopping = GracefulStop()
-    with sigterm_handler(stopping.handle_signal):
+    with signal_handler(stopping.handle_signal, signal.SIGTERM, signal.SIGINT):
         yield stopping

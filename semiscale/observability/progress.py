@@ -40,7 +40,19 @@ def log_info(stage: str, text: str, **numbers: float | str) -> None:
     line = f"{stage} · {text}"
     if use_json_logs(sys.stdout):
         line = _json_line("info", message=text, stage=stage, **numbers)
-    print(line, flush=True)
+    _print_line(line, sys.stdout)
+
+
+def _print_line(line: str, stream: TextIO) -> None:
+    """Print a line at once. Nothing is printed, now or later, if nobody reads the stream any more.
+
+    A closed terminal, or a run that was killed, must not cost a stage the work that it is about to save.
+    """
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:
+        # https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def log_fatal(text: str, exit_code: int) -> None:
@@ -55,7 +67,7 @@ def log_fatal(text: str, exit_code: int) -> None:
     text = to_single_line(text) + (f" [{error_id}]" if error_id else "")
     id_field = {"error_id": error_id} if error_id else {}
     line = _json_line("error", message=text, exit_code=exit_code, **id_field)
-    print(line if use_json_logs(sys.stderr) else text, file=sys.stderr, flush=True)
+    _print_line(line if use_json_logs(sys.stderr) else text, sys.stderr)
     if path := os.environ.get(TERMINATION_LOG_ENV):
         _write_termination_message(Path(path), line.encode())
 

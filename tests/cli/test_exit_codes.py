@@ -81,7 +81,12 @@ def test_a_verb_ends_with_its_exit_code_and_line(folder: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("number", "line", "code"), [(signal.SIGINT, "interrupted", "E400"), (signal.SIGTERM, "terminated", "E002")]
+    ("number", "line", "code"),
+    [
+        (signal.SIGINT, "interrupted", "E400"),
+        (signal.SIGTERM, "terminated", "E002"),
+        (signal.SIGHUP, "terminated", "E002"),
+    ],
 )
 def test_a_signal_ends_a_verb_with_its_exit_code(folder: Path, number: int, line: str, code: str) -> None:
     """The first process of a container needs a handler.
@@ -99,8 +104,10 @@ def test_a_signal_ends_a_verb_with_its_exit_code(folder: Path, number: int, line
 
 
 def test_every_documented_exit_code_is_tested() -> None:
-    table = (ROOT / "docs" / "command-line.md").read_text().split("what happened\n")[1].split("```")[0]
-    tested = {code for *_, code, _ in CASES.values()} | {128 + signal.SIGINT, 128 + signal.SIGTERM}
+    table = (ROOT / "docs" / "command-line.md").read_text().split("meaning\n")[1].split("```")[0]
+    tested = {code for *_, code, _ in CASES.values()} | {
+        128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     assert {int(line.split()[0]) for line in table.splitlines()} == tested
 
 

@@ -28,7 +28,7 @@ VERBS = (
     *("export", "compile", "images"),
     *("demo", "demo-images"),
 )
-CODES = ("0", "1", "2", "3", "130", "143")
+CODES = ("0", "1", "2", "3", "129", "130", "143")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -49,7 +49,7 @@ def test_the_documentation_has_every_verb_and_exit_code() -> None:
     text = (ROOT / "docs" / "command-line.md").read_text()
     for verb in (name for name in VERBS if not name.startswith("demo")):
         assert f"| `{verb}" in text, verb
-    table = text.split("what happened\n")[1].split("```")[0]
+    table = text.split("meaning\n")[1].split("```")[0]
     assert [line.split()[0] for line in table.splitlines()] == list(CODES)
 
 
@@ -102,7 +102,7 @@ def test_containers_read_the_inputs_and_write_only_to_the_workdir(
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     settings = load_settings(tmp_path, unlabeled=[str(tmp_path / "data" / "pool" / "pool-*.tar")])
-    arguments = docker_runner.docker_runner(settings, "").container_run_args
+    arguments = docker_runner.docker_runner(settings, "", tmp_path / "lock").container_run_args
     mounted = {mount["Target"]: mount["ReadOnly"] for mount in arguments["mounts"]}
     writable = [path for path, read_only in mounted.items() if not read_only]
     assert writable == [str(tmp_path / "work")]
@@ -120,7 +120,9 @@ def test_containers_of_a_run_on_buckets_get_the_network_and_the_credentials(
     monkeypatch.setattr(docker_runner, "require_docker", lambda images: None)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
-    arguments = docker_runner.docker_runner(load_settings(tmp_path, workdir="s3://b/work"), "").container_run_args
+    arguments = docker_runner.docker_runner(
+        load_settings(tmp_path, workdir="s3://b/work"), "", tmp_path / "lock"
+    ).container_run_args
     assert "network_mode" not in arguments
     assert arguments["environment"]["AWS_SECRET_ACCESS_KEY"] == "secret"
     assert str(tmp_path / "key.json") in [mount["Target"] for mount in arguments["mounts"]]
@@ -131,7 +133,7 @@ def test_containers_of_a_run_on_buckets_get_the_network_and_the_credentials(
 def test_without_docker_a_run_in_containers_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     with pytest.raises(InvalidInputError, match=r"SEMI-E408") as refusal:
-        docker_runner.docker_runner(load_settings(tmp_path), "")
+        docker_runner.docker_runner(load_settings(tmp_path), "", tmp_path / "lock")
     assert "\n" not in str(refusal.value)
     del refusal
     # The client of docker leaves its unconnected socket open.
