@@ -7,19 +7,17 @@ from kfp import Client
 
 from semiscale.cli.command import Command, Options
 from semiscale.cli.kfp_client import (
+    ACTIVE_STATES,
     Server,
     add_connection_arguments,
     connect,
-    display_name_filter,
-    list_all,
+    find_runs,
     server_from_options,
     translate_api_errors,
 )
 from semiscale.cli.model_source import is_run_file
 from semiscale.common.errors import InvalidInputError
 from semiscale.config import run_config
-
-ACTIVE_STATES = ("PENDING", "RUNNING", "PAUSED")
 
 
 def cancel(run: str, server: Server) -> None:
@@ -30,7 +28,7 @@ def cancel(run: str, server: Server) -> None:
         server: Kubeflow Pipelines to call.
 
     Raises:
-        InvalidInputError: The run file has no active run, or the server refuses the request.
+        InvalidInputError: The run has ended, the run file has no active run, or the server refuses the request.
     """
     client = connect(server)
     for run_id in find_active_run_ids(run, server, client):
@@ -43,24 +41,24 @@ def find_active_run_ids(run: str, server: Server, client: Client) -> list[str]:
     """Return the ids of the runs to terminate.
 
     Args:
-        run: Id of a run, which is returned as it is, or path of a run file.
+        run: Id of a run, or path of a run file.
         server: Kubeflow Pipelines to call. Its namespace limits the search.
         client: Client of that server.
 
     Raises:
-        InvalidInputError: The run file has no active run.
+        InvalidInputError: The run has ended, or the run file has no active run.
     """
     if not is_run_file(run) and not Path(run).is_file():
+        with translate_api_errors():
+            state = client.get_run(run).state
+        if state not in ACTIVE_STATES:
+            raise InvalidInputError(
+                "SEMI-E440", f"run {run}: The run is not active: {state}. Nothing is left to cancel."
+            )
         return [run]
     name = run_config.load_run_config(Path(run)).name
-    owner = {"namespace": server.namespace} if server.namespace else {}
-    experiments = list_all(client.list_experiments, "experiments", filter=display_name_filter(name), **owner)
-    run_ids = [
-        str(candidate.run_id)
-        for experiment in experiments
-        for candidate in list_all(client.list_runs, "runs", experiment_id=experiment.experiment_id)
-        if candidate.state in ACTIVE_STATES
-    ]
+    runs = find_runs(client, name, server.namespace)
+    run_ids = [str(candidate.run_id) for candidate in runs if candidate.state in ACTIVE_STATES]
     if not run_ids:
         raise InvalidInputError(
             "SEMI-E425", f"{run}: Run {name!r} has no active run on this server. Check --host and --namespace."

@@ -27,6 +27,8 @@ from semiscale.common.text import redact_credentials
 HOST_ENV, TOKEN_PATH_ENV = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_SA_TOKEN_PATH"
 PAGE_SIZE = 100
 MAX_MESSAGE_CHARACTERS = 300
+# States of a run that can be cancelled. A run in state CANCELING ends by itself.
+ACTIVE_STATES = ("PENDING", "RUNNING", "PAUSED")
 # The server answers the same request with the same status again.
 NON_RETRYABLE_STATUS = (400, 409, 412, 422)
 # manifests/base binds RBAC and the rights for the buckets to this account.
@@ -147,6 +149,23 @@ def translate_api_errors() -> Iterator[None]:
         ) from None
 
 
+def find_runs(client: Client, name: str, namespace: str) -> list[Any]:
+    """Return the runs of a run file on the server, the newest first.
+
+    Args:
+        client: Client of the server.
+        name: Name of the run, which its experiment has too.
+        namespace: Namespace of the user. Empty: the server has none.
+    """
+    owner = {"namespace": namespace} if namespace else {}
+    experiments = list_all(client.list_experiments, "experiments", filter=display_name_filter(name), **owner)
+    return [
+        run
+        for experiment in experiments
+        for run in list_all(client.list_runs, "runs", experiment_id=experiment.experiment_id, sort_by="created_at desc")
+    ]
+
+
 def call_with_url(request: Callable[[], Any]) -> tuple[Any, str]:
     """Call the client and capture the address that it prints.
 
@@ -190,7 +209,8 @@ def list_all(list_page: Callable[..., Any], field: str, **options: Any) -> list[
 def _server_message(error: kfp_server_api.ApiException) -> str:
     try:
         content = json.loads(error.body)
-        message = content.get("message") or content.get("error") or error.reason
+        # An upload answers with `error_message`, every other request with `message`.
+        message = content.get("message") or content.get("error_message") or content.get("error") or error.reason
     except (TypeError, ValueError, AttributeError):
         message = error.reason or error.body
     return _strip_markup(message)

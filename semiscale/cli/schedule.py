@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from kfp import Client
 from kfp.dsl.graph_component import GraphComponent
 
 from semiscale.cli.command import Command, Options, load_pipeline
@@ -12,6 +13,7 @@ from semiscale.cli.kfp_client import (
     Server,
     add_connection_arguments,
     add_start_arguments,
+    connect,
     display_name_filter,
     list_all,
     server_from_options,
@@ -19,11 +21,56 @@ from semiscale.cli.kfp_client import (
 )
 from semiscale.cli.submit import PreparedRun, prepare_run
 from semiscale.common.errors import InvalidInputError
+from semiscale.config.run_config import load_run_config
 
 CRON_FIELD = re.compile(r"^[0-9A-Za-z*?/,#-]+$")
 # Name, smallest and largest number of each field of a cron expression. Kubeflow's parser ends the week with day 6:
 # https://github.com/robfig/cron
 FIELDS = {"second": (0, 59), "minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 6)}
+
+
+def delete_schedule(path: Path, server: Server) -> None:
+    """Delete the schedule of a run file. Its runs go on.
+
+    Args:
+        path: The run file.
+        server: Kubeflow Pipelines to call.
+
+    Raises:
+        InvalidInputError: The run file has no schedule, or the server refuses the request.
+        SemiscaleError: The server fails or does not answer.
+    """
+    name = load_run_config(path).name
+    client = connect(server)
+    owner = {"namespace": server.namespace} if server.namespace else {}
+    experiments = list_all(client.list_experiments, "experiments", filter=display_name_filter(name), **owner)
+    existing = [
+        recurring for experiment in experiments for recurring in find_schedules(client, experiment.experiment_id, name)
+    ]
+    if not existing:
+        raise InvalidInputError(
+            "SEMI-E441", f"{path}: Run {name!r} has no schedule on this server. Check --host and --namespace."
+        )
+    for recurring in existing:
+        with translate_api_errors():
+            client.delete_recurring_run(recurring.recurring_run_id)
+    print(f"schedule {name!r} deleted")
+
+
+def find_schedules(client: Client, experiment: str, name: str) -> list[Any]:
+    """Return the recurring runs of a run file. There is more than one after an interruption.
+
+    Args:
+        client: Client of the server.
+        experiment: Id of the experiment.
+        name: Name of the run.
+    """
+    return list_all(
+        client.list_recurring_runs,
+        "recurring_runs",
+        experiment_id=experiment,
+        filter=display_name_filter(name),
+    )
 
 
 def schedule(pipeline: GraphComponent, path: Path, cron: str, server: Server, images_on_nodes: bool) -> None:
@@ -42,12 +89,7 @@ def schedule(pipeline: GraphComponent, path: Path, cron: str, server: Server, im
     """
     expression = to_kfp_cron(cron)
     prepared = prepare_run(pipeline, path, server, images_on_nodes)
-    existing = list_all(
-        prepared.client.list_recurring_runs,
-        "recurring_runs",
-        experiment_id=prepared.experiment,
-        filter=display_name_filter(prepared.settings.name),
-    )
+    existing = find_schedules(prepared.client, prepared.experiment, prepared.settings.name)
     wanted = schedule_spec(prepared, expression, server.service_account)
     equal = [recurring for recurring in existing if existing_schedule_spec(recurring) == wanted]
     current = equal[0] if equal else create_schedule(prepared, expression, server.service_account)
@@ -134,7 +176,9 @@ def existing_schedule_spec(recurring: Any) -> tuple[Any, ...]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `schedule`."""
     parser.add_argument("run_file", type=Path)
-    parser.add_argument("--cron", required=True, help="minute hour day month weekday, UTC")
+    change = parser.add_mutually_exclusive_group(required=True)
+    change.add_argument("--cron", help="minute hour day month weekday, UTC")
+    change.add_argument("--delete", action="store_true", help="end the schedule; its runs go on")
     add_start_arguments(parser)
     add_connection_arguments(parser)
 
@@ -142,6 +186,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: Options) -> None:
     """Run the verb."""
     server = server_from_options(options)
+    if options.delete:
+        delete_schedule(options.run_file, server)
+        return
     schedule(load_pipeline(options), options.run_file, options.cron, server, options.images_on_nodes)
 
 
@@ -151,8 +198,8 @@ COMMAND = Command(
     "schedule.\n\n"
     "Runs do not overlap, and runs that were missed while the cluster was down are not made up for. Each run lists\n"
     "the bucket anew and reuses finished work. An active run of the replaced schedule continues. Until it ends, runs\n"
-    "of the new schedule are refused.",
-    examples=("my-run.yaml --cron '0 2 * * *'",),
+    "of the new schedule are refused. `cancel` ends it.",
+    examples=("my-run.yaml --cron '0 2 * * *'", "my-run.yaml --delete"),
     add_arguments=add_arguments,
     execute=execute,
 )

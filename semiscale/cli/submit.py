@@ -23,10 +23,12 @@ from semiscale.cli.kfp_client import (
     server_from_options,
 )
 from semiscale.cli.preflight import check_images_pushed, preflight
+from semiscale.common.errors import InvalidInputError
 from semiscale.common.text import to_single_line
 from semiscale.config.resources import Resources
-from semiscale.config.run_config import RunConfig
+from semiscale.config.run_config import RunConfig, load_run_config
 from semiscale.observability import task_status
+from semiscale.stages.plan.concurrent_runs import check_no_concurrent_run
 
 PIPELINE = "semiscale"
 
@@ -62,9 +64,10 @@ def submit(pipeline: GraphComponent, path: Path, server: Server, images_on_nodes
         images_on_nodes: Every node has the images, so that they need no registry.
 
     Raises:
-        InvalidInputError: The run file is invalid, or the server refuses the request.
+        InvalidInputError: The run file is invalid, a run of its name is active, or the server refuses the request.
         SemiscaleError: The server fails or does not answer.
     """
+    check_not_active(path)
     prepared = prepare_run(pipeline, path, server, images_on_nodes)
     try_announce_submission(prepared.settings)
     run, address = call_with_url(
@@ -151,6 +154,27 @@ def ensure_pipeline_version(client: Client, text: str, namespace: str) -> tuple[
         )
         print(f"pipeline version {name}: {address}")
         return pipeline_id, str(version.pipeline_version_id)
+
+
+def check_not_active(path: Path) -> None:
+    """Check that no run of this name is active, if this machine can read the workdir.
+
+    The plan on the cluster checks it too, but only after its pod has started.
+
+    Args:
+        path: The run file.
+
+    Raises:
+        InvalidInputError: The run file is invalid, or a task of a run of its name is active.
+    """
+    settings = load_run_config(path)
+    try:
+        check_no_concurrent_run(settings.workdir, settings.name)
+    except InvalidInputError:
+        raise
+    # The client of any vendor can miss credentials here. The pods have their own.
+    except Exception as error:  # noqa: BLE001
+        print(f"The workdir cannot be read from here: {to_single_line(str(error))[:200]}")
 
 
 def try_announce_submission(settings: RunConfig) -> None:

@@ -1,6 +1,7 @@
 """The verb `watch`: show the live progress of a run, read from its workdir alone."""
 
 import argparse
+import os
 import re
 import shutil
 import sys
@@ -10,6 +11,15 @@ from pathlib import Path
 
 from semiscale import storage
 from semiscale.cli.command import Command, Options, non_negative_float
+from semiscale.cli.kfp_client import (
+    ACTIVE_STATES,
+    HOST_ENV,
+    Server,
+    add_connection_arguments,
+    connect,
+    find_runs,
+    server_from_options,
+)
 from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.common.text import to_single_line
 from semiscale.config import run_config
@@ -21,24 +31,27 @@ from semiscale.observability.task_status import RunStatusStore, TaskStatus
 FINAL_STAGE = "report"
 # A running task writes its status every ten seconds.
 SILENT_AFTER_S = status_reporter.HEARTBEAT_TIMEOUT_S
-# The pod of a failed task is not started again if no task has written its status for so long.
+# Leases of a dead pod expire within this time, and Kubeflow waits 120 s before it starts a pod again. A run whose tasks
+# are all silent for longer has ended.
 ABANDONED_AFTER_S = 180.0
 CLEAR_SCREEN = "\x1b[H\x1b[J"
 # The reason of a failed task ends with the id of its error.
 ERROR_ID = re.compile(r" \[(SEMI-E\d{3})\]$")
 
 
-def watch(path: Path, once: bool, every_s: float) -> None:
+def watch(path: Path, once: bool, every_s: float, server: Server | None = None) -> None:
     """Show the progress of every task of a run until the run ends.
 
     Args:
         path: The run file.
         once: Print the progress once and return.
         every_s: Seconds between two reads of the workdir.
+        server: Kubeflow Pipelines to ask about the run while its tasks are silent. None: silence alone decides.
 
     Raises:
         InvalidInputError: `once` is set and the run was never started.
-        SemiscaleError: The run failed. The error has the exit code of the run.
+        SemiscaleError: The run failed, or its pod was killed and none took over. The error has the exit code of the
+            run.
     """
     settings = run_config.load_run_config(path)
     status_store = RunStatusStore(storage.absolute_uri(settings.workdir), settings.name)
@@ -55,18 +68,46 @@ def watch(path: Path, once: bool, every_s: float) -> None:
             end="" if live else "\n",
             flush=True,
         )
-        if terminal_task(tasks, now) or once:
+        last_task = terminal_task(tasks, now)
+        is_silent = bool(tasks) and all(now - task.updated > SILENT_AFTER_S for task in tasks)
+        if server and is_silent and not (last_task and last_task.state == "finished"):
+            # The server knows whether the run goes on. Its pod may wait for a node for hours.
+            last_task = None
+            raise_if_ended_on_server(settings.name, server)
+        if last_task or once:
             break
         time.sleep(every_s)
-    if last_task := terminal_task(tasks, time.time()):
+    if last_task:
         raise_failure(last_task)
+
+
+def raise_if_ended_on_server(name: str, server: Server) -> None:
+    """Raise an error if Kubeflow Pipelines has ended the newest run of a name.
+
+    Args:
+        name: Name of the run.
+        server: Kubeflow Pipelines to ask.
+
+    Raises:
+        SemiscaleError: The run has ended. The run of a finished report is not asked for.
+        InvalidInputError: The server refuses the request.
+    """
+    newest, *_ = [*find_runs(connect(server), name, server.namespace), None]
+    if newest and newest.state not in (*ACTIVE_STATES, "CANCELING"):
+        reason = getattr(newest.error, "message", "") or "it gives no reason"
+        raise SemiscaleError(
+            "SEMI-E442",
+            f"run {newest.run_id}: Kubeflow has ended the run ({newest.state}): {reason}. Finished work is kept. "
+            "Submit it again to continue.",
+        )
 
 
 def terminal_task(tasks: Sequence[TaskStatus], now: float) -> TaskStatus | None:
     """Return the task that ended a run, or None while the run is active.
 
-    A task that refused its input ends the run at once, because it is not retried. Another failed task ends the run
-    when no task has written its status for ABANDONED_AFTER_S. Until then its pod may be started again.
+    A task that refused its input ends the run at once, because it is not retried. Another failed task, or one whose
+    pod was killed, ends the run when no task has written its status for ABANDONED_AFTER_S. Until then a pod may be
+    started again. A task that waits for its first pod has no status and ends nothing.
 
     Args:
         tasks: The latest status of every task.
@@ -74,11 +115,12 @@ def terminal_task(tasks: Sequence[TaskStatus], now: float) -> TaskStatus | None:
     """
     finished = [task for task in tasks if task.stage == FINAL_STAGE and task.state == "finished"]
     failed = [task for task in tasks if task.state in ("failed", "stopped")]
+    running = [task for task in tasks if task.state == "running"]
     refused = [task for task in failed if task.exit_code == InvalidInputError.exit_code]
     if finished or refused:
         return (finished or refused)[0]
     is_abandoned = all(now - task.updated > ABANDONED_AFTER_S for task in tasks)
-    return failed[0] if failed and is_abandoned else None
+    return next(iter(failed + running), None) if is_abandoned else None
 
 
 def raise_failure(task: TaskStatus) -> None:
@@ -89,6 +131,12 @@ def raise_failure(task: TaskStatus) -> None:
     """
     if task.state == "finished":
         return
+    if task.state == "running":
+        raise SemiscaleError(
+            "SEMI-E443",
+            f"{task.task}: Silent for {format_duration(time.time() - task.updated)}. Its process was killed, and no "
+            "other one has taken over. Finished work is kept. Start the run again to continue.",
+        )
     # A status that an older version wrote has no id.
     error_id = ERROR_ID.search(task.reason)
     reason = ERROR_ID.sub("", task.reason) or "The task left no reason. See its log."
@@ -152,6 +200,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `watch`."""
     parser.add_argument("run_file", type=Path)
     parser.add_argument("--once", action="store_true", help="print once, and exit with the run's code if it has ended")
+    add_connection_arguments(parser)
     parser.add_argument(
         "--every", type=non_negative_float, default=5.0, metavar="SECONDS", help="between two reads (5)"
     )
@@ -159,14 +208,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: Options) -> None:
     """Run the verb."""
-    watch(options.run_file, options.once, options.every)
+    # A machine that reads only the workdir has no server, and kfp would wait for one.
+    is_configured = options.host or os.environ.get(HOST_ENV)
+    watch(options.run_file, options.once, options.every, server_from_options(options) if is_configured else None)
 
 
 COMMAND = Command(
     help="live progress of a run, here or on a cluster",
     description="Show the progress of every task of a run until the run ends, and exit with the run's exit code.\n\n"
-    "Reads the workdir alone. A task whose pod died is silent until another pod resumes it.",
-    examples=("my-run.yaml", "my-run.yaml --once"),
+    "Reads the workdir. A task whose pod died is silent until another pod resumes it. If all tasks are silent for\n"
+    "three minutes, the run has ended. With --host, Kubeflow is asked about a silent run instead.",
+    examples=("my-run.yaml", "my-run.yaml --once", "my-run.yaml --host https://kubeflow.example/pipeline"),
     add_arguments=add_arguments,
     execute=execute,
 )

@@ -5,7 +5,10 @@ A server of the tests implements the API.
 
 import json
 import re
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,18 @@ import yaml
 
 import pipeline
 from semiscale import storage
+from semiscale.cli import submit
 from semiscale.cli.cancel import cancel
 from semiscale.cli.kfp_client import Server, translate_api_errors
 from semiscale.cli.main import main
 from semiscale.cli.schedule import to_kfp_cron
 from semiscale.cli.submit import compile_for
+from semiscale.cli.watch import ABANDONED_AFTER_S
 from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.config.resources import Resources
 from semiscale.observability.task_status import RunStatusStore
 from tests.support.kfp_server import KubeflowPipelines, serve_pipelines
+from tests.support.run_statuses import write_status
 
 
 @pytest.fixture
@@ -129,6 +135,69 @@ def test_runs_are_cancelled_by_id_and_by_run_file(
     assert [run["state"] for run in runs] == ["CANCELING", "SUCCEEDED", "CANCELING", "CANCELING", "CANCELING"]
     assert run_verb("cancel", str(run_file)) == 2
     assert "[SEMI-E425]" in capsys.readouterr().err
+    for run in runs[:2]:
+        assert run_verb("cancel", run["run_id"]) == 2
+        assert f"{run['state']}. Nothing is left to cancel. [SEMI-E440]" in capsys.readouterr().err
+
+
+def test_a_schedule_is_deleted(kfp: KubeflowPipelines, run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_verb("schedule", str(run_file), "--delete") == 2
+    assert "[SEMI-E441]" in capsys.readouterr().err
+    assert run_verb("schedule", str(run_file), "--cron", "0 2 * * *", "--images-on-nodes") == 0
+    assert run_verb("schedule", str(run_file), "--delete") == 0
+    assert not kfp.resources["recurringruns"]
+    assert "schedule 'birds' deleted" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        run_verb("schedule", str(run_file), "--delete", "--cron", "0 2 * * *")
+
+
+def test_the_message_of_a_refused_upload_is_shown(
+    kfp: KubeflowPipelines, run_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_verb("submit", str(run_file), "--images-on-nodes") == 0
+    # Another program uploads the same version between the look and the upload.
+    monkeypatch.setattr(submit, "list_all", lambda *args, **options: [])
+    assert run_verb("submit", str(run_file), "--images-on-nodes") == 2
+    assert re.search(r"the name semiscale already exist.*\[SEMI-E417\]", capsys.readouterr().err)
+
+
+def test_a_second_run_of_an_active_name_is_refused_before_it_is_submitted(
+    kfp: KubeflowPipelines, run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status_store = RunStatusStore(str(tmp_path / "work"), "birds")
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.is_set():
+            now = time.time()
+            write_status(status_store, "score-0", state="running", started=now, updated=now)
+            time.sleep(0.2)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(beat)
+        try:
+            while not status_store.all_attempts():
+                time.sleep(0.01)
+            assert run_verb("submit", str(run_file), "--images-on-nodes") == 2
+        finally:
+            ended.set()
+    assert "[SEMI-E202]" in capsys.readouterr().err
+    assert not kfp.resources["runs"]
+
+
+def test_watch_asks_the_server_about_a_silent_run(
+    kfp: KubeflowPipelines, run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_verb("submit", str(run_file), "--images-on-nodes") == 0
+    (run,) = kfp.resources["runs"]
+    long_ago = time.time() + 1 - ABANDONED_AFTER_S
+    status_store = RunStatusStore(str(tmp_path / "work"), "birds")
+    (tmp_path / "work" / "progress" / "birds" / "submitted.json").unlink()
+    write_status(status_store, "plan", state="running", started=long_ago, updated=long_ago)
+    assert run_verb("watch", str(run_file), "--once") == 0, "its pod may wait for a node"
+    run["state"], run["error"] = "FAILED", {"code": 13, "message": "the pod was OOMKilled"}
+    assert run_verb("watch", str(run_file)) == 1
+    assert "the pod was OOMKilled" in capsys.readouterr().err
 
 
 def test_the_token_is_read_from_the_path_in_kfps_variable(

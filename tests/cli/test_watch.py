@@ -14,7 +14,7 @@ import yaml
 import pipeline
 from semiscale import storage
 from semiscale.cli.main import main
-from semiscale.cli.watch import render, terminal_task, watch
+from semiscale.cli.watch import ABANDONED_AFTER_S, render, terminal_task, watch
 from semiscale.common.errors import InvalidInputError
 from semiscale.observability.task_status import RunStatusStore, TaskStatus, announce_submission
 from tests.support import sample_images
@@ -53,12 +53,24 @@ def test_the_output_has_a_line_for_each_task() -> None:
         ([running_task("score-0", state="failed", exit_code=1)], 1150.0, None),
         ([running_task("score-0", state="failed", exit_code=1)], 1300.0, 1),
         ([running_task("score-0", state="stopped", exit_code=143), running_task("merge")], 1300.0, 143),
-        ([running_task("score-0")], 99999.0, None),
+        ([running_task("score-0"), running_task("score-1", updated=1200.0)], 1300.0, None),
+        ([running_task("score-0", state="finished")], 99999.0, None),
     ],
 )
 def test_the_last_task_decides_when_a_run_has_ended(tasks: list[TaskStatus], now: float, code: int | None) -> None:
     task = terminal_task(tasks, now)
     assert (task.exit_code if task else None) == code
+
+
+def test_a_run_whose_only_pod_was_killed_ends_with_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(sample_images.write_run(tmp_path)))
+    long_ago = time.time() - ABANDONED_AFTER_S - 1
+    store = RunStatusStore(str(tmp_path / "work"), "trial")
+    write_status(store, "plan", state="running", started=long_ago, updated=long_ago)
+    for once in ([], ["--once"]):
+        assert main(pipeline.semiscale, ["watch", str(path), *once]) == 1
+        assert "plan: Silent for 3:0" in capsys.readouterr().err
 
 
 def test_the_exit_code_is_that_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

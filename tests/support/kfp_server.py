@@ -113,6 +113,9 @@ class KubeflowPipelines:
             assert predicate["operation"] in (EQUALS, "EQUALS")
             assert predicate["key"] == "display_name"
             matches = [resource for resource in matches if resource["display_name"] == predicate["stringValue"]]
+        # New resources are added at the end.
+        if query.get("sort_by") == "created_at desc":
+            matches = matches[::-1]
         start = int(query.get("page_token") or 0)
         size = min(int(query.get("page_size") or 20), self.page_size)
         more = {"next_page_token": str(start + size)} if start + size < len(matches) else {}
@@ -150,7 +153,11 @@ class Handler(BaseHTTPRequestHandler):
         try:
             status, answer = 200, self.state.answer(self.command, url.path, query, body)
         except ProblemError as error:
-            status, answer = error.status, {"error": str(error), "code": error.code, "message": str(error)}
+            status = error.status
+            answer = {"error": str(error), "code": error.code, "message": str(error)}
+            # Uploads are not served by the gateway.
+            if "upload" in url.path:
+                answer = {"error_message": str(error), "error_details": f"Error: {error}"}
         self._send(status, "application/json", json.dumps(answer).encode())
 
     def _send(self, status: int, kind: str, content: bytes) -> None:
