@@ -75,8 +75,8 @@ class TrainConfig(StageConfig):
     """Parquet column, or key of a .json member, of the labels."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of initial weights, data order and augmentation."""
-    checkpoint_minutes: Annotated[float, NOT_IN_DIGEST, Field(ge=0)] = 10.0
-    """Minutes between checkpoints. A killed training repeats no more than this."""
+    checkpoint_minutes: Annotated[float, NOT_IN_DIGEST, Field(ge=0)] = 1.5
+    """Minutes between checkpoints, or more if these would cost above 1 % of the time. At 0 each step waits for one."""
 
     @classmethod
     def from_run(cls, run: RunParameters, given: Mapping[str, Any]) -> Self:

@@ -20,6 +20,7 @@ from semiscale.receipts.pack import PackReceipt
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.train import CurvePoint
 from semiscale.stages.train.checkpoint_manager import CheckpointManager, TrainerProgress
+from semiscale.stages.train.checkpoint_writer import CheckpointWriter
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.data_stall import data_stall_timer
 from semiscale.stages.train.distributed import DistributedContext
@@ -203,8 +204,10 @@ class Trainer:
         self._metrics = (
             MetricsLogger(folder, config.recipe, self._steps * size, self._done * size) if ranks.is_main else None
         )
-        self._saved_at = time.monotonic()
-        self._started_at = self._saved_at - self.seconds
+        self._writer = CheckpointWriter(
+            self._checkpoints, self._name, 60 * config.checkpoint_minutes, shares_cpu=device.type == "cpu"
+        )
+        self._started_at = time.monotonic() - self.seconds
 
     @property
     def eval_model(self) -> nn.Module:
@@ -255,14 +258,16 @@ class Trainer:
 
                 if is_stop_requested() or self._validation_pending:
                     self._save(step)
+                    self._writer.wait()
                     # Barrier: keep all ranks alive until rank 0 has written the checkpoint. torchrun kills the
                     # remaining ranks soon after one exits.
                     self._ranks.broadcast_from_main(step)
                     self._stopping.raise_now()
-                if self._ranks.is_main and time.monotonic() - self._saved_at >= 60 * config.checkpoint_minutes:
+                if self._ranks.is_main and self._writer.is_due():
                     self._save(step)
             if self._done < self._steps:
                 self._save(self._steps)
+                self._writer.wait()
         self.seconds = time.monotonic() - self._started_at
         if self._metrics:
             self._metrics.flush()
@@ -289,17 +294,10 @@ class Trainer:
         return result.is_complete
 
     def _save(self, step: int) -> None:
-        """Write a checkpoint on rank 0. All ranks have the same state."""
+        """Begin to write a checkpoint on rank 0. All ranks have the same state."""
         if not self._ranks.is_main:
             return
         self._guard.check_this_rank()
-        tensors = self._state.state_dict()
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            raise SemiscaleError(
-                "SEMI-E235",
-                f"train: {self._name}: weights are not finite after step {step:,}. Lower the learning rate.",
-            )
-        self._saved_at = time.monotonic()
         # Flush the metrics first. A resumed process drops lines past the checkpoint, but cannot restore missing ones.
         assert self._metrics
         self._metrics.flush()
@@ -307,11 +305,10 @@ class Trainer:
             step=step,
             images_processed=step * self._config.batch_size,
             ranks=self._ranks.count,
-            seconds=self._saved_at - self._started_at,
-            curve=self.curve,
+            seconds=time.monotonic() - self._started_at,
+            curve=list(self.curve),
         )
-        self._checkpoints.save(progress, tensors)
-        log_info("train", f"{self._name}: checkpoint after {progress.images_processed:,} images")
+        self._writer.save(progress, self._state.state_dict())
 
     def _broadcast_restore(self) -> TrainerProgress | None:
         """Restore the newest checkpoint. A broadcast checks that all ranks see the same."""

@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_not_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], damage: str
 ) -> None:
     stages = Stages(tmp_path)
-    short = {"images_processed": 200, "checkpoint_minutes": 0.0001}
+    short = {"images_processed": 200, "checkpoint_minutes": 0}
     undisturbed = train(training_config(stages, str(tmp_path / "undisturbed"), images_processed=200))
     config = training_config(stages, str(tmp_path / "disturbed"), **short)
     train_and_stop(config, monkeypatch)
