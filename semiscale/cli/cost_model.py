@@ -241,8 +241,8 @@ class _CostModel:
             hours,
             device_hours * times,
             reads=ceil(source.reads * passes) * times,
-            # A checkpoint every ten minutes.
-            writes=ceil(hours * 6 + 3) * times,
+            # A checkpoint of two objects every 90 seconds.
+            writes=ceil(hours * 80 + 3) * times,
             read_bytes=source.size_bytes * passes * times,
             bound_by=bound_by,
         )

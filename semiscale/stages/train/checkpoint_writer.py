@@ -38,6 +38,8 @@ class CheckpointWriter:
         self._interval_s, self._shares_cpu = interval_s, shares_cpu
         self._copied_at = time.monotonic()
         self._copy_s = self._thread_s = 0.0
+        # Seconds that the last complete checkpoint took to write.
+        self.write_s = 0.0
         self._writing: Future[None] | None = None
 
     @property
@@ -89,12 +91,12 @@ class CheckpointWriter:
             writing.result()
 
     def _write(self, progress: TrainerProgress, tensors: Mapping[str, Tensor]) -> None:
-        started = time.thread_time()
+        started, cpu_started = time.monotonic(), time.thread_time()
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise SemiscaleError(
                 "SEMI-E235",
                 f"train: {self._name}: weights are not finite after step {progress.step:,}. Lower the learning rate.",
             )
         self._checkpoints.save(progress, tensors)
-        self._thread_s = time.thread_time() - started
+        self.write_s, self._thread_s = time.monotonic() - started, time.thread_time() - cpu_started
         log_info("train", f"{self._name}: checkpoint after {progress.images_processed:,} images")
