@@ -48,15 +48,15 @@ def semiscale(**form):
     unpacked = place_on_cpu(count_unpacked(selection=selected.outputs["receipt"])).set_display_name(
         "2 Count what is left to pack"
     )
-    with dsl.ParallelFor(unpacked.outputs["Output"], name="2 Pack D̂, on every pod") as pod:
-        pods = place_on_cpu(pack(count=unpacked.outputs["receipt"], pod=pod)).set_display_name("2 Pack D̂")
-    # One more finds all tars written, and passes them on as one set.
-    packed = place_on_cpu(pack(count=unpacked.outputs["receipt"], pod=0)).after(pods)
-    packed.set_display_name("2 D̂, packed")
+    with dsl.ParallelFor(unpacked.outputs["Output"], name="2 Pack the selection, on every pod") as pod:
+        share = place_on_cpu(pack(count=unpacked.outputs["receipt"], pod=pod)).set_display_name("2 Pack the selection")
+    # A training takes one receipt, and kfp passes on those of a loop as a list. One more task finds all tars written.
+    packed = place_on_cpu(pack(count=unpacked.outputs["receipt"], pod=0)).after(share)
+    packed.set_display_name("2 Packed selection")
 
     # (3) Train the student on D̂, long.
     pretrained = place_on_training_gpu(train(role="pretrain", packed=packed.outputs["receipt"])).set_display_name(
-        "3 Pre-train the student on D̂"
+        "3 Pre-train the student on the selection"
     )
 
     # (4) Fine-tune it on D, true labels only.
