@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from kfp import Client
 
@@ -17,7 +18,10 @@ from semiscale.cli.kfp_client import (
 )
 from semiscale.cli.model_source import is_run_file
 from semiscale.common.errors import InvalidInputError
+from semiscale.common.text import to_single_line
 from semiscale.config import run_config
+from semiscale.observability import task_status
+from semiscale.stages.train.follower import FOLLOWER_TIMEOUT_S
 
 
 def cancel(run: str, server: Server) -> None:
@@ -33,8 +37,30 @@ def cancel(run: str, server: Server) -> None:
     client = connect(server)
     for run_id in find_active_run_ids(run, server, client):
         with translate_api_errors():
+            parameters = getattr(client.get_run(run_id).runtime_config, "parameters", None) or {}
             client.terminate_run(run_id)
         print(f"cancelled: run {run_id}")
+        try_announce_cancellation(parameters)
+
+
+def try_announce_cancellation(parameters: dict[str, Any]) -> None:
+    """Record the cancellation in the workdir of a run, if this machine can write there.
+
+    The nodes of a TrainJob read it, because Kubeflow does not end them with the run.
+
+    Args:
+        parameters: Arguments of the pipeline. A run of another pipeline has no workdir.
+    """
+    if not {"workdir", "name"} <= parameters.keys():
+        return
+    try:
+        task_status.announce_cancellation(parameters["workdir"], parameters["name"])
+    # The client of any vendor can miss credentials here.
+    except Exception as error:  # noqa: BLE001
+        print(
+            "The workdir cannot be written from here. Nodes of a TrainJob stop when no task has followed them for "
+            f"{FOLLOWER_TIMEOUT_S / 60:.0f} minutes: {to_single_line(str(error))[:200]}"
+        )
 
 
 def find_active_run_ids(run: str, server: Server, client: Client) -> list[str]:

@@ -4,6 +4,7 @@ A status object is `<workdir>/progress/<run>/<task>.json`. `watch` reads these o
 that has a budget. Each object is small and is overwritten.
 """
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal
@@ -118,3 +119,20 @@ def announce_submission(workdir: str, run: str) -> None:
     now = time.time()
     first = TaskStatus(task=FIRST_TASK, stage=FIRST_TASK, pod="", state=SUBMITTED, started=now, updated=now)
     storage.write_bytes(RunStatusStore(workdir, run).uri(SUBMITTED), first.model_dump_json().encode())
+
+
+def cancellation_uri(workdir: str, run: str) -> str:
+    """Return the URI of the object that says that a run was cancelled."""
+    return storage.join(workdir, run, "cancelled.json")
+
+
+def announce_cancellation(workdir: str, run: str) -> None:
+    """Record that a run was cancelled, for pods that Kubeflow does not end with it.
+
+    A pod that starts later ignores the record of an earlier cancellation. It stops when the record changes.
+
+    Args:
+        workdir: URI of the workdir.
+        run: Name of the run.
+    """
+    storage.write_bytes(cancellation_uri(workdir, run), json.dumps({"at": time.time()}).encode())

@@ -131,6 +131,7 @@ def test_runs_are_cancelled_by_id_and_by_run_file(
     assert run_verb("cancel", runs[0]["run_id"]) == 0
     runs[1]["state"] = "SUCCEEDED"
     assert [run["state"] for run in runs] == ["CANCELING", "SUCCEEDED", "RUNNING", "RUNNING", "RUNNING"]
+    assert (run_file.parent / "work" / "birds" / "cancelled.json").exists(), "the nodes of a TrainJob read it"
     assert run_verb("cancel", str(run_file)) == 0
     assert [run["state"] for run in runs] == ["CANCELING", "SUCCEEDED", "CANCELING", "CANCELING", "CANCELING"]
     assert run_verb("cancel", str(run_file)) == 2

@@ -4,12 +4,16 @@ The teacher and the baseline learn from the labeled set. The student is pre-trai
 fine-tuned on the labeled set. A recipe has the numbers of each training.
 """
 
+import contextlib
+
 from semiscale import storage
 from semiscale.common.signals import graceful_stop
+from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.train import TrainReceipt
 from semiscale.runtime.run_once import run_once
-from semiscale.stages.train import distributed, trainjob
+from semiscale.stages.train import distributed, follower, trainjob
 from semiscale.stages.train.config import LinearProbeConfig, TrainConfig
+from semiscale.stages.train.distributed import DistributedContext
 from semiscale.storage.documents import load_document
 
 
@@ -41,7 +45,7 @@ def train(config: TrainConfig) -> TrainReceipt:
             from semiscale.stages.train import pretrained_teacher
 
             return pretrained_teacher.import_teacher(config, folder)
-        with graceful_stop() as stopping:
+        with graceful_stop() as stopping, _abandonment_watch(config, folder, me):
             if not distributed.is_under_torchrun() and (count := distributed.local_device_count()) > 1:
                 distributed.launch_local_ranks(config, count)
                 return load_document(storage.join(folder, "receipt.json"), TrainReceipt).model_dump()
@@ -53,6 +57,15 @@ def train(config: TrainConfig) -> TrainReceipt:
         # The TrainJob writes the receipt, which `run_once` then finds. One device is enough to check a teacher.
         trainjob.run_trainjob(config, launch.single_device() if config.checkpoint else launch)
     return run_once(config, TrainReceipt, work, writes=me.is_main)
+
+
+def _abandonment_watch(
+    config: TrainConfig, folder: str, me: DistributedContext
+) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which rank 0 of a TrainJob stops all ranks if the run has ended."""
+    if not me.is_main:
+        return contextlib.nullcontext()
+    return follower.stop_when_abandoned(folder, config.workdir, load_document(config.plan, PlanReceipt).name)
 
 
 def fit_linear_probe(config: LinearProbeConfig) -> TrainReceipt:

@@ -22,6 +22,7 @@ from semiscale.observability.prometheus import PORT_ENV
 from semiscale.runtime.stage_config import with_workdir_receipts
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.distributed import SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT_S
+from semiscale.stages.train.follower import FOLLOWED_ENV, send_heartbeats
 
 LABELS = {"app.kubernetes.io/part-of": "semiscale"}
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -67,7 +68,7 @@ def run_trainjob(config: TrainConfig, launch: TrainJobSettings) -> None:
     if storage.head(receipt) is not None:
         return
     jobs = _TrainJobClient(f"semiscale-{config.digest()}")
-    with graceful_stop():
+    with graceful_stop(), send_heartbeats(config.folder()):
         try:
             jobs.create_or_attach(build_trainjob(config, launch))
             jobs.wait()
@@ -103,6 +104,8 @@ def build_trainjob(config: TrainConfig, launch: TrainJobSettings) -> dict[str, A
         "env": [
             # Rank 0 serves the metrics of all ranks.
             {"name": PORT_ENV, "value": METRICS_PORT},
+            # The nodes stop if no task follows them any more.
+            {"name": FOLLOWED_ENV, "value": "1"},
             {"name": SHUTDOWN_TIMEOUT, "value": str(SHUTDOWN_TIMEOUT_S)},
             # torchrun exits with 1, whatever the exit codes of the ranks. The ranks therefore leave theirs here.
             {"name": TERMINATION_LOG_ENV, "value": TERMINATION_LOG},
