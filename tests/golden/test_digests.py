@@ -12,6 +12,8 @@ from tests.golden.passing import Fields, Receipts
 WEIGHTS = f"s3://{NAME}/files/weights.pth"
 LISTED = f"s3://{NAME}/files/list.txt"
 FILES = {"files/weights.pth": b"these bytes are never read as weights", "files/list.txt": b"one\ntwo\nthree\n"}
+# Values that the run files had when the digests were taken.
+KEYS_OF_0_1_0: dict[str, Fields] = {"paper": {"pods": 64}}
 # Each run has a name, a run file, and the keys that it changes.
 RUNS: dict[str, tuple[str, Fields]] = {
     "demo": ("demo", {}),
@@ -57,7 +59,8 @@ RUNS: dict[str, tuple[str, Fields]] = {
 def parameters_of(name: str) -> Fields:
     """Return the parameters of one of the runs."""
     run_file, changes = RUNS[name]
-    return {**program.parameters(program.ROOT / "manifests" / "runs" / f"{run_file}.yaml"), **changes}
+    parameters = program.parameters(program.ROOT / "manifests" / "runs" / f"{run_file}.yaml")
+    return {**parameters, **KEYS_OF_0_1_0.get(run_file, {}), **changes}
 
 
 def write_receipts(bucket: Bucket, run: Fields, archived: dict[str, bytes]) -> Receipts:
