@@ -1,1 +1,1 @@
-"""The contracts of the pipeline: typed inputs and outputs, image and placement of each component."""
+"""The Kubeflow components of the pipeline: typed inputs and outputs, image and placement of each component."""

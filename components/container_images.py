@@ -1,7 +1,7 @@
 """The two container images that the components run in. `docker/` builds them.
 
 The CUDA image has torch, for the components that train and score. The CPU image has none, for those that list, merge,
-pack and report. The contracts name the images by version. A pipeline that is compiled for a run names them by the
+pack and report. The components name the images by version. A pipeline that is compiled for a run names them by the
 digests that `make images PUSH=…` wrote.
 """
 
@@ -17,7 +17,7 @@ PUSHED_IMAGES_FILE = Path(
 
 
 def load_pushed_images() -> dict[str, str]:
-    """Return the names of the pushed images in the registry, with digests, by their names in the contracts.
+    """Return the names of the pushed images in the registry, with digests, by their names in the components.
 
     It is empty if none was pushed from this checkout.
     """

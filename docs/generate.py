@@ -1,7 +1,7 @@
 """Write the parts of the documentation that are generated from the program.
 
 The run-file reference and the JSON Schema come from the model of the run file. The reference of the command line comes
-from its parser, and the README of a component from its contract. `python docs/generate.py` writes the schema and the
+from its parser, and the README of a component from its declaration. `python docs/generate.py` writes the schema and the
 READMEs, which are part of the repository, and the includes, which are not.
 """
 
@@ -86,21 +86,21 @@ def field_of_one(items: Json) -> Json:
 
 
 def component_readmes() -> dict[Path, str]:
-    """Return the README of every folder of components, by its path: the contracts, with their inputs and outputs."""
+    """Return the README of every folder of components, by its path: each component, with its inputs and outputs."""
     readmes = {}
     for path in sorted((ROOT / "components").glob("*/component.py")):
         module = import_module(f"components.{path.parent.name}.component")
-        contracts = [member for member in vars(module).values() if isinstance(member, PythonComponent)]
-        parts = [f"# {path.parent.name}", (module.__doc__ or "").strip(), *map(contract_text, contracts)]
+        declared = [member for member in vars(module).values() if isinstance(member, PythonComponent)]
+        parts = [f"# {path.parent.name}", (module.__doc__ or "").strip(), *map(component_text, declared)]
         note = "The tables are generated from `component.py` by `make docs-generate`."
         readmes[path.parent / "README.md"] = "\n\n".join([*parts, note]) + "\n"
     return readmes
 
 
-def contract_text(contract: PythonComponent) -> str:
-    """Return the section of one contract: its image, and the tables of its inputs and outputs."""
-    docstring = docstring_parser.parse(contract.python_func.__doc__ or "")
-    spec = contract.component_spec
+def component_text(component: PythonComponent) -> str:
+    """Return the section of one component: its image, and the tables of its inputs and outputs."""
+    docstring = docstring_parser.parse(component.python_func.__doc__ or "")
+    spec = component.component_spec
     described = {parameter.arg_name: parameter.description for parameter in docstring.params}
     inputs = [
         (

@@ -1,1 +1,1 @@
-"""The contract of `evaluate`."""
+"""The Kubeflow component of `evaluate`."""

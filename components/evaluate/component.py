@@ -1,4 +1,4 @@
-"""The contract of the evaluate stage."""
+"""The Kubeflow component of the evaluate stage."""
 
 from typing import List
 

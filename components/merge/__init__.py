@@ -1,1 +1,1 @@
-"""The contract of `merge`."""
+"""The Kubeflow component of `merge`."""

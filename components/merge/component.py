@@ -1,4 +1,4 @@
-"""The contract of the merge stage."""
+"""The Kubeflow component of the merge stage."""
 
 from typing import List
 

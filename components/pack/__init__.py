@@ -1,1 +1,1 @@
-"""The contract of `pack`."""
+"""The Kubeflow components of `pack`."""

@@ -1,4 +1,4 @@
-"""The contracts of the count of unwritten tars and of the pack stage."""
+"""The Kubeflow components of the pack stage and of the task that counts its unwritten tars."""
 
 from typing import List
 
@@ -23,7 +23,7 @@ def count_unpacked(
         selection: The receipt of the merge.
 
     Returns:
-        receipt: The count as JSON, for the packing.
+        receipt: The number of packing pods as JSON, for the packing.
         summary: The count in words.
         Output: The numbers of the pods that share the packing.
     """
@@ -43,12 +43,12 @@ def pack(
 ):
     """Copy the selected images into shuffled WebDataset tars.
 
-    Several pods share the tars. This contract is one of them.
+    Several pods share the tars. Each pod runs this component.
 
     Args:
         receipt: Artifact that the stage writes its receipt to.
         summary: Page that the stage writes its summary to.
-        count: The receipt of the count. It has the number of pods that share the packing.
+        count: The receipt of the counting task. It has the number of pods that share the packing.
         pod: The number of this pod, from 0.
 
     Returns:

@@ -1,1 +1,1 @@
-"""The contract of `plan`."""
+"""The Kubeflow component of `plan`."""

@@ -1,4 +1,4 @@
-"""The contract of the plan stage."""
+"""The Kubeflow component of the plan stage."""
 
 from typing import Dict, List
 

@@ -1,1 +1,1 @@
-"""The contract of `promote`."""
+"""The Kubeflow component of `promote`."""

@@ -1,4 +1,4 @@
-"""The contract of the promote stage."""
+"""The Kubeflow component of the promote stage."""
 
 from kfp import dsl
 

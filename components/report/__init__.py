@@ -1,1 +1,1 @@
-"""The contract of `report`."""
+"""The Kubeflow component of `report`."""

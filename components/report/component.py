@@ -1,4 +1,4 @@
-"""The contract of the report stage."""
+"""The Kubeflow component of the report stage."""
 
 from kfp import dsl
 

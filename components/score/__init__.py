@@ -1,1 +1,1 @@
-"""The contract of `score`."""
+"""The Kubeflow components of `score`."""

@@ -1,4 +1,4 @@
-"""The contracts of the count of unscored shards and of the score stage."""
+"""The Kubeflow components of the score stage and of the task that counts its unscored shards."""
 
 from typing import List
 
@@ -23,7 +23,7 @@ def count_unscored(
         teacher: The receipt of the teacher.
 
     Returns:
-        receipt: The count as JSON, for the scan.
+        receipt: The number of scoring pods as JSON, for the scan.
         summary: The count in words.
         Output: The numbers of the pods that share the scan.
     """
@@ -43,12 +43,12 @@ def score(
 ):
     """Score the unlabeled pool and keep the best classes of each image (section 3.2).
 
-    Several pods share the pool. This contract is one of them.
+    Several pods share the pool. Each pod runs this component.
 
     Args:
         receipt: Artifact that the stage writes its receipt to.
         summary: Page that the stage writes its summary to.
-        count: The receipt of the count. It has the number of pods that share the scan.
+        count: The receipt of the counting task. It has the number of pods that share the scan.
         pod: The number of this pod, from 0.
 
     Returns:

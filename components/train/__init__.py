@@ -1,1 +1,1 @@
-"""The contract of `train`."""
+"""The Kubeflow component of `train`."""

@@ -1,4 +1,4 @@
-"""The contract of the train stage, which has the four trainings of a run."""
+"""The Kubeflow component of the train stage, which has the four trainings of a run."""
 
 from typing import List
 
@@ -22,7 +22,7 @@ def train(
     Args:
         receipt: Artifact that the stage writes its receipt to.
         summary: Page that the stage writes its summary to.
-        role: The model to train, which is teacher, baseline, pretrain or finetune.
+        role: The training, which is teacher, baseline, pretrain or finetune. Receipts call it `recipe`.
         learning_rate: The learning rate for a minibatch of 256 images, in a sweep. -1 takes that of the run.
         plan: The receipt of the plan, for teacher and baseline.
         packed: The receipt of the packed selection, for pretrain.
