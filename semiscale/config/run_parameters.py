@@ -72,11 +72,11 @@ class RunParameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The run's name: a folder in the workdir.")
-    workdir: CredentialFreeUri = Field(min_length=1, description="URI of the folder that everything bulky goes under.")
+    workdir: CredentialFreeUri = Field(min_length=1, description="URI of the folder for all results.")
     labeled: Uris = Field(min_length=1, description="D: URIs of class folders, WebDataset tars or Parquet files.")
     unlabeled: Uris = Field(description="U: the same kinds, or a prefix of loose image files; no labels.")
     test: Uris = Field(
-        min_length=1, description="The test set. It is measured at the end, and decides on promotion alone."
+        min_length=1, description="The test set. It is measured at the end, and decides only the promotion."
     )
     validation: Uris = Field(
         default=[], description="The set that chooses learning rates. Empty: held out from the labeled set."
@@ -209,7 +209,7 @@ class RunParameters(BaseModel):
     champion: str = Field(
         default="",
         pattern=r"^([a-z0-9][a-z0-9._-]{0,62})?$",
-        description="Name of the champion in the workdir that the student competes with. Empty: the run's name.",
+        description="Name of the champion that the student is compared with. Empty: the run's name.",
     )
 
     def clip_frames(self, model: str) -> int:

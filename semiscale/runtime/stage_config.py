@@ -33,7 +33,7 @@ class StageConfig(BaseModel):
     on_device: ClassVar[bool] = False
 
     workdir: str
-    """URI of the folder that everything bulky goes under."""
+    """URI of the folder for all results."""
 
     @classmethod
     def from_run(cls, run: RunParameters, given: Mapping[str, Any]) -> Self:
