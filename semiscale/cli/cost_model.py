@@ -92,11 +92,13 @@ class RunCost:
     Attributes:
         stages: The stages in the order of the pipeline.
         selected: Images in the selection, at most.
+        is_pool_short: Whether the pool is too small to give every class K images.
         cpus_per_device: CPU cores that decode as fast as the teacher scores on one device.
     """
 
     stages: list[StageCost]
     selected: int
+    is_pool_short: bool
     cpus_per_device: float
 
     @property
@@ -128,7 +130,10 @@ def estimate_run(settings: RunConfig, inputs: InputSizes, rates: Mapping[str, fl
     model = _CostModel(settings, inputs, rates, stated)
     stages = [
         model.plan(),
-        model.training("teacher", settings.teacher_images_processed),
+        # A ready-made teacher is checked on at most a thousand images and not trained.
+        StageCost("teacher")
+        if settings.teacher_checkpoint
+        else model.training("teacher", settings.teacher_images_processed),
         model.score(),
         model.merge(),
         model.pack(),
@@ -144,7 +149,8 @@ def estimate_run(settings: RunConfig, inputs: InputSizes, rates: Mapping[str, fl
         model.evaluate(),
     ]
     ratio = rates["teacher_forward_images_per_s"] / rates["decode_images_per_s"]
-    return RunCost(stages, model.selected.images, ratio)
+    is_pool_short = model.selected.images < settings.images_per_class * inputs.classes
+    return RunCost(stages, model.selected.images, is_pool_short, ratio)
 
 
 class _CostModel:

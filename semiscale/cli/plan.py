@@ -1,14 +1,21 @@
 """The verb `plan`: estimate time, cost and requests of a run before anything is spent."""
 
 import argparse
+import os
 from pathlib import Path
 
 from semiscale.cli import rates
 from semiscale.cli.command import Command, Options, non_negative_float, non_negative_int
 from semiscale.cli.cost_model import GB, InputSizes, RunCost, StageCost, estimate_run
 from semiscale.cli.rates import MEASURABLE_RATES, RATED_MODELS, Rate, RateOverrides
-from semiscale.cli.throughput_probe import measure_device_rates, measure_inputs, measure_throughput
+from semiscale.cli.throughput_probe import (
+    measure_device_rates,
+    measure_inputs,
+    measure_throughput,
+    require_torch,
+)
 from semiscale.common.errors import InvalidInputError
+from semiscale.common.text import count_noun
 from semiscale.config import architectures, run_config, yaml_file
 from semiscale.config.run_config import RunConfig
 from semiscale.observability import budget
@@ -46,11 +53,13 @@ def estimate_cost(path: Path, given: dict[str, object], rates_file: Path | None,
     print(
         "\n".join(
             [
+                *describe_hardware(settings, stated, resolved),
+                "",
                 *describe_inputs(settings, inputs),
                 "",
                 *format_cost_table(result, stated),
                 "",
-                *describe_estimate(result, stated, resolved),
+                *describe_estimate(settings, result, stated, resolved),
             ]
         )
     )
@@ -67,20 +76,28 @@ def resolve_rates(settings: RunConfig, inputs: InputSizes, stated: RateOverrides
         settings: The run file.
         inputs: Sizes of its inputs.
         stated: Rates that the user stated.
+
+    Raises:
+        InvalidInputError: A rate must be measured, and torch is not installed.
     """
     values = {name: getattr(stated, name) for name in MEASURABLE_RATES}
     resolved = {name: Rate(value, "stated") for name, value in values.items() if value is not None}
+    # Published rates are those of a GPU that this machine lacks.
+    if not budget.count_gpus():
+        for model in RATED_MODELS:
+            published = rates.published_rates(getattr(settings, f"{model}_architecture"), settings.resolution)
+            resolved = {**{f"{model}_{mode}_images_per_s": rate for mode, rate in published.items()}, **resolved}
+    if missing := [name for name in MEASURABLE_RATES if name not in resolved]:
+        require_torch(missing)
     if not {"decode_images_per_s", "read_bytes_per_s"} <= resolved.keys():
         probe = measure_throughput(settings)
         resolved = {"decode_images_per_s": probe.decode, "read_bytes_per_s": probe.read, **resolved}
     for model in RATED_MODELS:
         names = {mode: f"{model}_{mode}_images_per_s" for mode in ("forward", "train")}
         if not set(names.values()) <= resolved.keys():
-            architecture = getattr(settings, f"{model}_architecture")
-            published = {} if budget.count_gpus() else rates.published_rates(architecture, settings.resolution)
-            frames = settings.clip_frames(model)
-            model_rates = published or measure_device_rates(architecture, settings.resolution, inputs.classes, frames)
-            resolved = {**{names[mode]: rate for mode, rate in model_rates.items()}, **resolved}
+            architecture, frames = getattr(settings, f"{model}_architecture"), settings.clip_frames(model)
+            measured = measure_device_rates(architecture, settings.resolution, inputs.classes, frames)
+            resolved = {**{names[mode]: rate for mode, rate in measured.items()}, **resolved}
     return resolved
 
 
@@ -110,11 +127,31 @@ def check_budget(result: RunCost, stated: RateOverrides, budget: float, budget_h
         )
 
 
+def describe_hardware(settings: RunConfig, stated: RateOverrides, resolved: dict[str, Rate]) -> list[str]:
+    """Return the lines that name the hardware of the estimate, and this machine.
+
+    Args:
+        settings: The run file.
+        stated: Devices and cores that the user stated.
+        resolved: Every rate with its source.
+    """
+    model_rates = [rate for name, rate in resolved.items() if name.startswith(RATED_MODELS)]
+    devices = sorted({rate.device or "unknown, because its rates are stated" for rate in model_rates})
+    gpus = budget.count_gpus()
+    return [
+        f"Device of the estimate: {' and '.join(devices)}. Each has {stated.cpus_per_device:g} CPU cores.",
+        f"The estimate is for {count_noun(settings.pods, 'scoring pod')}, "
+        f"{count_noun(stated.training_devices, 'device')} per training, and all learning rates in parallel.",
+        f"This machine has {count_noun(len(os.sched_getaffinity(0)), 'CPU core')} and "
+        f"{count_noun(gpus, 'GPU') if gpus else 'no GPU'}. The time of `semiscale run` on it is not estimated.",
+    ]
+
+
 def describe_inputs(settings: RunConfig, inputs: InputSizes) -> list[str]:
     """Return the lines that describe the inputs of a run."""
     pool, kind = inputs.unlabeled, "video" if settings.frames else "image"
     return [
-        f"{settings.name}: about {pool.images:,} unlabeled {kind}s in {pool.shards:,} shards, "
+        f"{settings.name}: about {count_noun(pool.images, f'unlabeled {kind}')} in {count_noun(pool.shards, 'shard')}, "
         f"{si_format(pool.size_bytes)}B ({si_format(pool.image_bytes)}B a{'' if settings.frames else 'n'} {kind})",
         f"labeled {inputs.labeled.images:,}, validation {inputs.validation.images or 'held out'}, "
         f"test {inputs.test.images:,}; {inputs.classes:,} classes",
@@ -150,25 +187,37 @@ def format_cost_row(stage: StageCost, stated: RateOverrides) -> str:
         f"{si_format(stage.kept_bytes)}B",
         si_format(stage.reads),
         si_format(stage.writes),
-        f"{stage.cost(stated):,.2f}",
+        format_cost(stage.cost(stated)),
     )
     return (f"{stage.name:10}" + "".join(f"{cell:>10}" for cell in cells) + f"  {stage.bound_by}").rstrip()
 
 
-def describe_estimate(result: RunCost, stated: RateOverrides, resolved: dict[str, Rate]) -> list[str]:
+def format_cost(cost: float) -> str:
+    """Format a cost. A cost above 0 is never shown as 0."""
+    return "<0.01" if 0 < cost < 0.005 else f"{cost:,.2f}"
+
+
+def describe_estimate(
+    settings: RunConfig, result: RunCost, stated: RateOverrides, resolved: dict[str, Rate]
+) -> list[str]:
     """Return the lines that describe the needs of a run and the source of every rate.
 
     Args:
+        settings: The run file.
         result: Estimate of the run.
         stated: Prices that the user stated.
         resolved: Every rate with its source.
     """
     kept = sum(stage.kept_bytes for stage in result.stages)
+    short_pool = (
+        f"The pool is too small for K = {settings.images_per_class:,} images of every class. A class may have fewer."
+    )
     lines = [
-        f"{result.selected:,} images at most are selected; what is kept costs "
-        f"{kept / GB * stated.storage_price_per_gb_month:,.2f} a month (without checkpoints)",
-        f"decoding keeps up with the scan on {result.cpus_per_device:,.1f} CPU cores per device; this plan has "
-        f"{stated.cpus_per_device:g}",
+        f"{result.selected:,} images are selected at most; the kept objects cost "
+        f"{format_cost(kept / GB * stated.storage_price_per_gb_month)} a month (without checkpoints)",
+        *([short_pool] if result.is_pool_short else []),
+        f"decoding keeps up with the scan on {result.cpus_per_device:,.1f} CPU cores per device; "
+        f"--cpus-per-device is {stated.cpus_per_device:g}",
         "rates:",
         *(f"  {name} = {rate.value:,.1f} ({rate.source})" for name, rate in sorted(resolved.items())),
     ]

@@ -21,7 +21,8 @@ PUBLISHED = {
     # Scaled from 32x32d by multiply-adds, because the table does not have it.
     "resnext101_32x48d": 275.0 * 87.29 / 153.57,
 }
-PUBLISHED_SOURCE = "timm's table for an RTX 3090"
+PUBLISHED_DEVICE = "RTX 3090"
+PUBLISHED_SOURCE = f"timm's table for an {PUBLISHED_DEVICE}"
 # Ratio of the forward rate to the training rate, from the same tables of the same card: resnext50_32x4d 3070 ÷ 1001,
 # resnext101_32x4d 1910 ÷ 609.
 FORWARDS_PER_STEP = 3.1
@@ -65,10 +66,17 @@ class RateOverrides(BaseModel):
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate and its source."""
+    """A rate and its source.
+
+    Attributes:
+        value: Samples or bytes per second.
+        source: Origin of the value.
+        device: Device that has this rate, or empty if it is unknown.
+    """
 
     value: float
     source: str
+    device: str = ""
 
 
 RATED_MODELS = ("teacher", "student")
@@ -108,6 +116,6 @@ def published_rates(architecture: str, resolution: int) -> dict[str, Rate]:
     forward = PUBLISHED[architecture] * (224 / resolution) ** 2
     scaled = "" if resolution == 224 else f", scaled to {resolution} pixels"
     return {
-        "forward": Rate(forward, f"published: {PUBLISHED_SOURCE}{scaled}"),
-        "train": Rate(forward / FORWARDS_PER_STEP, f"published: forward ÷ {FORWARDS_PER_STEP}"),
+        "forward": Rate(forward, f"published: {PUBLISHED_SOURCE}{scaled}", PUBLISHED_DEVICE),
+        "train": Rate(forward / FORWARDS_PER_STEP, f"published: forward ÷ {FORWARDS_PER_STEP}", PUBLISHED_DEVICE),
     }

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from itertools import islice
 
@@ -22,7 +22,6 @@ PROBED_IMAGES = 320
 # A video takes as long as a hundred images.
 PROBED_VIDEOS = 32
 PROBED_SHARDS = 8
-PROBED_SAMPLES_PER_SHARD = PROBED_IMAGES // PROBED_SHARDS + 1
 MEASURE_DURATION_S = 2.0
 BATCH_SIZE = 16
 
@@ -108,9 +107,12 @@ def size_of_files(shards: list[Shard]) -> SampleSetSize:
 def size_of_tars(shards: list[Shard], columns: SampleFields) -> SampleSetSize:
     """Estimate the images of tars from the bytes per sample in a few of them."""
     sample_count = size_bytes = 0
-    for shard in sample_shards(shards):
-        samples = read_first_samples(shard, columns)
-        is_whole_shard = len(samples) < PROBED_SAMPLES_PER_SHARD
+    probed = sample_shards(shards)
+    # A set of few images is read whole, so its number is exact.
+    limit = PROBED_IMAGES // max(len(probed), 1) + 1
+    for shard in probed:
+        samples = read_first_samples(shard, columns, limit)
+        is_whole_shard = len(samples) < limit
         sample_count += len(samples)
         size_bytes += (
             shard.size_bytes if is_whole_shard else max(sample.offset + len(sample.image) for sample in samples)
@@ -128,7 +130,8 @@ def size_of_parquet(shards: list[Shard], columns: SampleFields) -> SampleSetSize
     probed = sample_shards(shards)
     rows = sum(reader.estimate_sample_count(shard, columns) for shard in probed)
     images = round(rows * total_bytes(shards) / max(total_bytes(probed), 1))
-    samples = [sample for shard in probed for sample in read_first_samples(shard, columns)]
+    limit = PROBED_IMAGES // PROBED_SHARDS + 1
+    samples = [sample for shard in probed for sample in read_first_samples(shard, columns, limit)]
     linked_sizes = [len(sample.image) for sample in samples if sample.offset >= 0]
     links = round(images * len(linked_sizes) / max(len(samples), 1))
     linked_bytes = round(links * sum(linked_sizes) / max(len(linked_sizes), 1))
@@ -140,14 +143,34 @@ def total_bytes(shards: list[Shard]) -> int:
     return sum(shard.size_bytes for shard in shards)
 
 
-def read_first_samples(shard: Shard, columns: SampleFields) -> list[Sample]:
-    """Read the first samples of a shard."""
-    return list(islice(reader.iter_samples(shard, columns), PROBED_SAMPLES_PER_SHARD))
+def read_first_samples(shard: Shard, columns: SampleFields, limit: int) -> list[Sample]:
+    """Read the first samples of a shard, at most `limit` of them."""
+    return list(islice(reader.iter_samples(shard, columns), limit))
 
 
 def sample_shards(shards: list[Shard]) -> list[Shard]:
     """Return a few shards, chosen by a hash of their names."""
     return sorted(shards, key=lambda shard: hashlib.blake2b(shard.name.encode()).digest())[:PROBED_SHARDS]
+
+
+def require_torch(rates: Sequence[str]) -> None:
+    """Check that this machine can measure rates, for which torch is needed.
+
+    Args:
+        rates: Names of the rates that are neither stated nor published.
+
+    Raises:
+        InvalidInputError: Torch is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        options = ", ".join(f"--{rate.replace('_', '-')}" for rate in rates)
+        raise InvalidInputError(
+            "SEMI-E445",
+            f"plan: Rates are measured with torch, which is not installed. Give {options}, or install torch with "
+            "`pip install . -r requirements/cuda.in`.",
+        ) from None
 
 
 def measure_throughput(settings: RunConfig) -> ThroughputProbe:
@@ -236,11 +259,11 @@ def measure_device_rates(architecture: str, resolution: int, classes: int, frame
         loss.item()
 
     source = f"measured here: {device_name}"
-    train_rate = {"train": Rate(batch_size * calls_per_second(train), source)}
+    train_rate = {"train": Rate(batch_size * calls_per_second(train), source, device_name)}
     model.eval()
     return {
         **train_rate,
-        "forward": Rate(batch_size * calls_per_second(forward) / (EVAL_CLIPS if frames else 1), source),
+        "forward": Rate(batch_size * calls_per_second(forward) / (EVAL_CLIPS if frames else 1), source, device_name),
     }
 
 

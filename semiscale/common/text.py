@@ -19,6 +19,11 @@ _values.maxstring = _values.maxother = _MAX_VALUE_CHARS
 _values.maxlevel = 2
 
 
+def count_noun(count: int, noun: str) -> str:
+    """Format a count of things: `1 tar`, `1,200 tars`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def to_single_line(text: str) -> str:
     """Return text as one line of printable characters, without credentials.
 

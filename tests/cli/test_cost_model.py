@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import yaml
 
 from semiscale.cli import rates
 from semiscale.cli.cost_model import InputSizes, SampleSetSize, StageCost, estimate_run
-from semiscale.cli.plan import estimate_cost, si_format
+from semiscale.cli.plan import estimate_cost, format_cost, si_format
 from semiscale.cli.rates import RateOverrides
 from semiscale.cli.throughput_probe import measure_inputs, measure_throughput
 from semiscale.common.errors import InvalidInputError
@@ -104,6 +106,13 @@ def test_the_trainings_of_the_paper_agree_with_hand_calculation(paper: RunConfig
     )
 
 
+def test_a_ready_made_teacher_costs_nothing(paper: RunConfig) -> None:
+    ready_made = paper.model_copy(update={"teacher_checkpoint": "gs://b/teacher.pth"})
+    teacher, score = (estimate_stages(ready_made)[stage] for stage in ("teacher", "score"))
+    assert teacher == StageCost("teacher")
+    assert score == estimate_stages(paper)["score"]
+
+
 def test_a_set_that_fits_in_memory_is_read_once_by_every_device(paper: RunConfig) -> None:
     small = replace(IMAGENET, labeled=SampleSetSize(1_000, 100_000_000, 1_000, 1))
     by_name = {stage.name: stage for stage in estimate_run(paper, small, RATES, PRICES).stages}
@@ -113,12 +122,13 @@ def test_a_set_that_fits_in_memory_is_read_once_by_every_device(paper: RunConfig
 def test_selection_and_pack_agree_with_hand_calculation(paper: RunConfig) -> None:
     estimate = estimate_run(paper, IMAGENET, RATES, PRICES)
     pack = next(stage for stage in estimate.stages if stage.name == "pack")
-    assert estimate.selected == 16_000_000
+    assert (estimate.selected, estimate.is_pool_short) == (16_000_000, False)
     assert (pack.reads, pack.writes) == (16_000_000, 1602)
     assert pack.read_bytes == pack.kept_bytes == 1.6e12
     assert pack.hours == pytest.approx(1600 / 3600)
     small = paper.model_copy(update={"images_per_class": 10**9, "classes_per_image": 2})
-    assert estimate_run(small, IMAGENET, RATES, PRICES).selected == 2 * 10**9, "no more than P of each image"
+    limited = estimate_run(small, IMAGENET, RATES, PRICES)
+    assert (limited.selected, limited.is_pool_short) == (2 * 10**9, True), "no more than P of each image"
 
 
 def test_totals_are_sums_of_the_stages(paper: RunConfig) -> None:
@@ -179,6 +189,12 @@ def test_images_that_parquet_files_link_are_counted_and_measured_like_files(tmp_
     assert pool.size_bytes == pytest.approx(12 * size_bytes, rel=0.1)
 
 
+def test_a_pool_of_few_images_is_counted_exactly(tmp_path: Path) -> None:
+    pool = sample_images.write_pool(tmp_path / "one", shards=1, per_shard=60)
+    settings = run_config.load_run_config(write_run_file(tmp_path, unlabeled=[str(pool)])).with_absolute_uris()
+    assert measure_inputs(settings, 0).unlabeled.images == 60
+
+
 def test_photographs_in_tars_are_counted_to_a_tenth(tmp_path: Path) -> None:
     tars = sorted(PHOTOGRAPHS.glob("photos/*.tar"))
     if not tars:
@@ -208,8 +224,9 @@ def test_a_plan_is_printed_with_the_sources_of_its_rates(tmp_path: Path, capsys:
     assert "teacher_forward_images_per_s = 100.0 (stated)" in out
     assert "decode_images_per_s" in out.split("rates:")[1]
     assert "measured here on 120 images, one core" in out
-    assert "this plan has 4" in out
-    titles, *rows = (line for line in out.split("\n\n")[1].splitlines())
+    assert "--cpus-per-device is 4" in out
+    assert out.startswith("Device of the estimate: unknown, because its rates are stated. Each has 4 CPU cores.")
+    titles, *rows = (line for line in out.split("\n\n")[2].splitlines())
     assert titles.split()[:3] == ["stage", "hours", "device-h"]
     assert [row.split()[0] for row in rows] == [
         *("plan", "teacher", "score", "merge", "pack", "pretrain", "finetune", "baseline", "evaluate", "total"),
@@ -241,6 +258,38 @@ def test_a_plan_with_bad_input_or_over_budget_is_refused(
     with pytest.raises(InvalidInputError, match=line) as refusal:
         estimate_cost(path, overrides, None, classes=0, budget=budget)
     assert "\n" not in str(refusal.value)
+
+
+def plan_without_torch(run_file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run `semiscale plan` in a process that cannot import torch."""
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['torchvision'] = None\n"
+        "from semiscale.cli.main import main\n"
+        "sys.exit(main(None, sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "plan", str(run_file), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_plan_needs_no_torch_if_no_rate_is_measured(tmp_path: Path) -> None:
+    options = [f"--{name.replace('_', '-')}=100" for name in RATES]
+    planned = plan_without_torch(write_run_file(tmp_path), *options)
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert "total" in planned.stdout
+
+
+def test_a_plan_without_torch_names_the_rates_that_it_cannot_measure(tmp_path: Path) -> None:
+    planned = plan_without_torch(write_run_file(tmp_path), "--read-bytes-per-s=1e9")
+    assert planned.returncode == 2
+    (line,) = planned.stderr.splitlines()
+    assert line.endswith("[SEMI-E445]")
+    assert "--decode-images-per-s" in line
+    assert "--read-bytes-per-s" not in line
+
+
+def test_a_cost_above_0_is_not_shown_as_0() -> None:
+    assert [format_cost(cost) for cost in (0, 0.001, 0.006, 1234.5)] == ["0.00", "<0.01", "0.01", "1,234.50"]
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 "), (999, "999 "), (1500, "1.5 k"), (1.6e12, "1.6 T")])

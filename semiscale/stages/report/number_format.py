@@ -10,11 +10,6 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
-def count_noun(value: int, noun: str) -> str:
-    """Format a count of things: 1 tar, 2 tars."""
-    return f"{number(value)} {noun}{'' if value == 1 else 's'}"
-
-
 def percent(fraction: float, decimals: int = 2) -> str:
     """Format a fraction in [0, 1]: 84.10%.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from semiscale.common.text import count_noun
 from semiscale.receipts.base import BadSample
 from semiscale.stages.report import number_format, view_models
 from semiscale.stages.report.charts import FRAME, MIN_LOSS
@@ -62,7 +63,7 @@ def _environment() -> Environment:
     )
     filters = (
         number_format.number,
-        number_format.count_noun,
+        count_noun,
         number_format.percent,
         number_format.p_value,
         number_format.percentage_points,

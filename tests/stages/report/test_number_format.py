@@ -2,6 +2,7 @@
 
 import pytest
 
+from semiscale.common.text import count_noun
 from semiscale.stages.report import number_format
 
 
@@ -9,8 +10,8 @@ from semiscale.stages.report import number_format
     ("formatted", "expected"),
     [
         (number_format.number(1234567), "1,234,567"),
-        (number_format.count_noun(1, "tar"), "1 tar"),
-        (number_format.count_noun(2000, "tar"), "2,000 tars"),
+        (count_noun(1, "tar"), "1 tar"),
+        (count_noun(2000, "tar"), "2,000 tars"),
         (number_format.percent(0.841), "84.10%"),
         (number_format.percent(1.0), "100.00%"),
         (number_format.percent(0.999999), ">99.99%"),
