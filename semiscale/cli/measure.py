@@ -14,7 +14,7 @@ from semiscale.data.shard import SampleFields
 from semiscale.evaluation.prediction_cache import SplitEvaluator
 from semiscale.models.checkpoint_metadata import check_same_classes
 from semiscale.observability.progress import Progress
-from semiscale.receipts.evaluate import Interval, ModelEvaluation
+from semiscale.receipts.evaluate import Interval, ModelEvaluation, has_top5
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.train import TrainReceipt
 from semiscale.stages.evaluate.evaluate_models import evaluate_model
@@ -78,7 +78,11 @@ def format_measurement_table(measured: ModelEvaluation, receipt: TrainReceipt) -
         f"\n{receipt.model_label}, {receipt.recipe}, on {scores.images:,} test images of "
         f"{len(measured.classes):,} classes",
         format_measurement_row("top-1", scores.top1, scores.top1_interval),
-        format_measurement_row("top-5", scores.top5, scores.top5_interval),
+        *(
+            [format_measurement_row("top-5", scores.top5, scores.top5_interval)]
+            if has_top5(len(measured.classes))
+            else []
+        ),
         format_measurement_row("calibration error", scores.calibration_error, scores.calibration_error_interval),
         f"top-1 by class, the lowest {len(lowest)} of {len(by_class):,}:",
         *(format_measurement_row(f"  {name}", share, interval) for share, interval, name in lowest),

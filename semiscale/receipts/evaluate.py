@@ -6,6 +6,15 @@ from semiscale.storage.documents import StrictDocument
 Interval = tuple[float, float]
 
 
+# With at most this many classes every image is among the best five.
+TOP5_CLASSES = 5
+
+
+def has_top5(classes: int) -> bool:
+    """Return whether top-5 differs from 100% for this number of classes."""
+    return classes > TOP5_CLASSES
+
+
 class ModelMetrics(StrictDocument):
     """Metrics of a model on the test set.
 

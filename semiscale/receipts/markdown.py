@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import singledispatch
 
 from semiscale.receipts.base import Receipt
-from semiscale.receipts.evaluate import EvaluationReceipt
+from semiscale.receipts.evaluate import EvaluationReceipt, has_top5
 from semiscale.receipts.fanout import FanoutReceipt
 from semiscale.receipts.merge import SelectionReceipt
 from semiscale.receipts.pack import PackReceipt
@@ -12,6 +12,7 @@ from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.promote import PromotionReceipt
 from semiscale.receipts.score import ScoreReceipt
 from semiscale.receipts.train import TrainReceipt
+from semiscale.receipts.validation_warnings import small_validation_warning
 
 # Rows of the table of short classes.
 MAX_ROWS = 20
@@ -54,7 +55,8 @@ def _summarize_plan(receipt: PlanReceipt) -> str:
     counts = markdown_table(["set", "images"], [[name, f"{split.samples:,}"] for name, split in sets.items()])
     pool = f"Unlabeled: {receipt.shards:,} shards, {receipt.size_bytes:,} bytes, for at most {receipt.pods} pods.\n"
     failed = [f"- not used: {count:,} × {escape_markdown(reason)}" for reason, count in receipt.failed.items()]
-    notes = [f"- {escape_markdown(note)}" for note in receipt.notes]
+    warnings = [warning] if (warning := small_validation_warning(receipt)) else []
+    notes = [f"- {escape_markdown(note)}" for note in [*warnings, *receipt.notes]]
     return f"{len(receipt.classes):,} classes\n\n{counts}\n{pool}\n" + "\n".join([*notes, *failed]) + "\n"
 
 
@@ -140,13 +142,14 @@ def _summarize_pack(receipt: PackReceipt) -> str:
 
 @summarize.register
 def _summarize_evaluation(receipt: EvaluationReceipt) -> str:
+    with_top5 = has_top5(len(receipt.confusion.classes))
     models = [
         [
             name,
             f"**{model.top1:.2%}**",
             f"{model.top1_interval[0]:.2%} to {model.top1_interval[1]:.2%}",
-            f"{model.top5:.2%}",
-            f"{model.calibration_error:.4f}",
+            *([f"{model.top5:.2%}"] if with_top5 else []),
+            f"{model.calibration_error:.2%}",
             f"{model.learning_rate:g}",
         ]
         for name, model in receipt.models.items()
@@ -165,9 +168,14 @@ def _summarize_evaluation(receipt: EvaluationReceipt) -> str:
     return (
         f"Measured on the same {images:,} test images. Intervals cover 95%. Learning rates were chosen on the "
         "validation images. The test images decide on promotion.\n\n"
-        + markdown_table(["model", "top-1", "interval", "top-5", "calibration error", "learning rate"], models)
+        + markdown_table(
+            ["model", "top-1", "interval", *(["top-5"] if with_top5 else []), "calibration error", "learning rate"],
+            models,
+        )
         + "\n"
-        + markdown_table(["difference", "points of top-1", "interval", "images won / lost", "p (McNemar)"], pairs)
+        + markdown_table(
+            ["difference", "points of top-1", "interval", "images won / lost", "p (McNemar, two-sided)"], pairs
+        )
     )
 
 

@@ -89,17 +89,17 @@ def test_a_round_scores_only_new_shards(rounds: Rounds) -> None:
 def test_a_round_has_as_many_scoring_pods_as_there_are_new_shards(rounds: Rounds) -> None:
     assert [stages.plan.pods for stages in rounds.stages] == [3, 4, 5]
     assert [len(stages.scores) for stages in rounds.stages] == [3, 1, 3]
-    assert rounds.stages[1].unscored.why == "1 of 4 pods: 1 of 4 shards to score, 1 of 2 units to seal"
+    assert rounds.stages[1].unscored.why == "1 of 4 pods: 1 of 4 shards to score, 1 of 2 shard groups to rank"
     again = Stages.on(rounds.stages[-1].config, rounds.root)
     again.__dict__["teacher"] = again.teacher.model_copy(update={"digest": "another"})
-    assert again.unscored.why == "5 of 5 pods: 7 of 7 shards to score, 3 of 3 units to seal"
+    assert again.unscored.why == "5 of 5 pods: 7 of 7 shards to score, 3 of 3 shard groups to rank"
 
 
 def test_a_round_without_new_images_runs_one_pod_per_loop_and_changes_nothing(rounds: Rounds) -> None:
     third = rounds.stages[-1]
     before = json.loads(Path(third.report.results).read_text())
     quiet = Stages.on(third.config, rounds.root)
-    assert quiet.unscored.why == "1 of 5 pods: 0 of 7 shards to score, 0 of 3 units to seal"
+    assert quiet.unscored.why == "1 of 5 pods: 0 of 7 shards to score, 0 of 3 shard groups to rank"
     assert quiet.unpacked.why == "1 of 5 pods: 0 of 1 tars to pack"
     (alone,) = quiet.scores
     assert (alone.listed, alone.units, alone.units_found) == (244, 3, 3), "it counts for all earlier pods"

@@ -64,7 +64,7 @@ CASES: list[tuple[Receipt, list[str]]] = [
     (PACKED, ["1,500 images in 2 shuffled tars"]),
     (
         make_evaluation_receipt(),
-        ["| student | **71.50%** | 69.50% to 73.50% | 91.50% | 0.0500 |", "| student − baseline | +3.25 |"],
+        ["| student | **71.50%** | 69.50% to 73.50% | 5.00% |", "| student − baseline | +3.25 |"],
     ),
     (make_promotion_receipt(promoted=False), ["**The champion stays**: not worse than the champion"]),
 ]
@@ -86,6 +86,8 @@ def test_names_from_the_input_are_escaped() -> None:
 def test_the_summary_of_an_evaluation_has_the_result_on_the_test_images() -> None:
     text = summarize(make_evaluation_receipt())
     assert "Measured on the same 1,200 test images." in text
+    assert "top-5" not in text, "there are four classes"
+    assert "p (McNemar, two-sided)" in text
     assert "The test images decide on promotion." in text
 
 

@@ -162,7 +162,10 @@ def decide(
         return True, "by force"
     if comparison is None:
         return False, "the champion has other classes; `promote --force` replaces it"
-    result = f"{comparison.wins} test images won, {comparison.losses} lost, p = {comparison.p_worse:.3g} one-sided"
+    result = (
+        f"{comparison.wins} test images won, {comparison.losses} lost; one-sided p = {comparison.p_worse:.3g}, "
+        f"worse at {SIGNIFICANCE_LEVEL:g} or below"
+    )
     if config.promotion == "never":
         return False, f"promotion is never; against the {comparison.against}: {result}"
     if champion and student.digest in champion.withdrawn:

@@ -7,17 +7,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from semiscale.common.text import count_noun
 from semiscale.receipts.base import BadSample
+from semiscale.receipts.evaluate import has_top5
+from semiscale.receipts.validation_warnings import validation_warnings
 from semiscale.stages.report import number_format, view_models
 from semiscale.stages.report.charts import FRAME, MIN_LOSS
 from semiscale.stages.report.gallery import Gallery
+from semiscale.stages.report.page_header import PageHeader
 from semiscale.stages.report.run_receipts import RunReceipts
 
 
-def render(run: RunReceipts, gallery: Gallery, examples: list[BadSample]) -> str:
+def render(run: RunReceipts, header: PageHeader, gallery: Gallery, examples: list[BadSample]) -> str:
     """Return the page. The template escapes class names, keys and file names.
 
     Args:
         run: The receipts of the run.
+        header: Date, version, device and elapsed time.
         gallery: Images of some classes by rank.
         examples: Images that could not be scored.
 
@@ -29,6 +33,8 @@ def render(run: RunReceipts, gallery: Gallery, examples: list[BadSample]) -> str
         .get_template("report.html.j2")
         .render(
             run=run,
+            header=header,
+            warnings=validation_warnings(run.plan, run.teacher),
             plan=run.plan,
             selection=run.selection,
             ledger=run.selection.ledger,
@@ -45,10 +51,11 @@ def render(run: RunReceipts, gallery: Gallery, examples: list[BadSample]) -> str
             part_times=view_models.part_time_bars(run),
             bottleneck=view_models.bottleneck_advice(run),
             classes=view_models.class_rows(run),
+            has_top5=has_top5(len(run.plan.classes)),
             model_names=view_models.MODELS,
             confusion=view_models.confusion_rows(run),
             promotion=run.promotion,
-            run_file=yaml.safe_dump(run.plan.run, sort_keys=False, allow_unicode=True),
+            parameters=yaml.safe_dump(run.plan.run, sort_keys=False, allow_unicode=True),
         )
     )
 

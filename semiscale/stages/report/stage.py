@@ -17,9 +17,11 @@ from semiscale.receipts.promote import PromotionReceipt
 from semiscale.receipts.report import ReportReceipt
 from semiscale.receipts.score import ScoreReceipt
 from semiscale.receipts.train import TrainReceipt
+from semiscale.receipts.validation_warnings import validation_warnings
 from semiscale.runtime.stage_config import ReceiptUri, ReceiptUris, StageConfig
 from semiscale.stages.report.failure_examples import failure_examples
 from semiscale.stages.report.gallery import build_gallery
+from semiscale.stages.report.page_header import load_page_header
 from semiscale.stages.report.render import render
 from semiscale.stages.report.run_receipts import RunReceipts
 from semiscale.storage.documents import load_document
@@ -80,7 +82,10 @@ def report(config: ReportConfig) -> ReportReceipt:
     gallery = build_gallery(run.plan, run.selection, SampleFields(config.image_column, "", run.plan.is_video))
     folder = storage.join(config.workdir, run.plan.name)
     page_uri, results_uri = storage.join(folder, "report.html"), storage.join(folder, "results.json")
-    storage.write_bytes(page_uri, render(run, gallery, failure_examples(run)).encode())
+    for warning in validation_warnings(run.plan, run.teacher):
+        log_info("report", f"warning: {warning}")
+    header = load_page_header(run, config.workdir)
+    storage.write_bytes(page_uri, render(run, header, gallery, failure_examples(run)).encode())
     storage.write_bytes(results_uri, json.dumps(build_results(run), indent=1).encode())
     store_receipts(run, storage.join(folder, "receipts"))
     log_info("report", page_uri)

@@ -283,8 +283,12 @@ def _sweep(name: str, receipts: list[TrainReceipt], chosen: TrainReceipt) -> Swe
     by_rate = sorted(receipts, key=lambda receipt: receipt.learning_rate)
     position = [receipt.digest for receipt in by_rate].index(chosen.digest)
     advice = ""
+    tied = [receipt for receipt in by_rate if receipt.validation_top1 == chosen.validation_top1]
     if len(by_rate) == 1:
         advice = "Only one learning rate was tried."
+    elif len(tied) > 1:
+        which = "The smallest of them" if tied[0].digest == chosen.digest else "One of them"
+        advice = f"{len(tied)} learning rates had the same validation top-1. {which} was chosen."
     elif position in (0, len(by_rate) - 1):
         side = "smallest" if position == 0 else "largest"
         beyond = "smaller" if position == 0 else "larger"

@@ -3,9 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from semiscale.observability.progress import log_info
 from semiscale.receipts.fanout import FanoutReceipt
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.train import TrainReceipt
+from semiscale.receipts.validation_warnings import validation_warnings
 from semiscale.runtime import pod_count
 from semiscale.stages.score.config import ScoreFanoutConfig
 from semiscale.stages.score.score_store import (
@@ -35,7 +37,11 @@ def plan_score_fanout(config: ScoreFanoutConfig) -> FanoutReceipt:
         has no receipt.
     """
     plan = load_document(config.plan, PlanReceipt)
-    folder = score_folder(config, plan, load_document(config.teacher, TrainReceipt).digest)
+    teacher = load_document(config.teacher, TrainReceipt)
+    folder = score_folder(config, plan, teacher.digest)
+    # The scan is the expensive part, so the warnings come before it.
+    for warning in validation_warnings(plan, teacher):
+        log_info("score", f"warning: {warning}")
 
     def count_remaining() -> tuple[int, str]:
         groups = load_shard_groups(plan)
@@ -46,7 +52,8 @@ def plan_score_fanout(config: ScoreFanoutConfig) -> FanoutReceipt:
         num_shards = sum(shard.digest() not in scored for group in unfinished for shard in group.shards)
         # The receipt stores this text.
         reason = (
-            f"{num_shards:,} of {plan.shards:,} shards to score, {len(unfinished):,} of {len(groups):,} units to seal"
+            f"{num_shards:,} of {plan.shards:,} shards to score, {len(unfinished):,} of {len(groups):,} shard groups "
+            "to rank"
         )
         return max(num_shards, len(unfinished)), reason
 

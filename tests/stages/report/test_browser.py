@@ -11,7 +11,7 @@ from semiscale.receipts.report import ReportReceipt
 
 HEADINGS = [
     "Result", "Selection", "Accounting of the pool", "Gallery", "Learning curves", "Learning-rate sweeps", "Time",
-    "Notes of the plan", "Accuracy by class", "Confusions", "Run file",
+    "Notes of the plan", "Accuracy by class", "Confusions", "Parameters",
 ]  # fmt: skip
 
 

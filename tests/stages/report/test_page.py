@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from semiscale.receipts.evaluate import has_top5
 from semiscale.receipts.merge import ExclusionStats, RetrainDecision
 from semiscale.receipts.report import ReportReceipt
 from tests.support.reports import (
@@ -116,6 +117,35 @@ def test_the_page_warns_of_a_choice_at_the_edge_of_a_sweep(written_report: Repor
     # The baseline chose 0.1 of 0.05, 0.1 and 0.2, which is not at an edge.
     assert page.count("that was tried: a") == 1
     assert "the smallest that was tried" in page
+
+
+def test_equal_accuracies_of_a_sweep_give_no_advice(tmp_path: Path) -> None:
+    receipts = write_run(tmp_path)
+    receipts["students"] = [receipt.model_copy(update={"validation_top1": 0.3}) for receipt in receipts["students"]]
+    page = read_page(write_report(tmp_path, receipts))
+    assert "that was tried: a" not in page
+    assert "2 learning rates had the same validation top-1. The smallest of them was chosen." in page
+
+
+def test_the_page_warns_of_a_teacher_at_chance(
+    tmp_path: Path, written_report: ReportReceipt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receipts = write_run(tmp_path)
+    receipts["teacher"] = [receipts["teacher"][0].model_copy(update={"validation_top1": 0.25})]
+    assert "not better than chance" in read_page(write_report(tmp_path, receipts))
+    assert "warning" in capsys.readouterr().out
+    assert "not better than chance" not in read_page(written_report)
+
+
+def test_top_5_is_shown_for_more_than_five_classes_only(written_report: ReportReceipt) -> None:
+    assert "top&#8209;5" not in read_page(written_report)
+    assert [has_top5(classes) for classes in (2, 5, 6)] == [False, False, True]
+
+
+def test_the_page_names_both_p_values(written_report: ReportReceipt) -> None:
+    text = extract_text(read_page(written_report))
+    assert "Images lost p (two-sided)" in text
+    assert "the one-sided test that the student is worse" in text
 
 
 def test_the_page_states_that_long_lists_are_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

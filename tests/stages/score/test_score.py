@@ -121,10 +121,10 @@ def test_number_of_pods_matches_the_remaining_work(tmp_path: Path) -> None:
         again = Stages.on(first.config, tmp_path)
         reasons.append(again.unscored.why)
     assert reasons == [
-        "1 of 3 pods: 0 of 3 shards to score, 0 of 2 units to seal",
-        "2 of 3 pods: 0 of 3 shards to score, 2 of 2 units to seal",
-        "2 of 3 pods: 1 of 3 shards to score, 2 of 2 units to seal",
-        "3 of 3 pods: 3 of 3 shards to score, 2 of 2 units to seal",
+        "1 of 3 pods: 0 of 3 shards to score, 0 of 2 shard groups to rank",
+        "2 of 3 pods: 0 of 3 shards to score, 2 of 2 shard groups to rank",
+        "2 of 3 pods: 1 of 3 shards to score, 2 of 2 shard groups to rank",
+        "3 of 3 pods: 3 of 3 shards to score, 2 of 2 shard groups to rank",
     ]
     assert sum(pod.scored for pod in again.scores) == 120
 
@@ -137,6 +137,15 @@ def rows_by_image(receipts: list[ScoreReceipt]) -> set[tuple[str, int, int, floa
         for row in pq.read_table(path).to_pylist():
             rows.add((names[row["sample"] >> 32], row["sample"] & 0xFFFFFFFF, row["class"], row["score"]))
     return rows
+
+
+def test_a_small_validation_set_is_named_in_the_log_before_the_scan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = Stages(tmp_path)
+    assert stages.plan.validation.samples < 10 * len(stages.plan.classes)
+    assert stages.unscored.pods
+    assert "score · warning: The validation set has" in capsys.readouterr().out
 
 
 def test_scores_do_not_depend_on_the_number_of_pods(tmp_path: Path) -> None:
