@@ -171,7 +171,7 @@ def execute(options: Options) -> None:
 
 
 COMMAND = Command(
-    help="write the YAML that Kubeflow runs",
+    help="compile the pipeline to YAML for Kubeflow",
     description="Compile the pipeline for a run file: for its hardware, with its values in the form of the UI.\n\n"
     "Without a run file, all compiled files under manifests/ are written anew. Pushed images (`make images PUSH=…`)\n"
     "are named by their digests. With --kubernetes the output is Pipeline and PipelineVersion objects, for clusters\n"

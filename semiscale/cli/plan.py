@@ -1,7 +1,6 @@
 """The verb `plan`: estimate time, cost and requests of a run before anything is spent."""
 
 import argparse
-import os
 from pathlib import Path
 
 from semiscale.cli import rates
@@ -14,6 +13,7 @@ from semiscale.cli.throughput_probe import (
     measure_throughput,
     require_torch,
 )
+from semiscale.common.cpu import available_cpus
 from semiscale.common.errors import InvalidInputError
 from semiscale.common.text import count_noun
 from semiscale.config import architectures, run_config, yaml_file
@@ -142,7 +142,7 @@ def describe_hardware(settings: RunConfig, stated: RateOverrides, resolved: dict
         f"Device of the estimate: {' and '.join(devices)}. Each has {stated.cpus_per_device:g} CPU cores.",
         f"The estimate is for {count_noun(settings.pods, 'scoring pod')}, "
         f"{count_noun(stated.training_devices, 'device')} per training, and all learning rates in parallel.",
-        f"This machine has {count_noun(len(os.sched_getaffinity(0)), 'CPU core')} and "
+        f"This machine has {count_noun(available_cpus(), 'CPU core')} and "
         f"{count_noun(gpus, 'GPU') if gpus else 'no GPU'}. The time of `semiscale run` on it is not estimated.",
     ]
 

@@ -29,6 +29,7 @@ from semiscale.config import run_config
 from semiscale.config.run_config import RunConfig
 from semiscale.observability import task_status
 from semiscale.observability.progress import parse_failure
+from semiscale.receipts.evaluate import has_top5
 
 # The tasks that kfp.local runs at a time inside a loop.
 CONCURRENT_TASKS = 2
@@ -215,9 +216,10 @@ def results(settings: RunConfig) -> dict[str, Any]:
 def print_results(settings: RunConfig) -> None:
     """Print the table of results and the path of the report."""
     numbers = results(settings)
-    print(f"\n{'on the test set':36}{'top-1':>8}{'top-5':>8}")
+    shown = ["top1", "top5"] if has_top5(numbers["selection"]["classes"]) else ["top1"]
+    print(f"\n{'on the test set':36}" + "".join(f"{name.replace('top', 'top-'):>8}" for name in shown))
     for model, title in MODEL_TITLES.items():
-        print(f"{title:36}{numbers[model]['top1']:8.2%}{numbers[model]['top5']:8.2%}")
+        print(f"{title:36}" + "".join(f"{numbers[model][name]:8.2%}" for name in shown))
     selection = numbers["selection"]
     print(
         f"\n{selection['images']:,} images selected ({selection['unique_images']:,} different) for "

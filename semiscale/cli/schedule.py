@@ -193,7 +193,7 @@ def execute(options: Options) -> None:
 
 
 COMMAND = Command(
-    help="run it on Kubeflow again and again",
+    help="run it on Kubeflow at the times of a cron expression",
     description="Run a run file on Kubeflow at the times of a cron expression (UTC). A second call changes the\n"
     "schedule.\n\n"
     "Runs do not overlap, and runs that were missed while the cluster was down are not made up for. Each run lists\n"

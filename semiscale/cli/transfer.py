@@ -1,4 +1,4 @@
-"""The verb `transfer`: train a model on for the classes of a run file, by the paper's settings for CUB2011."""
+"""The verb `transfer`: continue a training on the classes of a run file, by the paper's settings for CUB2011."""
 
 import argparse
 from pathlib import Path
@@ -135,7 +135,7 @@ def execute(options: Options) -> None:
 
 
 COMMAND = Command(
-    help="train a model on for other classes, and measure it",
+    help="continue the training of a model on other classes",
     description="Train a model with a new head on a run file's labeled set, and measure it on the run file's test\n"
     "set.\n\n"
     "full-ft trains every layer, by the paper's recipe for CUB2011 (Table 13). fc-only keeps the layers and fits the\n"

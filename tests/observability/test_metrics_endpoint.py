@@ -91,12 +91,12 @@ def stage_command(stage: str, workdir: str, options: dict[str, Any]) -> list[str
     ("stage", "last", "unit", "parts"),
     [
         ("plan", "plan/[0-9a-f]+/receipt.json", "images", {"decode", "list"}),
-        ("merge", "merge/[0-9a-f]+/receipt.json", "units opened", {"remove", "open", "select", "locate", "write"}),
+        ("merge", "merge/[0-9a-f]+/receipt.json", "shard groups", {"remove", "open", "select", "locate", "write"}),
         ("pack", "pack/[0-9a-f]+/receipt.json", "images", {"read", "write"}),
         # The evaluation reuses stored predictions.
-        ("evaluate", "evaluate/[0-9a-f]+/receipt.json", "images", set()),
-        ("promote", "champions/", "images", set()),
-        ("report", "trial/report.html", "images", set()),
+        ("evaluate", "evaluate/[0-9a-f]+/receipt.json", "predictions", set()),
+        ("promote", "champions/", "predictions", set()),
+        ("report", "trial/report.html", "gallery images", set()),
     ],
 )  # fmt: skip
 def test_a_stage_serves_its_progress(

@@ -39,9 +39,8 @@ def evaluate_models(config: EvaluateConfig) -> dict[str, object]:
         "student": best_by_validation(sweeps["student"]),
     }
     columns = SampleFields(config.image_column, config.label_column, plan.is_video)
-    evaluator = SplitEvaluator(
-        config.workdir, plan.test, columns, Progress("evaluate", len(measured) * plan.test.samples)
-    )
+    progress = Progress("evaluate", len(measured) * plan.test.samples, unit="predictions")
+    evaluator = SplitEvaluator(config.workdir, plan.test, columns, progress)
     predictions_of: dict[str, Predictions] = {}
     models: dict[str, ModelMetrics] = {}
     for name, receipt in measured.items():

@@ -140,7 +140,7 @@ def _select_and_write(config: MergeConfig, folder: str) -> dict[str, object]:
     """Select D̂, write its files to a folder, and return the fields of the receipt."""
     plan = load_document(config.plan, PlanReceipt)
     receipts = load_group_receipts(plan, [load_document(uri, ScoreReceipt) for uri in config.scores])
-    progress = Progress("merge", len(receipts), unit="units opened")
+    progress = Progress("merge", len(receipts), unit="shard groups")
 
     pool = _open_pool(config, receipts, progress)
     with progress.timer("select"):

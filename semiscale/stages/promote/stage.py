@@ -113,7 +113,8 @@ def compare_with_champion(
     if other.digest == student.digest or other.classes != student.classes:
         return None
     columns = SampleFields(config.image_column, config.label_column, plan.is_video)
-    evaluator = SplitEvaluator(config.workdir, plan.test, columns, Progress("promote", 2 * plan.test.samples))
+    progress = Progress("promote", 2 * plan.test.samples, unit="predictions")
+    evaluator = SplitEvaluator(config.workdir, plan.test, columns, progress)
     return metrics.compare_paired(
         "student", evaluator.predict(student).correct(), name, evaluator.predict(other).correct()
     )

@@ -101,7 +101,7 @@ def build_gallery(plan: PlanReceipt, selection: SelectionReceipt, columns: Sampl
     )
     parquet_images = _read_parquet_images(plan, rows, columns)
     decode = video_decoding.decode_middle_frame if columns.videos else decode_image
-    progress = Progress("report", len(rows))
+    progress = Progress("report", len(rows), unit="gallery images")
     images = {}
     for row in rows:
         images[row["class"], row["rank"] + 1] = _build_image(row, parquet_images, decode)

@@ -104,7 +104,7 @@ class MetricsLogger:
         }
         if "loss" in values:
             self._detail = (
-                f"{self._recipe} · loss {values['loss']:.3f} · learning rate {values['learning_rate']:.3g} · "
+                f"{self._recipe} · loss {values['loss']:.3f} · applied learning rate {values['learning_rate']:.3g} · "
                 f"{values['waiting_for_data']:.0%} waiting for data"
             )
         line = {"images_processed": self._images, "seconds": round(elapsed_s, 3), **values}

@@ -179,7 +179,7 @@ class Trainer:
         self._config, self._ranks, self._stopping = config, ranks, stopping
         device, size = checkpoint_io.default_device(), config.batch_size
         self._steps = max(math.ceil(total / size), 1)
-        self._name = f"{config.recipe} {config.architecture}, learning rate {config.learning_rate:g}"
+        self._name = f"{config.recipe} {config.architecture}, learning rate {config.learning_rate:g} for 256 images"
         log_info("train", f"{self._name}: {self._steps:,} steps of {size:,} images, on {data.samples:,} samples")
 
         # Restore the newest checkpoint first: the parts below begin at its step.

@@ -65,7 +65,8 @@ def test_a_line_is_logged_every_few_seconds(tmp_path: Path, capsys: pytest.Captu
     clock = Clock()
     log_steps(MetricsLogger(str(tmp_path), "teacher", 1000, clock=clock), clock, 6)
     assert capsys.readouterr().out.splitlines() == [
-        f"train · {done} · 50/s · {left} left · teacher · loss {loss} · learning rate 0.1 · 25% waiting for data"
+        f"train · {done} · 50/s · {left} left · teacher · loss {loss} · applied learning rate 0.1 · "
+        "25% waiting for data"
         for done, left, loss in (
             ("300 of 1,000 images · 30%", "0:14", "6.000"),
             ("600 of 1,000 images · 60%", "0:08", "3.000"),
