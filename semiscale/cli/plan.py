@@ -139,7 +139,7 @@ def describe_hardware(settings: RunConfig, stated: RateOverrides, resolved: dict
     devices = sorted({rate.device or "unknown, because its rates are stated" for rate in model_rates})
     gpus = budget.count_gpus()
     return [
-        f"Device of the estimate: {' and '.join(devices)}. Each has {stated.cpus_per_device:g} CPU cores.",
+        f"Device of the estimate: {' and '.join(devices)}. Each has {stated.cpus_per_device:g} CPU cores to decode.",
         f"The estimate is for {count_noun(settings.pods, 'scoring pod')}, "
         f"{count_noun(stated.training_devices, 'device')} per training, and all learning rates in parallel.",
         f"This machine has {count_noun(available_cpus(), 'CPU core')} and "

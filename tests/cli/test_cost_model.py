@@ -225,7 +225,9 @@ def test_a_plan_is_printed_with_the_sources_of_its_rates(tmp_path: Path, capsys:
     assert "decode_images_per_s" in out.split("rates:")[1]
     assert "measured here on 120 images, one core" in out
     assert "--cpus-per-device is 4" in out
-    assert out.startswith("Device of the estimate: unknown, because its rates are stated. Each has 4 CPU cores.")
+    assert out.startswith(
+        "Device of the estimate: unknown, because its rates are stated. Each has 4 CPU cores to decode."
+    )
     titles, *rows = (line for line in out.split("\n\n")[2].splitlines())
     assert titles.split()[:3] == ["stage", "hours", "device-h"]
     assert [row.split()[0] for row in rows] == [
