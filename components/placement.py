@@ -29,8 +29,8 @@ from semiscale.observability.prometheus import PORT_ENV
 APP_LABELS = {"app.kubernetes.io/part-of": "semiscale"}
 # The user that the images run as.
 IMAGE_UID = 1000
-# Time between two attempts.
-RETRY_BACKOFF = "120s"
+# Time between two attempts. A stage resumes at once, and its clients repeat requests to a store that fails.
+RETRY_BACKOFF = "30s"
 # An attempt may wait so long for a node, a quota or an image.
 MAX_QUEUE_TIME_S = 24 * HOUR_S
 _HARDWARE = ContextVar("hardware", default=Resources())  # noqa: B039 - frozen

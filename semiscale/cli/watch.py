@@ -31,8 +31,8 @@ from semiscale.observability.task_status import RunStatusStore, TaskStatus
 FINAL_STAGE = "report"
 # A running task writes its status every ten seconds.
 SILENT_AFTER_S = status_reporter.HEARTBEAT_TIMEOUT_S
-# Leases of a dead pod expire within this time, and Kubeflow waits 120 s before it starts a pod again. A run whose tasks
-# are all silent for longer has ended.
+# Leases of a dead pod expire within this time, and Kubeflow starts a pod again after 30 s. A run whose tasks are all
+# silent for longer has ended.
 ABANDONED_AFTER_S = 180.0
 CLEAR_SCREEN = "\x1b[H\x1b[J"
 # The reason of a failed task ends with the id of its error.

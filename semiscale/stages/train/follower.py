@@ -23,7 +23,7 @@ from semiscale.observability.task_status import cancellation_uri
 # The environment variable tells a node that a task follows its TrainJob.
 FOLLOWED_ENV = "SEMISCALE_FOLLOWED"
 HEARTBEAT_INTERVAL_S = 30.0
-# Kubeflow starts a task that died again after two minutes, and its pod has to find a node.
+# Kubeflow starts a task that died again after 30 s, and its pod has to find a node.
 FOLLOWER_TIMEOUT_S = 600.0
 
 
