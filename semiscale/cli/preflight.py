@@ -11,6 +11,9 @@ from semiscale.config.run_config import RunConfig
 from semiscale.config.run_parameters import INPUT_URI_KEYS
 from semiscale.models import registry
 
+# Iterations of all loops of a run that Argo can store. Each takes 9 kB of the Workflow object, which has 1 MiB at most.
+MAX_LOOP_ITERATIONS = 40
+
 
 def preflight(path: Path) -> RunConfig:
     """Load and check a run file for a cluster.
@@ -27,6 +30,7 @@ def preflight(path: Path) -> RunConfig:
         One listing request for each input.
     """
     settings = run_config.load_run_config(path)
+    check_fan_out(settings)
     for key in ("teacher_architecture", "student_architecture"):
         registry.get_architecture(getattr(settings, key), key)
     for key in ("workdir", *INPUT_URI_KEYS):
@@ -36,6 +40,26 @@ def preflight(path: Path) -> RunConfig:
             if key != "workdir":
                 check_uri_exists(key, uri)
     return settings
+
+
+def check_fan_out(settings: RunConfig) -> None:
+    """Check that Argo can store the loops of a run. It would refuse the Workflow in the middle of the run.
+
+    Args:
+        settings: The run file.
+
+    Raises:
+        InvalidInputError: The loops have more than MAX_LOOP_ITERATIONS iterations.
+    """
+    rates = len(settings.baseline_learning_rates) + len(settings.finetune_learning_rates)
+    iterations = 2 * settings.pods + rates
+    if iterations > MAX_LOOP_ITERATIONS:
+        raise InvalidInputError(
+            "SEMI-E444",
+            f"pods: {settings.pods} pods that score, {settings.pods} that pack and {rates} learning rates are "
+            f"{iterations} iterations of loops. A Workflow holds {MAX_LOOP_ITERATIONS}. Set pods to "
+            f"{max((MAX_LOOP_ITERATIONS - rates) // 2, 1)} or less.",
+        )
 
 
 def check_remote_uri(key: str, uri: str) -> None:

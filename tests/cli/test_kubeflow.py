@@ -201,6 +201,18 @@ def test_watch_asks_the_server_about_a_silent_run(
     assert "the pod was OOMKilled" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("pods", "code"), [(17, 0), (18, 2)])
+def test_a_run_whose_loops_argo_cannot_store_is_refused(
+    kfp: KubeflowPipelines, run_file: Path, capsys: pytest.CaptureFixture[str], pods: int, code: int
+) -> None:
+    rates = [0.1, 0.2, 0.3]
+    content = yaml.safe_load(run_file.read_text())
+    content |= {"pods": pods, "baseline_learning_rates": rates, "finetune_learning_rates": rates}
+    run_file.write_text(yaml.safe_dump(content))
+    assert run_verb("submit", str(run_file), "--images-on-nodes") == code
+    assert ("Set pods to 17 or less. [SEMI-E444]" in capsys.readouterr().err) == (code == 2)
+
+
 def test_the_token_is_read_from_the_path_in_kfps_variable(
     kfp: KubeflowPipelines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
