@@ -28,8 +28,9 @@ from semiscale.common.errors import InvalidInputError, SemiscaleError
 from semiscale.config import run_config
 from semiscale.config.run_config import RunConfig
 from semiscale.observability import task_status
-from semiscale.observability.progress import parse_failure
+from semiscale.observability.progress import parse_failure, use_json_logs
 from semiscale.receipts.evaluate import has_top5
+from semiscale.stages.plan.run_name import check_workdir_writable
 
 # The tasks that kfp.local runs at a time inside a loop.
 CONCURRENT_TASKS = 2
@@ -59,6 +60,8 @@ def run(path: Path, docker: bool = False) -> None:
         SemiscaleError: A stage fails. The error has the exit code of the stage.
     """
     settings = run_config.load_run_config(path).with_absolute_uris()
+    # The first object of a run is written below. A bad workdir is refused before it, as by the plan.
+    check_workdir_writable(settings.workdir)
     log = log_path(settings)
     task_status.announce_submission(settings.workdir, settings.name)
     run_compiled(settings, log, docker)
@@ -141,6 +144,8 @@ def restore_kfp_globals() -> Iterator[None]:
 class StageOutputFilter(io.TextIOBase):
     """Standard output during a local run: shows the lines of stages and logs everything.
 
+    The line of a stage that fails is shown at once. The command ends with the first such line on standard error.
+
     Args:
         screen: Stream for the lines of stages.
         log: Stream for all lines.
@@ -169,11 +174,18 @@ class StageOutputFilter(io.TextIOBase):
         for line in lines:
             if failure := parse_failure(line.strip()):
                 self.failure = self.failure or failure
+                self._show_failure(line.strip())
             elif STAGE_LINE.match(line):
                 self._screen.write(line.strip() + "\n")
             elif (error := ERROR_LINE.match(line)) and not self.error:
                 self.error = error[1]
         self._screen.flush()
+
+    def _show_failure(self, line: str) -> None:
+        """Show at once why a task stopped, because tasks that do not need it go on, possibly for hours."""
+        self._screen.write(line + "\n")
+        if not use_json_logs(self._screen):
+            self._screen.write("run · The run ends after the tasks that do not need this one.\n")
 
 
 @contextlib.contextmanager

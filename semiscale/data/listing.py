@@ -12,7 +12,15 @@ from typing import Literal
 
 from semiscale import storage
 from semiscale.common.errors import InvalidInputError
-from semiscale.data.shard import COMPRESSED_SUFFIXES, CONTAINER_SUFFIXES, LooseFile, Shard, is_hidden, media_suffixes
+from semiscale.data.shard import (
+    COMPRESSED_SUFFIXES,
+    CONTAINER_SUFFIXES,
+    LOOSE_FILES_MARK,
+    LooseFile,
+    Shard,
+    is_hidden,
+    media_suffixes,
+)
 
 # Mean number of loose files in a shard: a few seconds of scanning.
 FILES_PER_SHARD = 1024
@@ -140,7 +148,7 @@ def _shard_of_files(root: str, files: list[LooseFile]) -> Shard:
     The name, and with it the order of equal scores, stays the same if other files change.
     """
     size = sum(file.size_bytes for file in files)
-    name = f"files from {files[0].name}"
+    name = f"{LOOSE_FILES_MARK}{files[0].name}"
     return Shard(uri=root, name=name, kind="files", size_bytes=size, version="", files=files)
 
 

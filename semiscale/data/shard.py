@@ -17,6 +17,8 @@ COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 # The pixels of the largest image that is decoded, at 16 bits and with alpha, take two thirds of this.
 MAX_IMAGE_BYTES = 1 << 30
 TOO_LARGE = "more than 1 GiB"
+# The name of a shard of loose files is this and the name of its first file, perhaps after the prefix of its pool.
+LOOSE_FILES_MARK = "files from "
 
 
 class LooseFile(BaseModel):

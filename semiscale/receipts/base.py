@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from semiscale.data.shard import LOOSE_FILES_MARK
 from semiscale.storage.documents import Digest, StrictDocument
 
 
@@ -51,3 +52,8 @@ class BadSample(StrictDocument):
     shard: str
     key: str
     reason: str
+
+    def location(self) -> str:
+        """Return where a person finds the sample: the path of a loose file, or a shard and the key in it."""
+        root, loose_files, _ = self.shard.partition(LOOSE_FILES_MARK)
+        return f"{root}{self.key}" if loose_files else f"{self.shard} {self.key}"

@@ -106,8 +106,8 @@ def count_failures(receipts: list[ShardGroupReceipt], max_failed_fraction: float
         raise TooManyBadSamplesError(
             "SEMI-E307",
             f"unlabeled: {failed.total()} of {listed} images failed, more than max_failed_fraction = "
-            f"{max_failed_fraction:g} allows. Mend them, first {first.shard} {first.key} ({first.reason}), "
-            "or raise the fraction.",
+            f"{max_failed_fraction:g} allows. The first is {first.location()} ({first.reason}). Repair or remove the "
+            "images, or raise max_failed_fraction. Then run it again under the same name: finished work is reused.",
         )
     return failed
 

@@ -58,12 +58,13 @@ def normalize_labels(labeled: LabeledSet, classes: list[str]) -> LabeledSet:
     return replace(labeled, rows=[replace(row, label=class_name(row.label)) for row in labeled.rows])
 
 
-def check_classes_match(labeled: LabeledSet, classes: list[str]) -> None:
+def check_classes_match(labeled: LabeledSet, classes: list[str], source: str) -> None:
     """Check that the classes of a set are exactly those of the run.
 
     Args:
         labeled: The set, with normalized labels.
         classes: Class names of the run.
+        source: Run-file key that the class names come from: `classes`, or `labeled` without a list.
 
     Raises:
         InvalidInputError: If the set has another class or lacks one, or if the run has one class or too many.
@@ -71,15 +72,16 @@ def check_classes_match(labeled: LabeledSet, classes: list[str]) -> None:
     labels = {row.label for row in labeled.rows}
     unknown, absent = sorted(labels - set(classes)), sorted(set(classes) - labels)
     if unknown or absent:
+        owner = "the list of the key classes" if source == "classes" else "the labeled set"
         differences = []
         if unknown:
-            differences.append(f"the labeled set has no class {', '.join(unknown[:MAX_NAMES_IN_ERROR])}")
+            differences.append(f"Its class {_join_names(unknown)} is not in {owner}.")
         if absent:
-            differences.append(f"it has no sample of class {', '.join(absent[:MAX_NAMES_IN_ERROR])}")
+            differences.append(f"It has no sample of class {_join_names(absent)}, which is in {owner}.")
         raise InvalidInputError(
             "SEMI-E211",
-            f"{labeled.name}: its classes differ from those of the run: {'; '.join(differences)}. "
-            "Use the same classes in every set.",
+            f"{labeled.name}: {' '.join(differences)} Give every set the same classes"
+            f"{', and list all of them in classes' if source == 'classes' else ''}.",
         )
     if len(classes) < 2:
         raise InvalidInputError("SEMI-E212", f"labeled: {len(classes)} class was found. Give two classes or more.")
@@ -88,6 +90,11 @@ def check_classes_match(labeled: LabeledSet, classes: list[str]) -> None:
             "SEMI-E213",
             f"labeled: {len(classes):,} classes were found. Give at most {score_file.MAX_CLASSES:,} classes.",
         )
+
+
+def _join_names(names: list[str]) -> str:
+    """Return the first names, with a comma between them."""
+    return ", ".join(names[:MAX_NAMES_IN_ERROR]) + (", …" if len(names) > MAX_NAMES_IN_ERROR else "")
 
 
 def check_classes_per_image(classes_per_image: int, classes: int) -> None:

@@ -36,6 +36,7 @@ SAMPLES_PER_BATCH = 256
 # A video has the bytes of many images.
 VIDEOS_PER_BATCH = 16
 
+NO_LABEL = "no label"
 VALIDATION_COLUMNS = ("index", "key", "label", "problem")
 
 
@@ -84,11 +85,14 @@ class LabeledSet:
         failed, listed = len(self.failures), len(self.failures) + len(self.rows)
         if failed > max_failed_fraction * listed:
             first = self.failures[0]
+            cure = "Repair or remove the samples, or raise max_failed_fraction."
+            if all(failure.reason == NO_LABEL for failure in self.failures):
+                # A common mistake is a URI of one class folder, whose images lie in no folder of their own.
+                cure = "Give a URI whose images have labels, for example the folder above as in URI/CLASS/*.jpg."
             raise TooManyBadSamplesError(
                 "SEMI-E203",
                 f"{self.name}: {failed} of {listed} samples failed, more than max_failed_fraction = "
-                f"{max_failed_fraction:g} allows. The first is {first.shard} {first.key}: {first.reason}. "
-                "Repair or remove the samples, or raise max_failed_fraction.",
+                f"{max_failed_fraction:g} allows. The first is {first.location()} ({first.reason}). {cure}",
             )
 
 
@@ -257,5 +261,5 @@ def _validate_sample(decode: Callable[[bytes], object], sample: Sample) -> tuple
         except Exception as error:  # noqa: BLE001 - one image must not end the plan
             problem = describe_decode_error(error, f"{sample.uri}: {sample.key}")
     if not problem and sample.label is None:
-        problem = "no label"
+        problem = NO_LABEL
     return sample.index, sample.key, sample.label or "", problem

@@ -80,7 +80,7 @@ def plan(config: PlanConfig, with_pool: bool = True) -> PlanReceipt:
     check_classes_per_image(config.classes_per_image, len(classes))
     labeled_sets = {name: normalize_labels(labeled, classes) for name, labeled in labeled_sets.items()}
     for labeled in labeled_sets.values():
-        check_classes_match(labeled, classes)
+        check_classes_match(labeled, classes, "classes" if config.classes else "labeled")
     check_teacher(config, classes)
     if "validation" not in labeled_sets:
         labeled_sets["labeled"], labeled_sets["validation"] = stratified_split(

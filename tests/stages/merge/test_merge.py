@@ -190,3 +190,19 @@ def test_too_many_failures_in_the_pool_are_refused(tmp_path: Path) -> None:
     sample_images.write_tar(tmp_path / "data" / "pool" / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
     with pytest.raises(TooManyBadSamplesError, match=r"unlabeled: 5 of 125 .*bad.tar 0.*not an image.*SEMI-E307"):
         stages.merge()
+
+
+def test_a_refused_run_continues_under_its_name_after_the_fraction_is_raised(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    sample_images.write_tar(tmp_path / "data" / "pool" / "bad.tar", {f"{n}.png": b"text" for n in range(5)})
+    with pytest.raises(TooManyBadSamplesError, match=r"SEMI-E307"):
+        stages.merge()
+    score_files = sorted(Path(stages.scores[0].folder).glob("*/scores.parquet"))
+    before = [path.stat().st_mtime_ns for path in score_files]
+    again = Stages.on(stages.config.model_copy(update={"max_failed_fraction": 0.5}), tmp_path)
+    assert again.plan.name == stages.plan.name
+    assert again.teacher == stages.teacher
+    assert again.unscored.pods == 1
+    assert all(receipt.units_found == receipt.units > 0 for receipt in again.scores)
+    assert [path.stat().st_mtime_ns for path in score_files] == before
+    assert again.selection.ledger.failed == 5

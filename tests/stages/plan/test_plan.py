@@ -129,6 +129,17 @@ def list_class_without_image(root: Path, content: dict[str, Any]) -> None:
     (root / "data" / "classes.txt").write_text("red\ngreen\nblue\nviolet\n")
 
 
+def leave_class_out_of_list(root: Path, content: dict[str, Any]) -> None:
+    """List the classes without one that labeled images have."""
+    (root / "data" / "classes.txt").write_text("red\ngreen\n")
+
+
+def add_class_to_test_without_list(root: Path, content: dict[str, Any]) -> None:
+    """Give a run without a list of classes a test set with a class that the labeled set lacks."""
+    add_unknown_class_to_test(root, content)
+    content["classes"], content["validation"] = "", []
+
+
 def leave_single_image_of_class(root: Path, content: dict[str, Any]) -> None:
     """Leave a single image of a class, from which no split can be held out."""
     content["validation"] = []
@@ -165,8 +176,10 @@ def damage_labeled_image(root: Path, content: dict[str, Any]) -> None:
         (set_key("labeled", ["ftp://a/b"]), "'ftp'.*SEMI-E022"),
         (remove_folder("data", "pool"), "nothing here"),
         (add_empty_class, r"^labeled: class folder .*purple.*SEMI-E204"),
-        (list_class_without_image, r"^labeled: .*violet.*SEMI-E211"),
-        (add_unknown_class_to_test, r"^test: .*mauve.*blue, green, red.*SEMI-E211"),
+        (list_class_without_image, r"^labeled: .*violet.* key classes.*SEMI-E211"),
+        (leave_class_out_of_list, r"^labeled: .*blue is not in .* key classes.*SEMI-E211"),
+        (add_unknown_class_to_test, r"^test: .*mauve.* key classes.*blue, green, red.*SEMI-E211"),
+        (add_class_to_test_without_list, r"^test: .*mauve is not in the labeled set.*SEMI-E211"),
         (leave_single_image_of_class, r"^labeled: class 'red' .*SEMI-E205"),
         (set_key("teacher_architecture", "resnet5O"), "teacher_architecture: .*'resnet5O'.* 'resnet50'.*SEMI-E151"),
         (set_key("student_architecture", "vgg"), r"^student_architecture: .*'vgg'.*SEMI-E151"),
@@ -197,7 +210,14 @@ def test_a_damaged_image_is_counted_by_reason_and_key(tmp_path: Path) -> None:
 def test_too_many_damaged_images_are_refused(tmp_path: Path) -> None:
     content = sample_images.write_run(tmp_path)
     damage_labeled_image(tmp_path, content)
-    with pytest.raises(TooManyBadSamplesError, match=r"^labeled: 1 of 12 .* red/000.png: damaged image.*SEMI-E203"):
+    with pytest.raises(TooManyBadSamplesError, match=r"^labeled: 1 of 12 .* is red/000.png \(damaged.*SEMI-E203"):
+        plan_run_file(content)
+
+
+def test_a_folder_of_one_class_is_refused_with_the_expected_layout(tmp_path: Path) -> None:
+    content = sample_images.write_run(tmp_path)
+    content["labeled"] = [str(tmp_path / "data" / "labeled" / "red")]
+    with pytest.raises(TooManyBadSamplesError, match=r"^labeled: 4 of 4 .*URI/CLASS/.*SEMI-E203"):
         plan_run_file(content)
 
 
@@ -235,8 +255,33 @@ def test_keys_that_change_no_result_may_change_under_the_same_name(tmp_path: Pat
     # An earlier version stored the pods too.
     path.write_text(json.dumps({**json.loads(path.read_text()), "pods": content["pods"]}))
     changes = {"pods": 3, "retrain_above": 0.5, "promotion": "never", "champion": "ours", "budget_hours": 2.0}
+    changes["max_failed_fraction"] = 0.5
     after = plan_run_file({**content, **changes})
     assert (after.digest, after.pool_digest, after.pods) == (before.digest, before.pool_digest, 3)
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_a_bucket_that_does_not_exist_is_refused_as_a_workdir(
+    scheme: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    missing = f"{request.getfixturevalue(f'{scheme}_bucket')}-missing"
+    content = sample_images.write_run(tmp_path, workdir=f"{missing}/work")
+    with pytest.raises(InvalidInputError, match=rf"^workdir: {missing}/work .*no such bucket.*SEMI-E209"):
+        plan_run_file(content)
+
+
+def test_a_client_without_credentials_is_refused_as_a_workdir(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    # The session of earlier clients keeps its credentials.
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+    storage._open_store.cache_clear()
+    content = sample_images.write_run(tmp_path, workdir=f"{s3_bucket}/work")
+    with pytest.raises(InvalidInputError, match=rf"^workdir: {s3_bucket}/work .*credentials.*SEMI-E209"):
+        plan_run_file(content)
 
 
 def start_run(content: dict[str, Any]) -> PlanReceipt:
@@ -347,7 +392,7 @@ def test_more_classes_than_a_score_file_can_number_are_refused() -> None:
     classes = [f"class {number}" for number in range(65_537)]
     labeled = LabeledSet("labeled", [], [LabeledSample(0, 0, "", name) for name in classes], [])
     with pytest.raises(InvalidInputError, match=r"^labeled: 65,537 .* 65,536 .*SEMI-E213"):
-        check_classes_match(labeled, classes)
+        check_classes_match(labeled, classes, "labeled")
     with pytest.raises(InvalidInputError, match=r"^classes_per_image: 300 .* 256 .*SEMI-E214"):
         check_classes_per_image(300, 1000)
     check_classes_per_image(300, 256)
