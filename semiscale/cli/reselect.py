@@ -33,6 +33,9 @@ def reselect(path: Path, changes: dict[str, object]) -> None:
         f"{receipt.images:,} images ({receipt.unique_images:,} different), K = {receipt.images_per_class:,}, "
         f"P = {receipt.classes_per_image}; {receipt.ledger.removed:,} removed"
     )
+    asked = changes.get("classes_per_image") or receipt.classes_per_image
+    if asked != receipt.classes_per_image:
+        print(f"classes_per_image: P = {asked} is more than the {receipt.classes_per_image} classes of the run.")
     print(f"selection: {display_path(receipt.selection)}")
 
 

@@ -72,10 +72,12 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
         valid: Names that are accepted.
 
     Returns:
-        Text such as `; did you mean 'resnet50'?`, to append to a message.
+        A sentence such as `. Did you mean 'resnet50'?`, to append to a message. It is a full stop without valid names.
     """
     names = sorted(valid)
     similar = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if similar:
-        return "; did you mean " + " or ".join(map(repr, similar)) + "?"
-    return "; valid: " + ", ".join(names if len(names) <= 20 else [*names[:20], "…"])
+        return ". Did you mean " + " or ".join(map(repr, similar)) + "?"
+    if not names:
+        return "."
+    return ". Valid names are " + ", ".join(names if len(names) <= 20 else [*names[:20], "…"]) + "."

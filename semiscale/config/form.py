@@ -86,7 +86,7 @@ def from_form(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if name in FORM_KEYS:
             raise InvalidInputError("SEMI-E101", f"settings.{name}: this key is a field of the form. Set it there.")
         if name not in others:
-            raise InvalidInputError("SEMI-E102", f"settings.{name}: unknown key{did_you_mean(name, others)}")
+            raise InvalidInputError("SEMI-E102", f"settings.{name}: This key is unknown{did_you_mean(name, others)}")
     return {**{name: arguments[name] for name in FORM_KEYS if name in arguments}, **settings}
 
 

@@ -22,8 +22,16 @@ PROMETHEUS_ANNOTATIONS = {
 # GKE adds this taint to GPU nodes by itself.
 GPU_TAINT = "nvidia.com/gpu"
 
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]
+# Patterns that texts must match. A refusal states them in words.
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$"
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$"
+PATTERN_DESCRIPTIONS = {
+    QUANTITY_PATTERN: "a quantity of Kubernetes in quotes, such as '8' or '16Gi'",
+    NAME_PATTERN: "a name of Kubernetes: at most 63 lower-case letters, digits, hyphens or dots",
+}
+
+Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class _Section(BaseModel):
@@ -113,9 +121,6 @@ class Resources(_Section):
     """Name of the WorkloadPriorityClass of Kueue. Empty: none is set."""
     secret: Name | Literal[""] = ""
     """Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, for pods without an identity."""
-
-
-RESOURCE_KEYS = (*Resources.model_fields, *TrainingPodResources.model_fields)
 
 
 class TrainJobSettings(_Section):

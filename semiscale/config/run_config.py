@@ -8,9 +8,9 @@ from pydantic import Field, ValidationError
 from semiscale import storage
 from semiscale.common.errors import InvalidInputError
 from semiscale.config.form import to_form
-from semiscale.config.resources import RESOURCE_KEYS, Resources
+from semiscale.config.resources import Resources
 from semiscale.config.run_parameters import INPUT_URI_KEYS, RunParameters
-from semiscale.config.validation_errors import format_validation_error
+from semiscale.config.validation_errors import first_detail, format_validation_error, names_at
 from semiscale.config.yaml_file import read_yaml_mapping
 
 
@@ -68,6 +68,5 @@ def validate_run_config(content: dict[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        in_hardware = any(detail["type"] == "extra_forbidden" and len(detail["loc"]) > 1 for detail in error.errors())
-        names = RESOURCE_KEYS if in_hardware else RunConfig.model_fields
+        names = names_at(RunConfig, first_detail(error)["loc"])
         raise InvalidInputError("SEMI-E100", f"{where}: {format_validation_error(error, names)}") from None

@@ -4,7 +4,7 @@ The form of the pipeline, the JSON Schema, the reference in the documentation an
 from `RunParameters`. The defaults are the paper's; a description names the section, or says that the paper is silent.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -17,6 +17,20 @@ Decoder = Literal["cpu", "gpu"]
 BaselineRecipe = Literal["baseline", "modern"]
 
 
+# The type of the errors of the checks in this module. Their texts say what to give.
+OWN_CHECK: Final = "own_check"
+# Patterns that texts must match. A refusal states them in words.
+NOT_EMPTY_PATTERN = r"\S"
+RUN_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+OPTIONAL_NAME_PATTERN = r"^([a-z0-9][a-z0-9._-]{0,62})?$"
+_RUN_NAME = "1 to 63 lower-case letters, digits, dots, underscores or hyphens, a letter or digit first"
+PATTERN_DESCRIPTIONS = {
+    NOT_EMPTY_PATTERN: "a URI that is not empty",
+    RUN_NAME_PATTERN: _RUN_NAME,
+    OPTIONAL_NAME_PATTERN: f"{_RUN_NAME}, or an empty text",
+}
+
+
 def _as_list(value: Any) -> Any:
     if isinstance(value, str):
         return [value] if value else []
@@ -25,12 +39,12 @@ def _as_list(value: Any) -> Any:
 
 def _check_no_credentials(uri: str) -> str:
     if has_credentials(uri):
-        raise PydanticCustomError("credentials", "credentials do not belong in a URI, which logs and receipts hold")
+        raise PydanticCustomError(OWN_CHECK, "a URI without credentials, because logs and receipts hold it")
     return uri
 
 
 CredentialFreeUri = Annotated[str, AfterValidator(_check_no_credentials)]
-Uri = Annotated[CredentialFreeUri, Field(pattern=r"\S")]
+Uri = Annotated[CredentialFreeUri, Field(pattern=NOT_EMPTY_PATTERN)]
 Uris = Annotated[list[Uri], BeforeValidator(_as_list)]
 LearningRates = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -42,13 +56,13 @@ RECIPE_DEFAULT = -1
 
 def _check_positive_or_default(value: int) -> int:
     if value < 1 and value != RECIPE_DEFAULT:
-        raise PydanticCustomError("the_recipes", "expected 1 or more, or -1: the recipe's")
+        raise PydanticCustomError(OWN_CHECK, "1 or more, or -1 for the recipe's value")
     return value
 
 
 def _check_non_negative_or_default(value: float) -> float:
     if value < 0 and value != RECIPE_DEFAULT:
-        raise PydanticCustomError("the_recipes", "expected 0 or more, or -1: the recipe's")
+        raise PydanticCustomError(OWN_CHECK, "0 or more, or -1 for the recipe's value")
     return value
 
 
@@ -71,7 +85,7 @@ class RunParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The run's name: a folder in the workdir.")
+    name: str = Field(pattern=RUN_NAME_PATTERN, description="The run's name: a folder in the workdir.")
     workdir: CredentialFreeUri = Field(min_length=1, description="URI of the folder for all results.")
     labeled: Uris = Field(min_length=1, description="D: URIs of class folders, WebDataset tars or Parquet files.")
     unlabeled: Uris = Field(description="U: the same kinds, or a prefix of loose image files; no labels.")
@@ -208,7 +222,7 @@ class RunParameters(BaseModel):
     )
     champion: str = Field(
         default="",
-        pattern=r"^([a-z0-9][a-z0-9._-]{0,62})?$",
+        pattern=OPTIONAL_NAME_PATTERN,
         description="Name of the champion that the student is compared with. Empty: the run's name.",
     )
 

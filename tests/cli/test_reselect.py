@@ -140,10 +140,14 @@ def test_the_verb_reports_a_selection_or_one_error_line(tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     assert "120 images (120 different), K = 200, P = 1; 0 removed" in printed
     assert "class 'red' is short: " in printed
+    assert main(NO_PIPELINE, ["reselect", str(path), "--classes-per-image", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "P = 3;" in printed
+    assert "classes_per_image: P = 4 is more than the 3 classes" in printed
     for option, value in (("--images-per-class", "0"), ("--classes-per-image", "-1"), ("--min-probability", "7")):
         assert main(NO_PIPELINE, ["reselect", str(path), option, value]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"refused: {option[2:].replace('-', '_')}: input should be")
+        assert error.startswith(f"refused: {option[2:].replace('-', '_')}: The value {value}")
         assert error.count("\n") == 1
 
 

@@ -114,7 +114,7 @@ def test_default_settings_are_those_of_table_13(teacher: Stages, other: dict[str
 
 
 @pytest.mark.parametrize(
-    ("option", "line"), [("--epochs=-6", "epochs: input"), ("--learning-rate=0", "learning_rate: i")]
+    ("option", "line"), [("--epochs=-6", "epochs: The value -6"), ("--learning-rate=0", "learning_rate: The value 0")]
 )
 def test_a_training_without_a_length_or_a_rate_is_refused(
     option: str, line: str, teacher: Stages, other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -254,10 +254,10 @@ def test_the_names_of_images_that_were_not_pushed_stay() -> None:
 @pytest.mark.parametrize(
     ("hardware", "line"),
     [
-        ({"gpus": 1}, r"^here: hardware.gpus: unknown key"),
-        ({"scan": {"node_selectors": {}}}, r"^here: hardware.scan.node_selectors: unknown key; did you mean 'node_sel"),
-        ({"scan": {"memory": "40 GB"}}, r"^here: hardware.scan.memory: .*found '40 GB'"),
-        ({"training": {"nodes": 0}}, r"^here: hardware.training.nodes: .*found 0"),
+        ({"gpus": 1}, r"^here: hardware.gpus: .* unknown"),
+        ({"scan": {"node_selectors": {}}}, r"^here: hardware.scan.node_selectors: .* Did you mean 'node_sel"),
+        ({"scan": {"memory": "40 GB"}}, r"^here: hardware.scan.memory: .*'40 GB'"),
+        ({"training": {"nodes": 0}}, r"^here: hardware.training.nodes: .* 0 "),
         ({"scan": {"tolerations": [{"effect": "Never"}]}}, r"^here: hardware.scan.tolerations.0.effect: .*"),
     ],
 )

@@ -71,7 +71,7 @@ def test_a_run_goes_through_the_form_unchanged() -> None:
 @pytest.mark.parametrize(
     ("settings", "code", "message"),
     [
-        ({"resolutoin": 64}, "SEMI-E102", "settings.resolutoin: unknown key; did you mean 'resolution'"),
+        ({"resolutoin": 64}, "SEMI-E102", "settings.resolutoin: This key is unknown. Did you mean 'resolution'"),
         ({"pods": 4}, "SEMI-E101", "settings.pods"),
         ({"hardware": {}}, "SEMI-E102", "settings.hardware"),
     ],

@@ -103,7 +103,7 @@ def test_the_whole_pipeline_with_a_ready_made_teacher(tmp_path: Path) -> None:
     ("changes", "line"),
     [
         ({"test": "/nowhere"}, "refused: /nowhere: nothing here"),
-        ({"images_per_clas": 3}, "unknown key; did you mean 'images_per_class'"),
+        ({"images_per_clas": 3}, "unknown. Did you mean 'images_per_class'"),
         ({"student_architecture": "resnet5"}, "student_architecture: The architecture 'resnet5' is unknown"),
     ],
 )
