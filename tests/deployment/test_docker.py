@@ -10,9 +10,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -307,18 +310,60 @@ def test_the_whole_pipeline_in_containers(build: Callable[[str], str], tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore:.*have no effect in the current local runner")
+def write_compiled(path: Path, build: Callable[[str], str]) -> None:
+    """Write the compiled pipeline with the images of the tests."""
+    text = DEFAULT_PIPELINE_YAML.read_text()
+    for kind, image in IMAGE_KINDS.items():
+        text = text.replace(f"image: {image}\n", f"image: {build(kind)}\n")
+    path.write_text(text)
+
+
 def test_the_verb_run_in_containers(
     build: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`run --docker` mounts the inputs and the workdir of the containers."""
     compiled = tmp_path / "pipeline.yaml"
-    text = DEFAULT_PIPELINE_YAML.read_text()
-    for kind, image in IMAGE_KINDS.items():
-        text = text.replace(f"image: {image}\n", f"image: {build(kind)}\n")
-    compiled.write_text(text)
+    write_compiled(compiled, build)
     monkeypatch.setattr(running, "DEFAULT_PIPELINE_YAML", compiled)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(write_demo_run(tmp_path, pods=1)))
     running.run(path, docker=True)
     assert "1,633 listed, 1,633 scored, 0 failed, 0 removed" in capsys.readouterr().out
     assert {task.state for task in RunStatusStore(str(tmp_path / "work"), "trial").current_tasks()} == {"finished"}
+
+
+# A run whose compiled pipeline names the images of the tests.
+RUN = """
+import sys
+from pathlib import Path
+from semiscale.cli import run
+from semiscale.cli.main import main
+
+run.DEFAULT_PIPELINE_YAML = Path(sys.argv[1])
+sys.exit(main(None, ["run", sys.argv[2], "--docker"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_stops_its_container_after_a_checkpoint(
+    build: Callable[[str], str], docker: Docker, tmp_path: Path, number: int
+) -> None:
+    compiled, path = tmp_path / "pipeline.yaml", tmp_path / "run.yaml"
+    write_compiled(compiled, build)
+    # The training would take hours.
+    path.write_text(yaml.safe_dump(write_demo_run(tmp_path, teacher_images_processed=10_000_000)))
+    command = [sys.executable, "-c", RUN, str(compiled), str(path)]
+    before = docker("ps", "--quiet").split()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        status_store, deadline = RunStatusStore(str(tmp_path / "work"), "trial"), time.monotonic() + 300
+        while not any(task.stage == "train" and task.done for task in status_store.all_attempts()):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        run.send_signal(number)
+        _, error = run.communicate(timeout=300)
+    assert run.returncode == (-number if number == signal.SIGKILL else 128 + number), error
+    while docker("ps", "--quiet").split() != before:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert list(tmp_path.rglob("checkpoints/*.json"))
