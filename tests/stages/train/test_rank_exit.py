@@ -41,7 +41,7 @@ def train_logged(root: Path, **moments: int) -> tuple[TrainConfig, str]:
 @pytest.mark.slow
 def test_sigterm_of_one_rank_interrupts_the_validation_of_another(tmp_path: Path) -> None:
     """Send SIGTERM to rank 1 alone while rank 0 validates, as a drained node does."""
-    config, output = train_logged(tmp_path, told_in=3)
+    config, output = train_logged(tmp_path, terminated_in=3)
     assert output.count("failed: SIGTERM: the process was stopped") == 2, output
     assert "exitcode  : 143" in output, output
     assert [path.read_text() for path in (tmp_path / "keys").glob("stopped-*")] == ["1", "1"], (
