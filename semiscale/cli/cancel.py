@@ -35,12 +35,11 @@ def cancel(run: str, server: Server) -> None:
         InvalidInputError: The run has ended, the run file has no active run, or the server refuses the request.
     """
     client = connect(server)
-    for run_id in find_active_run_ids(run, server, client):
+    for active in find_active_runs(run, server, client):
         with translate_api_errors():
-            parameters = getattr(client.get_run(run_id).runtime_config, "parameters", None) or {}
-            client.terminate_run(run_id)
-        print(f"cancelled: run {run_id}")
-        try_announce_cancellation(parameters)
+            client.terminate_run(active.run_id)
+        print(f"cancelled: run {active.run_id}")
+        try_announce_cancellation(getattr(active.runtime_config, "parameters", None) or {})
 
 
 def try_announce_cancellation(parameters: dict[str, Any]) -> None:
@@ -63,8 +62,8 @@ def try_announce_cancellation(parameters: dict[str, Any]) -> None:
         )
 
 
-def find_active_run_ids(run: str, server: Server, client: Client) -> list[str]:
-    """Return the ids of the runs to terminate.
+def find_active_runs(run: str, server: Server, client: Client) -> list[Any]:
+    """Return the runs to terminate.
 
     Args:
         run: Id of a run, or path of a run file.
@@ -76,20 +75,19 @@ def find_active_run_ids(run: str, server: Server, client: Client) -> list[str]:
     """
     if not is_run_file(run) and not Path(run).is_file():
         with translate_api_errors():
-            state = client.get_run(run).state
-        if state not in ACTIVE_STATES:
+            single = client.get_run(run)
+        if single.state not in ACTIVE_STATES:
             raise InvalidInputError(
-                "SEMI-E440", f"run {run}: The run is not active: {state}. Nothing is left to cancel."
+                "SEMI-E440", f"run {run}: The run is not active: {single.state}. Nothing is left to cancel."
             )
-        return [run]
+        return [single]
     name = run_config.load_run_config(Path(run)).name
-    runs = find_runs(client, name, server.namespace)
-    run_ids = [str(candidate.run_id) for candidate in runs if candidate.state in ACTIVE_STATES]
-    if not run_ids:
+    active = [candidate for candidate in find_runs(client, name, server.namespace) if candidate.state in ACTIVE_STATES]
+    if not active:
         raise InvalidInputError(
             "SEMI-E425", f"{run}: Run {name!r} has no active run on this server. Check --host and --namespace."
         )
-    return run_ids
+    return active
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -149,21 +149,30 @@ def translate_api_errors() -> Iterator[None]:
         ) from None
 
 
-def find_runs(client: Client, name: str, namespace: str) -> list[Any]:
-    """Return the runs of a run file on the server, the newest first.
+def find_experiments(client: Client, name: str, namespace: str) -> list[Any]:
+    """Return the experiments that have the name of a run.
+
+    Args:
+        client: Client of the server.
+        name: Name of the run.
+        namespace: Namespace of the user. Empty: the server has none.
+    """
+    owner = {"namespace": namespace} if namespace else {}
+    return list_all(client.list_experiments, "experiments", filter=display_name_filter(name), **owner)
+
+
+def find_runs(client: Client, name: str, namespace: str) -> Iterator[Any]:
+    """Yield the runs of a run file on the server, the newest first.
 
     Args:
         client: Client of the server.
         name: Name of the run, which its experiment has too.
         namespace: Namespace of the user. Empty: the server has none.
     """
-    owner = {"namespace": namespace} if namespace else {}
-    experiments = list_all(client.list_experiments, "experiments", filter=display_name_filter(name), **owner)
-    return [
-        run
-        for experiment in experiments
-        for run in list_all(client.list_runs, "runs", experiment_id=experiment.experiment_id, sort_by="created_at desc")
-    ]
+    for experiment in find_experiments(client, name, namespace):
+        yield from iter_pages(
+            client.list_runs, "runs", experiment_id=experiment.experiment_id, sort_by="created_at desc"
+        )
 
 
 def call_with_url(request: Callable[[], Any]) -> tuple[Any, str]:
@@ -188,22 +197,26 @@ def display_name_filter(name: str) -> str:
 
 
 def list_all(list_page: Callable[..., Any], field: str, **options: Any) -> list[Any]:
-    """Return all pages of a list.
+    """Return all items of a list. See `iter_pages` for the arguments."""
+    return list(iter_pages(list_page, field, **options))
+
+
+def iter_pages(list_page: Callable[..., Any], field: str, **options: Any) -> Iterator[Any]:
+    """Yield the items of a list. A page is requested when its first item is needed.
 
     Args:
         list_page: Method of the client that lists one page.
         field: Name of the field of a page that has the items.
         **options: Further arguments of the method.
     """
-    items: list[Any] = []
     token = ""
     while True:
         with translate_api_errors():
             page = list_page(page_token=token, page_size=PAGE_SIZE, **options)
-        items.extend(getattr(page, field) or [])
+        yield from getattr(page, field) or []
         token = page.next_page_token or ""
         if not token:
-            return items
+            return
 
 
 def _server_message(error: kfp_server_api.ApiException) -> str:

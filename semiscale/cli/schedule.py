@@ -15,6 +15,7 @@ from semiscale.cli.kfp_client import (
     add_start_arguments,
     connect,
     display_name_filter,
+    find_experiments,
     list_all,
     server_from_options,
     translate_api_errors,
@@ -42,10 +43,10 @@ def delete_schedule(path: Path, server: Server) -> None:
     """
     name = load_run_config(path).name
     client = connect(server)
-    owner = {"namespace": server.namespace} if server.namespace else {}
-    experiments = list_all(client.list_experiments, "experiments", filter=display_name_filter(name), **owner)
     existing = [
-        recurring for experiment in experiments for recurring in find_schedules(client, experiment.experiment_id, name)
+        recurring
+        for experiment in find_experiments(client, name, server.namespace)
+        for recurring in find_schedules(client, experiment.experiment_id, name)
     ]
     if not existing:
         raise InvalidInputError(

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kfp import Client
+
 from semiscale import storage
 from semiscale.cli.command import Command, Options, non_negative_float
 from semiscale.cli.kfp_client import (
@@ -56,6 +58,7 @@ def watch(path: Path, once: bool, every_s: float, server: Server | None = None) 
     settings = run_config.load_run_config(path)
     status_store = RunStatusStore(storage.absolute_uri(settings.workdir), settings.name)
     live = sys.stdout.isatty() and not once
+    client: Client | None = None
     while True:
         tasks = status_store.latest()
         if once and not tasks:
@@ -73,7 +76,8 @@ def watch(path: Path, once: bool, every_s: float, server: Server | None = None) 
         if server and is_silent and not (last_task and last_task.state == "finished"):
             # The server knows whether the run goes on. Its pod may wait for a node for hours.
             last_task = None
-            raise_if_ended_on_server(settings.name, server)
+            client = client or connect(server)
+            raise_if_ended_on_server(settings.name, client, server.namespace)
         if last_task or once:
             break
         time.sleep(every_s)
@@ -81,18 +85,19 @@ def watch(path: Path, once: bool, every_s: float, server: Server | None = None) 
         raise_failure(last_task)
 
 
-def raise_if_ended_on_server(name: str, server: Server) -> None:
+def raise_if_ended_on_server(name: str, client: Client, namespace: str) -> None:
     """Raise an error if Kubeflow Pipelines has ended the newest run of a name.
 
     Args:
         name: Name of the run.
-        server: Kubeflow Pipelines to ask.
+        client: Client of the server.
+        namespace: Namespace of the user. Empty: the server has none.
 
     Raises:
-        SemiscaleError: The run has ended. The run of a finished report is not asked for.
+        SemiscaleError: The run has ended.
         InvalidInputError: The server refuses the request.
     """
-    newest, *_ = [*find_runs(connect(server), name, server.namespace), None]
+    newest = next(find_runs(client, name, namespace), None)
     if newest and newest.state not in (*ACTIVE_STATES, "CANCELING"):
         reason = getattr(newest.error, "message", "") or "it gives no reason"
         raise SemiscaleError(
