@@ -25,6 +25,7 @@ from semiscale.cli.docker_runner import docker_runner
 from semiscale.common import parent_exit
 from semiscale.common.cpu import available_cpus
 from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.common.signals import TERMINATED_ID
 from semiscale.config import run_config
 from semiscale.config.run_config import RunConfig
 from semiscale.observability import task_status
@@ -174,7 +175,9 @@ class StageOutputFilter(io.TextIOBase):
         for line in lines:
             if failure := parse_failure(line.strip()):
                 self.failure = self.failure or failure
-                self._show_failure(line.strip())
+                # A stage that was stopped has not failed. The command itself says that it was stopped.
+                if failure.code != TERMINATED_ID:
+                    self._show_failure(line.strip())
             elif STAGE_LINE.match(line):
                 self._screen.write(line.strip() + "\n")
             elif (error := ERROR_LINE.match(line)) and not self.error:

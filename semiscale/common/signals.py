@@ -7,6 +7,9 @@ from types import FrameType
 
 from semiscale.common.errors import SemiscaleError
 
+# The id of the error that a signal stopped a process.
+TERMINATED_ID = "SEMI-E002"
+
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -43,7 +46,7 @@ class GracefulStop:
             TerminatedError: Always.
         """
         error = TerminatedError(
-            "SEMI-E002",
+            TERMINATED_ID,
             f"{self._number.name}: the process was stopped. Finished work is kept. Run it again to continue.",
         )
         error.exit_code = 128 + self._number

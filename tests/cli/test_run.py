@@ -63,3 +63,13 @@ def test_a_failure_is_shown_at_once_and_kept_for_the_end(monkeypatch: pytest.Mon
     assert "train · 10 images\nfailed: later. [SEMI-E001]\n" in screen.getvalue()
     assert isinstance(output.failure, InvalidInputError)
     assert output.failure.code == "SEMI-E307"
+
+
+def test_a_stage_that_a_signal_stopped_is_not_shown_as_failed() -> None:
+    screen, log = io.StringIO(), io.StringIO()
+    output = StageOutputFilter(screen, log)
+    output.write("failed: SIGTERM: the process was stopped. Finished work is kept. [SEMI-E002]\n")
+    assert screen.getvalue() == ""
+    assert "SIGTERM" in log.getvalue()
+    assert output.failure
+    assert output.failure.code == "SEMI-E002"
