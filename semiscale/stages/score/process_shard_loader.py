@@ -68,19 +68,10 @@ class ProcessShardLoader:
         self._processes = self._start_processes()
 
     def batches(self, shards: Iterable[Shard]) -> Generator[DecodedBatch]:
-        """Yield decoded batches as they arrive.
-
-        The spans of a shard arrive in order, and the last one is marked. Batches of different shards may interleave.
+        """Yield decoded batches as they arrive. See ShardLoader.
 
         Args:
-            shards: Shards to load. They are iterated over in a thread.
-
-        Yields:
-            Batches. The consumer has to release the slot of each one.
-
-        Raises:
-            SemiscaleError: A shard disappeared, or a worker process ended. Other errors of iterating or reading are
-                raised too.
+            shards: Shards to load.
         """
         # An earlier call closed its processes.
         self._processes = self._processes or self._start_processes()

@@ -4,12 +4,12 @@ Every order is a function of the seed and the step. A training can therefore res
 ranks exchange nothing about the data.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from threading import BoundedSemaphore
-from typing import Protocol
 
 import numpy as np
 
@@ -46,9 +46,25 @@ class TrainSample:
 MakeSample = Callable[[Sample, int], TrainSample]
 
 
-class SampleSource(Protocol):
-    """A training set that is read in the order of training."""
+@dataclass(eq=False)
+class SampleSource(ABC):
+    """A training set that is read in the order of training.
 
+    Attributes:
+        shards: Shards of the set.
+        columns: Names of the columns or keys.
+        seed: Seed of the training.
+        ranks: This rank among all.
+        make_sample: Makes the form in which samples are kept.
+    """
+
+    shards: list[LabeledShard]
+    columns: SampleFields
+    seed: int
+    ranks: DistributedContext
+    make_sample: MakeSample
+
+    @abstractmethod
     def batches(self, batch_size: int, steps: int, after: int) -> Generator[list[TrainSample]]:
         """Yield this rank's samples of each batch.
 
@@ -62,62 +78,42 @@ class SampleSource(Protocol):
         """
 
 
-class InMemorySource:
+@dataclass(eq=False)
+class InMemorySource(SampleSource):
     """A set that fits in memory. It is read once, and each epoch shuffles it as a whole.
-
-    Args:
-        shards: Shards of the set.
-        columns: Names of the columns or keys.
-        seed: Seed of the training.
-        ranks: This rank among all.
-        make_sample: Makes the form in which samples are kept.
 
     Cost:
         Memory for all samples, from the first batch on.
     """
 
-    def __init__(
-        self,
-        shards: list[LabeledShard],
-        columns: SampleFields,
-        seed: int,
-        ranks: DistributedContext,
-        make_sample: MakeSample,
-    ) -> None:
-        self._shards, self._columns, self._seed, self._ranks = shards, columns, seed, ranks
-        self._make_sample = make_sample
-        self._samples: list[TrainSample] = []
+    _samples: list[TrainSample] = field(default_factory=list, init=False)
 
     def batches(self, batch_size: int, steps: int, after: int) -> Generator[list[TrainSample]]:
         """Yield this rank's samples of each batch. See SampleSource."""
         if not self._samples:
-            with closing(map_prefetched(self._read_shard, self._shards, MAX_CONCURRENT_READS)) as parts:
+            with closing(map_prefetched(self._read_shard, self.shards, MAX_CONCURRENT_READS)) as parts:
                 self._samples = [sample for part in parts for sample in part]
         epoch, done = divmod(after * batch_size, len(self._samples))
         orders = (
-            np.random.default_rng([self._seed, 0, number]).permutation(len(self._samples)) for number in count(epoch)
+            np.random.default_rng([self.seed, 0, number]).permutation(len(self._samples)) for number in count(epoch)
         )
         indexes = islice((index for order in orders for index in order.tolist()), done, None)
-        batch_slice = self._ranks.batch_slice(batch_size)
+        batch_slice = self.ranks.batch_slice(batch_size)
         for _ in range(after, steps):
             yield [self._samples[index] for index in list(islice(indexes, batch_size))[batch_slice]]
 
     def _read_shard(self, shard: LabeledShard) -> list[TrainSample]:
-        return [self._make_sample(*pair) for pair in _iter_planned_samples(shard, self._columns)]
+        return [self.make_sample(*pair) for pair in _iter_planned_samples(shard, self.columns)]
 
 
-class StreamingSource:
+@dataclass(eq=False)
+class StreamingSource(SampleSource):
     """A set that is larger than memory. It is read once in each epoch, in interleaved streams.
 
     Loose files are distributed over new shards first, so that a window has images of all class folders. Tars and
     Parquet files are read as they are. See interleaved_order.py for the order.
 
-    Args:
-        shards: Shards of the set.
-        columns: Names of the columns or keys.
-        seed: Seed of the training.
-        ranks: This rank among all.
-        make_sample: Makes the form in which samples are kept.
+    Attributes:
         shuffle_buffer: Samples that are shuffled together, over all streams.
 
     Cost:
@@ -127,34 +123,24 @@ class StreamingSource:
         each read a whole stream.
     """
 
-    def __init__(
-        self,
-        shards: list[LabeledShard],
-        columns: SampleFields,
-        seed: int,
-        ranks: DistributedContext,
-        make_sample: MakeSample,
-        shuffle_buffer: int,
-    ) -> None:
-        self._shards = reshard_loose_files(shards, seed)
-        self._columns, self._seed, self._ranks = columns, seed, ranks
-        self._make_sample = make_sample
-        self._shuffle_buffer = shuffle_buffer
-        self._num_samples = sum(shard.samples for shard in shards)
+    shuffle_buffer: int
+
+    def __post_init__(self) -> None:
+        self.shards = reshard_loose_files(self.shards, self.seed)
 
     def batches(self, batch_size: int, steps: int, after: int) -> Generator[list[TrainSample]]:
         """Yield this rank's samples of each batch. See SampleSource.
 
         While a window is used, the next one of its stream is read.
         """
-        streams = num_streams(batch_size, len(self._shards))
+        streams = num_streams(batch_size, len(self.shards))
         order = InterleavedOrder(
-            seed=self._seed,
+            seed=self.seed,
             batch_size=batch_size,
-            num_samples=self._num_samples,
+            num_samples=sum(shard.samples for shard in self.shards),
             num_streams=streams,
-            window_size=max(self._shuffle_buffer // streams, 1),
-            batch_slice=self._ranks.batch_slice(batch_size),
+            window_size=max(self.shuffle_buffer // streams, 1),
+            batch_slice=self.ranks.batch_slice(batch_size),
         )
         images = range(after * batch_size, steps * batch_size)
         reads = BoundedSemaphore(MAX_CONCURRENT_READS)
@@ -179,7 +165,7 @@ class StreamingSource:
                 # Samples that another rank uses are read and dropped at once.
                 chosen = set(window.chosen.tolist())
                 samples = {
-                    number: self._make_sample(*pair)
+                    number: self.make_sample(*pair)
                     for number, pair in zip(range(window.size), pairs, strict=False)
                     if number in chosen
                 }
@@ -187,10 +173,10 @@ class StreamingSource:
 
     def _read_epoch(self, epoch: int, start: int) -> Iterator[tuple[Sample, int]]:
         """Yield the samples of an epoch from the `start`-th on, in the order of reading."""
-        for number in np.random.default_rng([self._seed, 0, epoch]).permutation(len(self._shards)).tolist():
-            shard = self._shards[number]
+        for number in np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.shards)).tolist():
+            shard = self.shards[number]
             if start < shard.samples:
-                yield from _iter_planned_samples(shard, self._columns, start)
+                yield from _iter_planned_samples(shard, self.columns, start)
             start = max(start - shard.samples, 0)
 
 
