@@ -9,17 +9,14 @@ the paper's largest network, by its size and the measured rates. It assumes a GP
 """
 
 import argparse
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
 import torch
 
+from benchmarks.machine import describe_gpu, describe_machine
 from benchmarks.train_contestants import CLASSES, build_train_step
 from semiscale.models import networks
 from semiscale.stages.train.checkpoint_manager import CheckpointManager, TrainerProgress
@@ -29,14 +26,6 @@ from semiscale.stages.train.input_pipeline.device_loader import DeviceBatch
 
 LARGEST = "resnext101_32x48d"
 TURNS = 5
-
-
-def machine() -> str:
-    """Return the processor, cores, GPU and versions in one line."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    cores = f"{os.cpu_count()} cores, {gpu}, load {os.getloadavg()[0]:.1f}"
-    return ", ".join([models[0].partition(": ")[2], cores, f"Python {platform.python_version()}", version("torch")])
 
 
 def state_bytes(architecture: str) -> int:
@@ -90,7 +79,7 @@ def main() -> None:
         [],
     )
     minutes: float = TrainConfig.model_fields["checkpoint_minutes"].default
-    print(machine(), flush=True)
+    print(describe_machine(describe_gpu(), "torch"), flush=True)
 
     def step() -> float:
         return float(training.all_reduce_step(batch, 0.01, 1).item())

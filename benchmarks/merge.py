@@ -12,14 +12,12 @@ compares it with an exact pass over the same rows.
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from benchmarks.machine import describe_machine
 from benchmarks.merge_pool import (
     CLASSES,
     CLASSES_PER_IMAGE,
@@ -329,10 +328,7 @@ def memory_bytes() -> int:
 
 def machine() -> str:
     """Return the processor, cores, memory and versions in one line."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    parts = [f"{name} {version(name)}" for name in ("numpy", "pyarrow", "duckdb", "polars")]
-    cores = f"{os.cpu_count()} cores, {memory_bytes() / 2**30:.0f} GiB, load {os.getloadavg()[0]:.1f}"
-    return ", ".join([models[0].partition(": ")[2], cores, f"Python {platform.python_version()}", *parts])
+    return describe_machine(f"{memory_bytes() / 2**30:.0f} GiB", "numpy", "pyarrow", "duckdb", "polars")
 
 
 def main() -> None:

@@ -14,17 +14,13 @@ It runs alone, before and after the others, and its better run counts.
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from benchmarks import score_parts, score_rivals
-from benchmarks.score_workload import CORES, PHOTOS, Case, Workload, cases, photographs
+from benchmarks.machine import describe_gpu, describe_machine
+from benchmarks.score_workload import PHOTOS, Case, Workload, cases, photographs
 from benchmarks.turns import by_turns, wait_for_go
 from semiscale.models import checkpoint_io
 
@@ -101,15 +97,6 @@ def run_contestant(workload: Workload, contestant: str) -> None:
     print(images, start_s, flush=True)
 
 
-def machine() -> str:
-    """Return the processor, cores, GPU and versions in one line."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    versions = [f"{name} {version(name)}" for name in ("torch", "torchvision", "simplejpeg", "ray")]
-    cores = f"{CORES} cores, {gpu}, load {os.getloadavg()[0]:.1f}"
-    return ", ".join([models[0].partition(": ")[2], cores, f"Python {platform.python_version()}", *versions])
-
-
 def main() -> None:
     """Measure every case, and print the ratios as JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,7 +109,8 @@ def main() -> None:
     if arguments.contestant:
         run_contestant(Workload(cases()[arguments.case], photos, arguments.folder), arguments.contestant)
         return
-    print(f"{machine()}\n{len(photos)} photographs, {sum(map(len, photos)) / len(photos) / 1e3:.0f} kB on average")
+    print(describe_machine(describe_gpu(), "torch", "torchvision", "simplejpeg", "ray"))
+    print(f"{len(photos)} photographs, {sum(map(len, photos)) / len(photos) / 1e3:.0f} kB on average")
     ratios: dict[str, list[float]] = {}
     for case in cases():
         rates = compare(case, arguments.photos)

@@ -122,19 +122,8 @@ def torchvision(folder: Path, options: argparse.Namespace) -> Contestant:
     )  # fmt: skip
     torch.manual_seed(0)
     model = getattr(models, options.architecture)(num_classes=CLASSES).to(device)
-    criterion = torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-
-    def step(batch: Any) -> float:
-        images, labels = (tensor.to(device) for tensor in batch)
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            loss = criterion(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
-    return iterate_forever(loader), step
+    return iterate_forever(loader), build_plain_step(model, optimizer, device)
 
 
 def timm(folder: Path, options: argparse.Namespace) -> Contestant:
@@ -161,8 +150,15 @@ def timm(folder: Path, options: argparse.Namespace) -> Contestant:
     torch.manual_seed(0)
     model = create_model(options.architecture, num_classes=CLASSES).to(device)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4)
-    criterion = torch.nn.CrossEntropyLoss()
     model.train()
+    return iterate_forever(loader), build_plain_step(model, optimizer, device)
+
+
+def build_plain_step(model: Any, optimizer: Any, device: Any) -> Callable[[Any], float]:
+    """Return the usual step of PyTorch: cross-entropy, in bfloat16 on a GPU."""
+    import torch
+
+    criterion = torch.nn.CrossEntropyLoss()
 
     def step(batch: Any) -> float:
         images, labels = (tensor.to(device) for tensor in batch)
@@ -173,7 +169,7 @@ def timm(folder: Path, options: argparse.Namespace) -> Contestant:
         optimizer.step()
         return float(loss.item())
 
-    return iterate_forever(loader), step
+    return step
 
 
 def iterate_forever(loader: Any) -> Iterator[Any]:
