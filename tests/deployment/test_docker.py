@@ -219,7 +219,8 @@ def test_an_image_has_labels_and_a_user_that_is_not_root(docker: Docker, image: 
 
 def test_an_image_has_the_documented_size(docker: Docker, image: str) -> None:
     cpu_mb, cuda_gb = re.findall(
-        r"take (\d+) MB \(no torch\) and ([\d.]+) GB", (ROOT / "docs" / "kubeflow.md").read_text()
+        r"without torch takes (\d+) MB unpacked. The other takes ([\d.]+) GB",
+        (ROOT / "docs" / "kubeflow.md").read_text(),
     )[0]
     documented_size = {
         tag_of(container_images.CPU_IMAGE): float(cpu_mb) * 1e6,
