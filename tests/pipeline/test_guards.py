@@ -15,7 +15,9 @@ import yaml
 import pipeline
 from semiscale.cli.compile import DEFAULT_PIPELINE_YAML
 from semiscale.common.errors import InvalidInputError
+from semiscale.config.architectures import validate_architectures
 from semiscale.config.form import FORM_KEYS, SETTINGS_DESCRIPTION, from_form, to_form
+from semiscale.config.run_config import validate_run_config
 from semiscale.config.run_parameters import RunParameters
 from semiscale.runtime.stage_config import StageConfig
 
@@ -66,6 +68,15 @@ def test_a_run_goes_through_the_form_unchanged() -> None:
     # Kubeflow's UI and backend send every number of a dict as a float.
     sent = {**to_form(run), "settings": {"resolution": 288.0, "decoder": "gpu"}}
     assert RunParameters.model_validate(from_form(sent)) == run
+
+
+@pytest.mark.parametrize("name", ["name", "workdir", "teacher_architecture", "student_architecture"])
+def test_a_cleared_text_of_the_form_is_refused(name: str) -> None:
+    """Kubeflow's UI sends a text that the user cleared as an empty text, also where the form has no default."""
+    form = {"name": "n", "workdir": "w", "labeled": ["l"], "unlabeled": ["u"], "test": ["t"], name: ""}
+    with pytest.raises(InvalidInputError) as error:
+        validate_architectures(validate_run_config(from_form(form), "form"))
+    assert error.value.code == ("SEMI-E151" if name.endswith("architecture") else "SEMI-E100")
 
 
 @pytest.mark.parametrize(
