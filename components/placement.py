@@ -16,10 +16,12 @@ from semiscale.config.resources import (
     METRICS_PORT,
     PROMETHEUS_ANNOTATIONS,
     S3_CREDENTIAL_ENV,
+    SUPERVISION_ENV,
     TRAINJOB_ENV,
     CpuPodResources,
     PodResources,
     Resources,
+    Supervision,
     TrainJobSettings,
     kueue_labels,
 )
@@ -29,10 +31,12 @@ from semiscale.observability.prometheus import PORT_ENV
 APP_LABELS = {"app.kubernetes.io/part-of": "semiscale"}
 # The user that the images run as.
 IMAGE_UID = 1000
-# Time between two attempts. A stage resumes at once, and its clients repeat requests to a store that fails.
+# Time until a lost pod is replaced. A stage that crashes starts again inside its pod, without Kubeflow.
 RETRY_BACKOFF = "30s"
 # An attempt may wait so long for a node, a quota or an image.
 MAX_QUEUE_TIME_S = 24 * HOUR_S
+# The grace period of an attempt that is out of time, and the delay before the next one.
+POD_OVERHEAD_S = 300
 _HARDWARE = ContextVar("hardware", default=Resources())  # noqa: B039 - frozen
 
 
@@ -83,15 +87,25 @@ def _apply_resources(task: dsl.PipelineTask, machine: PodResources) -> dsl.Pipel
     if machine.retries:
         # Argo counts the longest duration from the start of the first attempt, and ends a later attempt there
         # (argo-workflows issue 13044). The duration has room for every attempt at its full length.
-        window_s = (machine.retries + 1) * (machine.timeout_s + MAX_QUEUE_TIME_S)
+        window_s = (machine.retries + 1) * (_pod_timeout_s(machine) + MAX_QUEUE_TIME_S)
         task.set_retry(machine.retries, RETRY_BACKOFF, backoff_factor=1.0, backoff_max_duration=f"{window_s}s")
     # The stages find finished work by themselves. Kubeflow's cache does not see that a bucket grew.
     task.set_caching_options(enable_caching=False)
     return _apply_kubernetes_settings(task, machine)
 
 
+def _pod_timeout_s(machine: PodResources) -> int:
+    """Return the time of a pod. It has room for every attempt of its stage, which the supervisor ends in time.
+
+    Kubernetes ends a pod that is out of time in a way that fails the task. It does so only if the supervisor hangs.
+    """
+    return (machine.retries + 1) * (machine.timeout_s + POD_OVERHEAD_S)
+
+
 def _apply_kubernetes_settings(task: dsl.PipelineTask, machine: PodResources) -> dsl.PipelineTask:
-    kubernetes.set_timeout(task, machine.timeout_s)
+    kubernetes.set_timeout(task, _pod_timeout_s(machine))
+    supervision = Supervision(restarts=machine.retries, timeout_s=machine.timeout_s)
+    task.set_env_variable(SUPERVISION_ENV, supervision.model_dump_json())
     # KFP 2.17 sets the rest of the pod security level "restricted": no escalation, no capabilities, seccomp.
     kubernetes.set_security_context(task, run_as_user=IMAGE_UID, run_as_group=IMAGE_UID, run_as_non_root=True)
     for key, value in APP_LABELS.items():

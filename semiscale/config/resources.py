@@ -13,6 +13,8 @@ HOUR_S = 3600
 S3_CREDENTIAL_ENV = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
 # Environment variable that passes TrainJobSettings to the train stage.
 TRAINJOB_ENV = "SEMISCALE_TRAINJOB"
+# Environment variable that passes Supervision to every stage (semiscale/runtime/supervisor.py).
+SUPERVISION_ENV = "SEMISCALE_SUPERVISION"
 METRICS_PORT = "9090"
 # Most installations of Prometheus discover pods by these annotations.
 PROMETHEUS_ANNOTATIONS = {
@@ -65,9 +67,22 @@ class PodResources(_Section):
     tolerations: list[Toleration] = []
     """Tolerations of the pods."""
     timeout_s: int = Field(ge=60)
-    """Seconds after which a pod is considered hung and is stopped. Finished work is kept."""
+    """Seconds after which a stage is considered hung. It is stopped and started again. Finished work is kept."""
     retries: int = Field(default=3, ge=0, le=20)
-    """Number of times that Kubeflow is asked to retry a failed pod. Each attempt resumes where the last one stopped."""
+    """Number of times that a stage is started again inside its pod after a crash, and that Kubeflow is asked to
+    replace a lost pod. Each attempt resumes where the last one stopped."""
+
+
+class Supervision(_Section):
+    """How often a stage is started again inside its pod, and how long one attempt may take.
+
+    Attributes:
+        restarts: Number of restarts after the first attempt.
+        timeout_s: Seconds after which an attempt counts as hung.
+    """
+
+    restarts: int
+    timeout_s: float
 
 
 class CpuPodResources(PodResources):

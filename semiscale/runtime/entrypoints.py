@@ -26,6 +26,7 @@ from semiscale.receipts.markdown import summarize
 from semiscale.runtime.lineage import publish, resolve_inputs
 from semiscale.runtime.run_once import R
 from semiscale.runtime.stage_config import C, StageConfig
+from semiscale.runtime.supervisor import supervise
 
 # A component takes these arguments in addition to the fields of its config.
 NOT_IN_CONFIG = ("role", SETTINGS)
@@ -72,7 +73,8 @@ class FinishedTask(NamedTuple, Generic[R]):
 def run_in_kfp(config_type: type[C], stage: Callable[[C], R], arguments: Mapping[str, Any]) -> FinishedTask[R]:
     """Run a stage inside a kfp component.
 
-    If the stage fails, its error is logged in one line and the process exits with the error's code.
+    If the stage fails, its error is logged in one line and the process exits with the error's code. In a pod, a stage
+    that crashes is started again (supervisor.py).
 
     Args:
         config_type: Config of the stage.
@@ -86,6 +88,7 @@ def run_in_kfp(config_type: type[C], stage: Callable[[C], R], arguments: Mapping
     Raises:
         SystemExit: The stage failed.
     """
+    supervise(config_type.stage, config_type.shares_work)
     parent_exit.exit_with_parent()
     names = {*config_type.model_fields, *NOT_IN_CONFIG}
     inputs = {name: _to_plain_argument(value) for name, value in arguments.items() if name in names}

@@ -3,18 +3,26 @@
 Pods may join and die at any time. A lease only saves work. Two pods that process the same item write the same bytes.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Generic, TypeVar
 
+from semiscale.common.errors import SemiscaleError
 from semiscale.observability.progress import log_info
-from semiscale.storage.leases import LeaseManager
+from semiscale.storage.leases import LEASE_DURATION_S, LeaseManager
+
+# A pod with this environment variable takes no work. It waits until other pods have done all of it
+# (semiscale/runtime/supervisor.py).
+OBSERVER_ENV = "SEMISCALE_OBSERVER"
 
 Item = TypeVar("Item")
 
 # An idle pod checks this often whether the pods that hold the remaining items are alive.
 POLL_INTERVAL_S = 2.0
+# An observer gives up when no pod has held a lease for this long. The work of a dead pod is free after one lease.
+OBSERVER_TIMEOUT_S = 3 * LEASE_DURATION_S
 
 
 def rotate_to_start(items: Sequence[Item], pod: int, pods: int) -> list[Item]:
@@ -77,7 +85,13 @@ class SharedWork(Generic[Item]):
             items: The unfinished items, beginning with this pod's first one.
             process: Processes one round. Each item that the iterator yields is leased. `process` calls `release` when
                 the item is committed. Leases that are left at its end or at an error are released here.
+
+        Raises:
+            SemiscaleError: This pod is an observer, and no other pod works.
         """
+        if OBSERVER_ENV in os.environ:
+            self._observe(items)
+            return
         num_logged = 0
         remaining = items
         while remaining:
@@ -117,6 +131,21 @@ class SharedWork(Generic[Item]):
     def release(self, item: Item) -> None:
         """Release the lease of an item that is committed. Any thread may call this."""
         self._held.pop(self._lease_name(item)).close()
+
+    def _observe(self, items: list[Item]) -> None:
+        """Wait until other pods have done all items."""
+        worked_at = time.monotonic()
+        while remaining := self._list_unfinished([item for item in items if not self._is_done(item)]):
+            items = remaining
+            if self._leases.active():
+                worked_at = time.monotonic()
+            elif time.monotonic() - worked_at > OBSERVER_TIMEOUT_S:
+                raise SemiscaleError(
+                    "SEMI-E005",
+                    f"{self._stage}: no pod works on the last {len(items)} {self._noun}, and this pod cannot. "
+                    "See the first failure in its log, then submit the run again.",
+                )
+            time.sleep(POLL_INTERVAL_S)
 
     def _lease_available(self, items: Sequence[Item]) -> Iterator[Item]:
         """Yield items one by one, each leased when it is asked for."""

@@ -31,6 +31,8 @@ class StageConfig(BaseModel):
     stage: ClassVar[str]
     # Whether the stage's pod has a GPU. A budget counts these pods.
     on_device: ClassVar[bool] = False
+    # Whether several pods share the stage's work, so that the others take over the work of one that fails.
+    shares_work: ClassVar[bool] = False
 
     workdir: str
     """URI of the folder for all results."""

@@ -28,7 +28,9 @@ from semiscale.cli import images as building
 from semiscale.cli import run as running
 from semiscale.cli.compile import DEFAULT_PIPELINE_YAML, replace_images
 from semiscale.cli.demo_images import write_images
+from semiscale.cli.docker_runner import read_only_mount
 from semiscale.cli.images import IMAGE_KINDS, build_images
+from semiscale.config.resources import SUPERVISION_ENV, Supervision
 from semiscale.config.run_config import RunConfig
 from semiscale.observability.task_status import RunStatusStore
 from tests.support import sample_images
@@ -41,6 +43,8 @@ BASES = {"cpu": "semiscale-test/base:bookworm", "cuda": "semiscale-test/base:boo
 COMPILER = ",gcc,libc6-dev,libpython3-dev"
 # A strict cluster has no network and only /tmp to write to.
 LOCKED = ("--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp")
+# The folder of a module that kills tasks.
+KILLER = ROOT / "tests" / "support" / "killer"
 COUNTS = {"count_unscored": "score.fanout", "count_unpacked": "pack.fanout"}
 STAGES = sorted(path.parent.name for path in ROOT.glob("components/*/component.py"))
 
@@ -288,26 +292,43 @@ def test_no_secret_of_the_build_is_in_the_image(docker: Docker, image: str, secr
 
 # The local runner ignores display names and GPUs.
 @pytest.mark.filterwarnings("ignore:.*have no effect in the current local runner")
-def test_the_whole_pipeline_in_containers(build: Callable[[str], str], tmp_path: Path) -> None:
-    """kfp starts each task as a cluster does.
+def test_the_whole_pipeline_in_containers_that_are_killed(build: Callable[[str], str], tmp_path: Path) -> None:
+    """kfp starts each task as a cluster does, with its command, its image and its user.
 
-    The task has its command, its image and its user.
+    The kernel kills each task for its memory. Its second attempt is killed after its work.
     """
     text = DEFAULT_PIPELINE_YAML.read_text()
     for kind, image in IMAGE_KINDS.items():
         text = text.replace(f"image: {image}\n", f"image: {build(kind)}\n")
     run = write_demo_run(tmp_path)
     # The user of the containers is not the user of the test.
-    for folder in (tmp_path, tmp_path / "work", tmp_path / "kfp"):
+    for folder in (tmp_path, tmp_path / "work", tmp_path / "kfp", tmp_path / "attempts"):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
-    # These are the options of LOCKED.
-    runner = local.DockerRunner(network_mode="none", read_only=True, tmpfs={"/tmp": ""})
+    environment = {
+        SUPERVISION_ENV: Supervision(restarts=2, timeout_s=600).model_dump_json(),
+        "PYTHONPATH": str(KILLER),
+        "ATTEMPTS": str(tmp_path / "attempts"),
+        "HOG": "1",
+    }
+    # These are the options of LOCKED, with a limit of the memory.
+    runner = local.DockerRunner(
+        network_mode="none",
+        read_only=True,
+        tmpfs={"/tmp": ""},
+        mem_limit="2g",
+        memswap_limit="2g",
+        environment=environment,
+        mounts=[read_only_mount(KILLER)],
+    )
     local.init(runner, pipeline_root=str(tmp_path), workspace_root=str(tmp_path / "kfp"))
     components.load_component_from_text(text)(**RunConfig.model_validate(run).pipeline_arguments())
     results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
     assert results["ledger"] == {"listed": 1633, "scored": 1633, "failed": 0, "removed": 0}
     assert (tmp_path / "work" / "trial" / "results.json").stat().st_uid == 1000
+    attempts = {path.name: path.stat().st_size for path in (tmp_path / "attempts").iterdir()}
+    assert min(attempts.values()) == 3
+    assert len(attempts) >= 14, "every task was killed twice"
 
 
 @pytest.mark.filterwarnings("ignore:.*have no effect in the current local runner")

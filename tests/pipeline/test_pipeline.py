@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from semiscale import storage
+from semiscale.config.resources import SUPERVISION_ENV, Supervision
 from semiscale.models import checkpoint_io
 from semiscale.receipts.train import TrainReceipt
 from semiscale.storage.documents import load_document
@@ -19,15 +20,26 @@ from tests.support import sample_images
 from tests.support.stages import Stages
 
 ROOT = Path(__file__).resolve().parents[2]
+# The folder of a module that kills tasks.
+KILLER = ROOT / "tests" / "support" / "killer"
 SECRETS = {name: f"Sentinel0000{name}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
 
 
-def run_pipeline(folder: Path, content: dict[str, Any], log: str = "plain") -> subprocess.CompletedProcess[str]:
-    """Write a run file, and run it from another folder as a user does."""
+def run_pipeline(
+    folder: Path, content: dict[str, Any], log: str = "plain", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Write a run file, and run it from another folder as a user does.
+
+    Args:
+        folder: Folder of the run file.
+        content: Content of the run file.
+        log: Format of the log.
+        variables: More environment variables.
+    """
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content))
     command = [sys.executable, str(ROOT / "pipeline.py"), "run", str(path)]
-    environment = {**os.environ, "SEMISCALE_LOG": log}
+    environment = {**os.environ, "SEMISCALE_LOG": log, **variables}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=600)
 
 
@@ -97,6 +109,37 @@ def test_the_whole_pipeline_with_a_ready_made_teacher(tmp_path: Path) -> None:
     assert sources == [teacher.source] * 2
     results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
     assert results["teacher"]["top1"] > 0.8
+
+
+@pytest.mark.slow
+def test_a_run_survives_that_every_task_is_killed_before_and_after_its_work(tmp_path: Path) -> None:
+    """A pod has the environment variable of the supervisor, which a run on one machine does not set."""
+    (tmp_path / "attempts").mkdir()
+    results = []
+    for folder, variables in (
+        (tmp_path / "calm", {}),
+        (
+            tmp_path / "killed",
+            {
+                "PYTHONPATH": str(KILLER),
+                "ATTEMPTS": str(tmp_path / "attempts"),
+                SUPERVISION_ENV: Supervision(restarts=2, timeout_s=600).model_dump_json(),
+            },
+        ),
+    ):
+        folder.mkdir()
+        content = sample_images.write_run(folder, baseline_learning_rates=[1.0], finetune_learning_rates=[1.0])
+        completed = run_pipeline(folder, content, **variables)
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        results.append(json.loads((folder / "work" / "trial" / "results.json").read_text()))
+        # The task that promotes was killed after it had promoted the student. Its next attempt finds the champion.
+        assert results[-1].pop("promotion")["promoted"] == (not variables)
+        results[-1].pop("seconds")
+    attempts = {path.name: path.stat().st_size for path in (tmp_path / "attempts").iterdir()}
+    assert len(attempts) == 14, "every task of the graph was killed"
+    # The last packing task has the name of the first packing pod.
+    assert {**attempts, "pack-0": 3} == dict.fromkeys(attempts, 3)
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize(

@@ -216,3 +216,31 @@ def test_each_pod_begins_at_a_different_item() -> None:
     assert rotate_to_start(ITEMS, 2, 3) == [*ITEMS[8:], *ITEMS[:8]]
     assert [rotate_to_start(["only"], pod, 3) for pod in range(3)] == [["only"]] * 3
     assert rotate_to_start([], 1, 2) == []
+
+
+def test_an_observer_waits_until_other_pods_have_done_all_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, observer = Pod(tmp_path), Pod(tmp_path)
+    monkeypatch.setenv(shared_work.OBSERVER_ENV, "1")
+    with ThreadPoolExecutor(1) as pool:
+        observed = pool.submit(observer.work.run_each, ITEMS, observer.process)
+        time.sleep(0.1)
+        assert not observed.done()
+        for item in ITEMS:
+            worker.process(item)
+        observed.result(TIMEOUT_S)
+    assert observer.processed == []
+
+
+def test_an_observer_fails_if_no_pod_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    observer = Pod(tmp_path)
+    monkeypatch.setenv(shared_work.OBSERVER_ENV, "1")
+    monkeypatch.setattr(shared_work, "OBSERVER_TIMEOUT_S", 0.3)
+    # The lease of a pod that has just died.
+    write_lease(tmp_path, ITEMS[0], time.time() + 0.5)
+    started = time.monotonic()
+    with pytest.raises(SemiscaleError, match="SEMI-E005"):
+        observer.work.run_each(ITEMS, observer.process)
+    assert time.monotonic() - started > 0.5
+    assert observer.processed == []

@@ -35,6 +35,7 @@ class PackConfig(PackFanoutConfig):
     """Inputs of one packing pod."""
 
     stage: ClassVar[str] = "pack"
+    shares_work: ClassVar[bool] = True
 
     count: ReceiptUri = ""
     """Receipt that holds the number of pods. If it is empty, the plan's maximum is used."""

@@ -30,6 +30,7 @@ class ScoreConfig(ScoreFanoutConfig):
 
     stage: ClassVar[str] = "score"
     on_device: ClassVar[bool] = True
+    shares_work: ClassVar[bool] = True
 
     count: ReceiptUri = ""
     """Receipt that holds the number of pods. If it is empty, the plan's maximum is used."""

@@ -4,7 +4,6 @@
 read the stage's `--start` as an option of its own. On a single machine the stage itself starts one rank for each GPU.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from semiscale.common.cpu import available_cpus
 from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.common.prctl import set_parent_death_signal
 from semiscale.common.signals import TerminatedError
 from semiscale.observability import prometheus
 from semiscale.stages.train.config import TrainConfig
@@ -32,8 +32,6 @@ PROCESS_GROUP_TIMEOUT = timedelta(hours=1)
 SHUTDOWN_TIMEOUT_S = 110
 # Environment variable of torchrun that sets this time.
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
-# The option of prctl(2) that asks for a signal when the parent process ends.
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -189,8 +187,7 @@ def exit_with_launcher() -> None:
     Without that the rank would continue on a device that the next start of the training needs. Other systems than Linux
     have no prctl(2), and the rank does continue there.
     """
-    if prctl := getattr(ctypes.CDLL(None), "prctl", None):
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    set_parent_death_signal(signal.SIGTERM)
 
 
 def local_device_count() -> int:
