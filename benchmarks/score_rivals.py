@@ -58,7 +58,8 @@ def prepare_ray_data(workload: Workload) -> Run:
 
     # The code is pickled by value, so that Ray's workers import torch only. Imports of ours would count against Ray.
     for module in (Case.__module__, __name__):
-        ray.cloudpickle.register_pickle_by_value(sys.modules[module])
+        # Its types are known only where Ray is installed.
+        ray.cloudpickle.register_pickle_by_value(sys.modules[module])  # type: ignore[no-untyped-call,unused-ignore]
     case, checkpoint = workload.case, workload.checkpoint
     on_gpu = checkpoint_io.default_device().type == "cuda"
 
