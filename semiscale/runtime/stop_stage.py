@@ -9,11 +9,13 @@ import select
 import signal
 from contextlib import suppress
 
-from semiscale.runtime.supervisor import PID_FILE
+from semiscale.runtime.supervisor import PID_FILE, SAVE_SIGNAL
+
+POLL_INTERVAL_S = 0.1
 
 
 def stop_stage() -> None:
-    """Send SIGTERM to the supervisor of this container, and wait until it has ended.
+    """Ask the supervisor of this container to stop its stage, and wait until the stage has ended.
 
     Nothing happens if no stage runs.
     """
@@ -21,9 +23,11 @@ def stop_stage() -> None:
     with suppress(FileNotFoundError, ProcessLookupError):
         supervisor = os.pidfd_open(int(PID_FILE.read_text()))
         try:
-            signal.pidfd_send_signal(supervisor, signal.SIGTERM)
-            # The descriptor of a process becomes readable when the process ends (pidfd_open(2)).
-            select.select([supervisor], [], [])
+            signal.pidfd_send_signal(supervisor, SAVE_SIGNAL)
+            # The supervisor deletes the file when the stage has ended. It then waits for the end of the container. The
+            # descriptor of a process becomes readable when the process ends (pidfd_open(2)).
+            while PID_FILE.exists() and not select.select([supervisor], [], [], POLL_INTERVAL_S)[0]:
+                pass
         finally:
             os.close(supervisor)
 

@@ -21,13 +21,18 @@ from semiscale.runtime.shared_work import OBSERVER_ENV
 
 # The command `stop_stage` finds the supervisor of its container by this file.
 PID_FILE = Path("/tmp/semiscale-supervisor.pid")  # noqa: S108 - a container's own folder
+# The command `stop_stage` asks by this signal to end the stage before Kubernetes ends the container.
+SAVE_SIGNAL = signal.SIGUSR1
+# The supervisor then waits so long for the end of its container. If it ended first, Argo would see a stage that failed,
+# and not a pod that was deleted.
+CONTAINER_END_S = 30.0
 # A stage that is out of time gets so long to save its work. A checkpoint of the largest network takes most of it.
 GRACE_PERIOD_S = 120.0
 # The first restart comes at once. Later ones wait longer, because a node or a store may be out of order.
 MAX_RESTART_DELAY_S = 60.0
 # A crash after such a long time does not count as one of the `restarts`. A training of two weeks may survive many.
 HEALTHY_S = 3600.0
-_SIGNALS = (signal.SIGCHLD, *STOP_SIGNALS)
+_SIGNALS = (signal.SIGCHLD, SAVE_SIGNAL, *STOP_SIGNALS)
 _STOPPED_EXIT_CODES = tuple(128 + number for number in STOP_SIGNALS)
 
 
@@ -36,13 +41,13 @@ class _Attempt(NamedTuple):
 
     exit_code: int
     seconds: float
-    stopped: bool
+    stopped_by: int
     timed_out: bool
 
     @property
     def may_succeed_again(self) -> bool:
         """Tell whether another attempt makes sense. It makes none after a refusal, a used-up budget or a stop."""
-        if self.stopped or (self.exit_code in _STOPPED_EXIT_CODES and not self.timed_out):
+        if self.stopped_by or (self.exit_code in _STOPPED_EXIT_CODES and not self.timed_out):
             return False
         return self.timed_out or self.exit_code == 1 or self.exit_code >= 128
 
@@ -82,6 +87,9 @@ def supervise(stage: str, shares_work: bool) -> None:
             return
         attempt = _wait_for_child(child, started + policy.timeout_s)
         _end_orphans()
+        if attempt.stopped_by == SAVE_SIGNAL:
+            PID_FILE.unlink(missing_ok=True)
+            signal.sigtimedwait(STOP_SIGNALS, CONTAINER_END_S)
         if not attempt.may_succeed_again:
             _exit(attempt.exit_code)
         failures = 1 if attempt.seconds > HEALTHY_S and not attempt.timed_out else failures + 1
@@ -94,8 +102,8 @@ def supervise(stage: str, shares_work: bool) -> None:
             delay = 0.0
         else:
             _exit(attempt.exit_code)
-        if (received := signal.sigtimedwait(STOP_SIGNALS, delay)) is not None:
-            _exit(128 + received.si_signo)
+        if (received := signal.sigtimedwait((SAVE_SIGNAL, *STOP_SIGNALS), delay)) is not None:
+            _exit(128 + (signal.SIGTERM if received.si_signo == SAVE_SIGNAL else received.si_signo))
 
 
 def _become_stage() -> None:
@@ -107,7 +115,7 @@ def _become_stage() -> None:
 def _wait_for_child(child: int, deadline: float) -> _Attempt:
     """Wait until the child ends, pass on the signals that stop it, and stop it at its deadline."""
     started = time.monotonic()
-    stopped = timed_out = False
+    stopped_by, timed_out = 0, False
     while True:
         received = signal.sigtimedwait(_SIGNALS, max(deadline - time.monotonic(), 0))
         if received is None:
@@ -115,14 +123,14 @@ def _wait_for_child(child: int, deadline: float) -> _Attempt:
             os.kill(child, signal.SIGKILL if timed_out else signal.SIGTERM)
             timed_out, deadline = True, time.monotonic() + GRACE_PERIOD_S
         elif received.si_signo != signal.SIGCHLD:
-            stopped = True
-            os.kill(child, received.si_signo)
+            stopped_by = received.si_signo
+            os.kill(child, signal.SIGTERM if stopped_by == SAVE_SIGNAL else stopped_by)
         else:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 code = os.waitstatus_to_exitcode(status)
                 exit_code = 128 - code if code < 0 else code
-                return _Attempt(exit_code, time.monotonic() - started, stopped, timed_out)
+                return _Attempt(exit_code, time.monotonic() - started, stopped_by, timed_out)
 
 
 def _end_orphans() -> None:

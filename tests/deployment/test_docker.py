@@ -45,6 +45,8 @@ COMPILER = ",gcc,libc6-dev,libpython3-dev"
 LOCKED = ("--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp")
 # The folder of a module that kills tasks.
 KILLER = ROOT / "tests" / "support" / "killer"
+# The folder of the program in the images.
+PROGRAM = "/app"
 COUNTS = {"count_unscored": "score.fanout", "count_unpacked": "pack.fanout"}
 STAGES = sorted(path.parent.name for path in ROOT.glob("components/*/component.py"))
 
@@ -307,7 +309,7 @@ def test_the_whole_pipeline_in_containers_that_are_killed(build: Callable[[str],
         folder.chmod(0o777)
     environment = {
         SUPERVISION_ENV: Supervision(restarts=2, timeout_s=600).model_dump_json(),
-        "PYTHONPATH": str(KILLER),
+        "PYTHONPATH": f"{KILLER}:{PROGRAM}",
         "ATTEMPTS": str(tmp_path / "attempts"),
         "HOG": "1",
     }

@@ -173,8 +173,11 @@ def test_the_hook_of_kubernetes_waits_until_the_stage_has_ended(tmp_path: Path) 
     stage = int((tmp_path / "attempt-0").read_text())
     subprocess.run([sys.executable, "-c", STOP, str(tmp_path / "supervisor.pid")], check=True, timeout=TIMEOUT_S)
     assert has_ended(stage)
+    assert process.poll() is None, "Argo would see a stage that failed, and not a pod that was deleted"
+    process.terminate()
     process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 128 + signal.SIGTERM
+    assert count_attempts(tmp_path) == 1
     # Nothing runs any more.
     subprocess.run([sys.executable, "-c", STOP, str(tmp_path / "supervisor.pid")], check=True, timeout=TIMEOUT_S)
 
