@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components.placement import APP_LABELS
 from semiscale import storage
 from semiscale.config.resources import TRAINJOB_ENV
 from semiscale.stages.train.config import TrainConfig
@@ -44,6 +45,9 @@ FOREIGN_KINDS = [
     ("argoproj.io", "v1alpha1", "WorkflowTaskResult", True),
 ]
 RUN = "system:serviceaccount:semiscale:semiscale"
+# Labels of the pod of a stage. Argo sets the second one.
+RUN_LABELS = {**APP_LABELS, "workflows.argoproj.io/workflow": "semiscale-1"}
+STOP_COMMAND = ["python3", "-m", "semiscale.runtime.stop_stage"]
 # The rights of a run's pods in their namespace, by the rules of manifests/.
 ALLOWED = [
     ("create", "workflowtaskresults.argoproj.io"),
@@ -154,6 +158,36 @@ def test_the_namespace_admits_only_pods_with_the_settings_of_kubeflow(applied: A
         refused = applied.kubectl("create", "--dry-run=server", "-f", "-", stdin=as_pod(stage, pod))
         assert refused.returncode == 1
         assert 'violates PodSecurity "restricted' in refused.stderr
+
+
+@pytest.mark.parametrize("compiled", COMPILED, ids=lambda path: path.name)
+def test_the_pods_of_stages_stop_gracefully(applied: ApiServer, compiled: Path) -> None:
+    for stage, pod in stage_pods(compiled, SECURITY_OF_KUBEFLOW).items():
+        # Argo's container stands first, as in a cluster. The namespace admits only pods that are restricted.
+        container = {"name": "wait", "securityContext": pod["containers"][0]["securityContext"]}
+        admitted = admit(applied, as_pod(stage, {**pod, "containers": [container, *pod["containers"]]}), RUN_LABELS)
+        lifecycles = {container["name"]: container.get("lifecycle") for container in admitted["containers"]}
+        assert lifecycles == {"wait": None, "main": {"preStop": {"exec": {"command": STOP_COMMAND}}}}
+        assert admitted["terminationGracePeriodSeconds"] == 120
+
+
+def test_other_pods_and_longer_grace_periods_are_unchanged(applied: ApiServer) -> None:
+    pod = stage_pods(COMPILED[0], SECURITY_OF_KUBEFLOW)["exec-train"]
+    for label in RUN_LABELS:
+        admitted = admit(applied, as_pod("other", pod), {label: RUN_LABELS[label]})
+        assert "lifecycle" not in admitted["containers"][0]
+        assert admitted["terminationGracePeriodSeconds"] == 30
+    admitted = admit(applied, as_pod("long", {**pod, "terminationGracePeriodSeconds": 300}), RUN_LABELS)
+    assert admitted["terminationGracePeriodSeconds"] == 300
+    assert admitted["containers"][0]["lifecycle"]
+
+
+def admit(server: ApiServer, pod: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
+    """Return the spec of a pod with labels as the API server would store it."""
+    pod["metadata"]["labels"] = labels
+    answer = server.check_kubectl("create", "--dry-run=server", "-f", "-", "-o", "json", stdin=pod)
+    spec: dict[str, Any] = json.loads(answer)["spec"]
+    return spec
 
 
 @pytest.mark.parametrize("node", PODS)
