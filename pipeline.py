@@ -14,7 +14,14 @@ from kfp import dsl
 from components.evaluate.component import evaluate
 from components.merge.component import merge
 from components.pack.component import count_unpacked, pack
-from components.placement import place_on_cpu, place_on_inference_gpu, place_on_training_gpu
+from components.placement import (
+    place_count,
+    place_on_cpu,
+    place_on_inference_gpu,
+    place_on_packing_pods,
+    place_on_scoring_pods,
+    place_on_training_gpu,
+)
 from components.plan.component import plan
 from components.promote.component import promote
 from components.report.component import report
@@ -36,14 +43,15 @@ def semiscale(**form):
 
     # (2) Run it on the unlabeled pool U, and keep the top K images of every class: D̂. The number of pods is counted
     # here, because the plan knows neither the teacher nor what it has scored. No pod returns before the whole pool has
-    # scores: it takes over the work of pods that died.
-    unscored = place_on_cpu(count_unscored(teacher=teacher.outputs["receipt"])).set_display_name("2 Count to score")
+    # scores: it takes over the work of pods that died. More pods than a loop carries are one Job of Kubernetes, which
+    # the loop's only task creates and follows.
+    unscored = place_count(count_unscored(teacher=teacher.outputs["receipt"])).set_display_name("2 Count to score")
     with dsl.ParallelFor(unscored.outputs["Output"], name="2 Score on pods") as pod:
-        scored = place_on_inference_gpu(score(count=unscored.outputs["receipt"], pod=pod)).set_display_name("2 Score U")
+        scored = place_on_scoring_pods(score(count=unscored.outputs["receipt"], pod=pod)).set_display_name("2 Score U")
     selected = place_on_cpu(merge(scores=dsl.Collected(scored.outputs["receipt"]))).set_display_name("2 Merge: top K")
-    unpacked = place_on_cpu(count_unpacked(selection=selected.outputs["receipt"])).set_display_name("2 Count to pack")
+    unpacked = place_count(count_unpacked(selection=selected.outputs["receipt"])).set_display_name("2 Count to pack")
     with dsl.ParallelFor(unpacked.outputs["Output"], name="2 Pack on pods") as pod:
-        share = place_on_cpu(pack(count=unpacked.outputs["receipt"], pod=pod)).set_display_name("2 Pack")
+        share = place_on_packing_pods(pack(count=unpacked.outputs["receipt"], pod=pod)).set_display_name("2 Pack")
     # A training takes one receipt, and kfp passes on those of a loop as a list. One more task finds all tars written.
     packed = place_on_cpu(pack(count=unpacked.outputs["receipt"], pod=0)).after(share)
     packed.set_display_name("2 Packed set")

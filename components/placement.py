@@ -12,13 +12,16 @@ from kfp import dsl, kubernetes
 
 from components import container_images
 from semiscale.config.resources import (
+    FAN_OUT_ENV,
     HOUR_S,
+    INDEXED_JOB_ENV,
     METRICS_PORT,
     PROMETHEUS_ANNOTATIONS,
     S3_CREDENTIAL_ENV,
     SUPERVISION_ENV,
     TRAINJOB_ENV,
     CpuPodResources,
+    IndexedJobSettings,
     PodResources,
     Resources,
     Supervision,
@@ -38,16 +41,23 @@ MAX_QUEUE_TIME_S = 24 * HOUR_S
 # The grace period of an attempt that is out of time, and the delay before the next one.
 POD_OVERHEAD_S = 300
 _HARDWARE = ContextVar("hardware", default=Resources())  # noqa: B039 - frozen
+_PODS = ContextVar("pods", default=1)
 
 
 @contextmanager
-def use_resources(hardware: Resources) -> Iterator[None]:
-    """Trace the graph for this hardware within a `with`."""
-    token = _HARDWARE.set(hardware)
+def use_resources(hardware: Resources, pods: int) -> Iterator[None]:
+    """Trace the graph for this hardware within a `with`.
+
+    Args:
+        hardware: Resources that the tasks request.
+        pods: Largest number of pods of scan and packing. It decides whether they are iterations of a loop or a Job.
+    """
+    tokens = _HARDWARE.set(hardware), _PODS.set(pods)
     try:
         yield
     finally:
-        _HARDWARE.reset(token)
+        _HARDWARE.reset(tokens[0])
+        _PODS.reset(tokens[1])
 
 
 def place_on_cpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
@@ -58,6 +68,25 @@ def place_on_cpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
 def place_on_inference_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Place a task that runs a model forward."""
     return _add_kueue_labels(_apply_resources(task, _HARDWARE.get().scan))
+
+
+def place_count(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Place a task that counts the pods of a scan or a packing."""
+    return place_on_cpu(task).set_env_variable(FAN_OUT_ENV, _HARDWARE.get().fan_out(_PODS.get()))
+
+
+def place_on_scoring_pods(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Place a task that scores with other pods: one of them, or the pod that follows their Job."""
+    if _HARDWARE.get().fan_out(_PODS.get()) == "loop":
+        return place_on_inference_gpu(task)
+    return _follow_indexed_job(task, container_images.CUDA_IMAGE, _HARDWARE.get().scan)
+
+
+def place_on_packing_pods(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Place a task that packs with other pods: one of them, or the pod that follows their Job."""
+    if _HARDWARE.get().fan_out(_PODS.get()) == "loop":
+        return place_on_cpu(task)
+    return _follow_indexed_job(task, container_images.CPU_IMAGE, _HARDWARE.get().cpu)
 
 
 def place_on_training_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
@@ -79,6 +108,26 @@ def place_on_training_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
     )
 
 
+def _follow_indexed_job(task: dsl.PipelineTask, image: str, machine: PodResources) -> dsl.PipelineTask:
+    """Place a small pod, which creates an Indexed Job and follows it."""
+    hardware = _HARDWARE.get()
+    launch = IndexedJobSettings(
+        image=image,
+        machine=PodResources.model_validate(machine.model_dump(include=set(PodResources.model_fields))),
+        queue=hardware.queue,
+        priority=hardware.priority,
+        secret=hardware.secret,
+    )
+    # Its pods may wait for a quota and be replaced, all within one attempt of the follower. It loads what a counting
+    # task loads.
+    timeout_s = (machine.retries + 1) * (machine.timeout_s + MAX_QUEUE_TIME_S)
+    follower = CpuPodResources(cpu="1", memory=hardware.cpu.memory, timeout_s=timeout_s, retries=machine.retries)
+    # The follower is not queued: it must not wait for the quota that its Job takes.
+    return _apply_resources(task, follower).set_env_variable(
+        INDEXED_JOB_ENV, launch.model_dump_json(exclude_defaults=True)
+    )
+
+
 def _apply_resources(task: dsl.PipelineTask, machine: PodResources) -> dsl.PipelineTask:
     task.set_cpu_request(machine.cpu).set_cpu_limit(machine.cpu)
     task.set_memory_request(machine.memory).set_memory_limit(machine.memory)
@@ -86,12 +135,17 @@ def _apply_resources(task: dsl.PipelineTask, machine: PodResources) -> dsl.Pipel
         task.set_accelerator_type(machine.gpu).set_accelerator_limit(machine.gpus)
     if machine.retries:
         # Argo counts the longest duration from the start of the first attempt, and ends a later attempt there
-        # (argo-workflows issue 13044). The duration has room for every attempt at its full length.
-        window_s = (machine.retries + 1) * (_pod_timeout_s(machine) + MAX_QUEUE_TIME_S)
+        # (argo-workflows issue 13044).
+        window_s = _retry_window_s(machine)
         task.set_retry(machine.retries, RETRY_BACKOFF, backoff_factor=1.0, backoff_max_duration=f"{window_s}s")
     # The stages find finished work by themselves. Kubeflow's cache does not see that a bucket grew.
     task.set_caching_options(enable_caching=False)
     return _apply_kubernetes_settings(task, machine)
+
+
+def _retry_window_s(machine: PodResources) -> int:
+    """Return the seconds in which a pod can wait and run in every attempt at its full length."""
+    return (machine.retries + 1) * (_pod_timeout_s(machine) + MAX_QUEUE_TIME_S)
 
 
 def _pod_timeout_s(machine: PodResources) -> int:

@@ -25,13 +25,14 @@ def count_unpacked(
     Returns:
         receipt: The number of packing pods as JSON, for the packing.
         summary: The count in words.
-        Output: The numbers of the pods that share the packing.
+        Output: One number for the pod that follows a Job, or the numbers of the pods that share the packing.
     """
     from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.runtime.pod_count import loop_items
     from semiscale.stages.pack.fanout import PackFanoutConfig
     from semiscale.stages.pack.fanout import plan_pack_fanout as stage
 
-    return list(range(run_in_kfp(PackFanoutConfig, stage, locals()).receipt.pods))
+    return loop_items(run_in_kfp(PackFanoutConfig, stage, locals()).receipt)
 
 
 @dsl.component(base_image=container_images.CPU_IMAGE, install_kfp_package=False)

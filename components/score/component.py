@@ -25,13 +25,14 @@ def count_unscored(
     Returns:
         receipt: The number of scoring pods as JSON, for the scan.
         summary: The count in words.
-        Output: The numbers of the pods that share the scan.
+        Output: One number for the pod that follows a Job, or the numbers of the pods that share the scan.
     """
     from semiscale.runtime.entrypoints import run_in_kfp
+    from semiscale.runtime.pod_count import loop_items
     from semiscale.stages.score.fanout import ScoreFanoutConfig
     from semiscale.stages.score.fanout import plan_score_fanout as stage
 
-    return list(range(run_in_kfp(ScoreFanoutConfig, stage, locals()).receipt.pods))
+    return loop_items(run_in_kfp(ScoreFanoutConfig, stage, locals()).receipt)
 
 
 @dsl.component(base_image=container_images.CUDA_IMAGE, install_kfp_package=False)

@@ -21,7 +21,7 @@ from semiscale.common.errors import InvalidInputError
 from semiscale.common.text import to_single_line
 from semiscale.config import run_config
 from semiscale.observability import task_status
-from semiscale.stages.train.follower import FOLLOWER_TIMEOUT_S
+from semiscale.runtime.follower import FOLLOWER_TIMEOUT_S
 
 
 def cancel(run: str, server: Server) -> None:
@@ -45,7 +45,7 @@ def cancel(run: str, server: Server) -> None:
 def try_announce_cancellation(parameters: dict[str, Any]) -> None:
     """Record the cancellation in the workdir of a run, if this machine can write there.
 
-    The nodes of a TrainJob read it, because Kubeflow does not end them with the run.
+    The pods of a TrainJob or a Job read it, because Kubeflow does not end them with the run.
 
     Args:
         parameters: Arguments of the pipeline. A run of another pipeline has no workdir.
@@ -57,8 +57,8 @@ def try_announce_cancellation(parameters: dict[str, Any]) -> None:
     # The client of any vendor can miss credentials here.
     except Exception as error:  # noqa: BLE001
         print(
-            "The workdir cannot be written from here. Nodes of a TrainJob stop when no task has followed them for "
-            f"{FOLLOWER_TIMEOUT_S / 60:.0f} minutes: {to_single_line(str(error))[:200]}"
+            "The workdir cannot be written from here. Pods of a TrainJob or a Job stop when no task has followed them "
+            f"for {FOLLOWER_TIMEOUT_S / 60:.0f} minutes: {to_single_line(str(error))[:200]}"
         )
 
 

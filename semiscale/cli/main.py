@@ -55,6 +55,7 @@ EXIT_CODES = """exit codes:
   1  the command failed; finished work is kept, run the command again to continue
   2  the input is bad and was refused in one line, before any training unless the pool proves unreadable
   3  the budget of the run is used up; finished work is kept
+  4  no task follows the Job of this pod any more; finished work is kept, submit the run again to continue
 129  the terminal was closed (SIGHUP); run the command again to continue
 130  the command was interrupted (Ctrl-C); run it again to continue
 143  the command was terminated (SIGTERM); run it again to continue

@@ -52,14 +52,23 @@ def check_fan_out(settings: RunConfig) -> None:
         InvalidInputError: The loops have more than MAX_LOOP_ITERATIONS iterations.
     """
     rates = len(settings.baseline_learning_rates) + len(settings.finetune_learning_rates)
-    iterations = 2 * settings.pods + rates
-    if iterations > MAX_LOOP_ITERATIONS:
+    # The loop of a scan or a packing that is a Job has one iteration, which follows the Job.
+    is_loop = settings.hardware.fan_out(settings.pods) == "loop"
+    iterations = 2 * (settings.pods if is_loop else 1) + rates
+    if iterations <= MAX_LOOP_ITERATIONS:
+        return
+    if is_loop:
         raise InvalidInputError(
             "SEMI-E444",
             f"pods: {settings.pods} pods that score, {settings.pods} that pack and {rates} learning rates are "
-            f"{iterations} iterations of loops. A Workflow holds {MAX_LOOP_ITERATIONS}. Set pods to "
-            f"{max((MAX_LOOP_ITERATIONS - rates) // 2, 1)} or less.",
+            f"{iterations} iterations of loops. A Workflow holds {MAX_LOOP_ITERATIONS}. Set hardware.scan.fan_out to "
+            f"job, or pods to {max((MAX_LOOP_ITERATIONS - rates) // 2, 1)} or less.",
         )
+    raise InvalidInputError(
+        "SEMI-E444",
+        f"baseline_learning_rates and finetune_learning_rates: {rates} learning rates are {iterations} iterations of "
+        f"loops with scan and packing. A Workflow holds {MAX_LOOP_ITERATIONS}. Give fewer learning rates.",
+    )
 
 
 def check_remote_uri(key: str, uri: str) -> None:

@@ -4,6 +4,7 @@ SemiscaleError              exit 1    the run cannot continue
 ├── InvalidInputError       exit 2    bad input, refused before any work is done
 │   └── TooManyBadSamplesError  exit 2    more bad samples than `max_failed_fraction` allows
 ├── BudgetExceededError     exit 3    the device-hours of the run are used up
+├── AbandonedError          exit 4    nobody follows the Job of this pod any more
 └── TerminatedError         exit 143  SIGTERM (signals.py)
 
 Every error has an id such as `SEMI-E001`. `docs/errors.md` gives its cause and its cure.
@@ -49,6 +50,12 @@ class BudgetExceededError(SemiscaleError):
     """The run has used up its `budget_hours`. Finished work is kept."""
 
     exit_code = 3
+
+
+class AbandonedError(SemiscaleError):
+    """No task follows the Job of this pod any more, or its run was cancelled. Finished work is kept."""
+
+    exit_code = 4
 
 
 def split_error_id(text: str) -> tuple[str, str]:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from semiscale.common.errors import AbandonedError, BudgetExceededError, InvalidInputError
+
 HOUR_S = 3600
 # Keys of the Secret. They are also the environment variables that boto3 reads.
 S3_CREDENTIAL_ENV = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
@@ -15,6 +17,22 @@ S3_CREDENTIAL_ENV = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT
 TRAINJOB_ENV = "SEMISCALE_TRAINJOB"
 # Environment variable that passes Supervision to every stage (semiscale/runtime/supervisor.py).
 SUPERVISION_ENV = "SEMISCALE_SUPERVISION"
+# Environment variable that passes IndexedJobSettings to the score stage and the pack stage.
+INDEXED_JOB_ENV = "SEMISCALE_INDEXED_JOB"
+# Environment variable that tells the counting tasks how scan and packing fan out: `loop` or `job`.
+FAN_OUT_ENV = "SEMISCALE_FAN_OUT"
+# With more pods, scan and packing are Jobs by default. An iteration of a loop costs 9 kB of the Workflow object, which
+# has 1 MiB. Twice 16 pods and three learning rates twice fit (docs/kubeflow.md, "How many pods fit").
+MAX_DEFAULT_LOOP_PODS = 16
+# Pods of one loop at most. A run that is started in the UI may ask a compiled loop for more.
+MAX_LOOP_PODS = 32
+# A pod with one of these exit codes ends its Job: a refusal, a spent budget, or nobody who needs the work. All pods
+# would end like it.
+JOB_ENDING_EXIT_CODES = (
+    InvalidInputError.exit_code,
+    BudgetExceededError.exit_code,
+    AbandonedError.exit_code,
+)
 METRICS_PORT = "9090"
 # Most installations of Prometheus discover pods by these annotations.
 PROMETHEUS_ANNOTATIONS = {
@@ -72,6 +90,10 @@ class PodResources(_Section):
     """Number of times that a stage is started again inside its pod after a crash, and that Kubeflow is asked to
     replace a lost pod. Each attempt resumes where the last one stopped."""
 
+    def toleration_fields(self) -> list[dict[str, str]]:
+        """Return the tolerations as Kubernetes has them, without empty fields."""
+        return [{k: v for k, v in toleration.model_dump().items() if v} for toleration in self.tolerations]
+
 
 class Supervision(_Section):
     """How often a stage is started again inside its pod, and how long one attempt may take.
@@ -106,6 +128,9 @@ class InferencePodResources(_GpuMachine):
     shared_memory: Quantity | Literal[""] = "8Gi"
     timeout_s: int = Field(default=72 * HOUR_S, ge=60)
     retries: int = Field(default=10, ge=0, le=20)
+    fan_out: Literal["", "loop", "job"] = ""
+    """How Kubeflow starts the pods of scan and packing: `loop` for iterations of a loop, `job` for one Indexed Job of
+    Kubernetes, which needs manifests/components/trainjobs. Empty: a Job for more than 16 pods."""
 
 
 class TrainingPodResources(_GpuMachine):
@@ -137,8 +162,26 @@ class Resources(_Section):
     secret: Name | Literal[""] = ""
     """Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, for pods without an identity."""
 
+    def fan_out(self, pods: int) -> Literal["loop", "job"]:
+        """Return how Kubeflow starts the pods of scan and packing.
 
-class TrainJobSettings(_Section):
+        Args:
+            pods: Largest number of pods of the run.
+        """
+        return self.scan.fan_out or ("job" if pods > MAX_DEFAULT_LOOP_PODS else "loop")
+
+
+class _JobSettings(_Section):
+    image: str
+    queue: str = ""
+    priority: str = ""
+
+    def kueue_labels(self) -> dict[str, str]:
+        """Return the labels that Kueue needs to admit the job."""
+        return kueue_labels(self.queue, self.priority)
+
+
+class TrainJobSettings(_JobSettings):
     """Settings of the TrainJob that a training on more than one node creates.
 
     Attributes:
@@ -148,19 +191,27 @@ class TrainJobSettings(_Section):
         priority: WorkloadPriorityClass of Kueue, or "".
     """
 
-    image: str
     machine: TrainingPodResources
-    queue: str = ""
-    priority: str = ""
 
     def single_device(self) -> "TrainJobSettings":
         """Return a copy with one node and at most one GPU."""
         machine = self.machine.model_copy(update={"nodes": 1, "gpus": min(self.machine.gpus, 1)})
         return self.model_copy(update={"machine": machine})
 
-    def kueue_labels(self) -> dict[str, str]:
-        """Return the labels that Kueue needs to admit the job."""
-        return kueue_labels(self.queue, self.priority)
+
+class IndexedJobSettings(_JobSettings):
+    """Settings of the Job that a scan or a packing with many pods creates.
+
+    Attributes:
+        image: Container image of the pods.
+        machine: Resources of each pod.
+        queue: LocalQueue of Kueue, or "".
+        priority: WorkloadPriorityClass of Kueue, or "".
+        secret: Secret with the keys of the object store, or "".
+    """
+
+    machine: PodResources
+    secret: str = ""
 
 
 def kueue_labels(queue: str, priority: str) -> dict[str, str]:

@@ -195,7 +195,7 @@ class RunParameters(BaseModel):
     pods: int = Field(
         default=8,
         ge=1,
-        le=256,
+        le=1000,
         description="Largest number of containers that share the scan, and the packing.",
     )
     decoder: Decoder = Field(

@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from semiscale import storage
-from semiscale.common.errors import BudgetExceededError, InvalidInputError, SemiscaleError, split_error_id
+from semiscale.common.errors import (
+    AbandonedError,
+    BudgetExceededError,
+    InvalidInputError,
+    SemiscaleError,
+    split_error_id,
+)
 from semiscale.common.signals import TerminatedError, graceful_stop
 from semiscale.common.text import to_single_line
 from semiscale.observability.budget import BudgetUsage, billed_devices
@@ -241,4 +247,5 @@ def _final_fields(error: BaseException | None, over_budget: str) -> dict[str, ob
     code = error.exit_code if isinstance(error, SemiscaleError) else 1
     if isinstance(error, KeyboardInterrupt):
         code = 128 + signal.SIGINT
-    return {"state": "stopped" if code > 128 else "failed", "reason": reason, "exit_code": code}
+    is_stopped = code > 128 or isinstance(error, AbandonedError)
+    return {"state": "stopped" if is_stopped else "failed", "reason": reason, "exit_code": code}

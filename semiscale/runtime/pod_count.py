@@ -4,10 +4,12 @@ A pod without work still costs minutes of a node, so a round without new work st
 result, because pods share their work by leases. It is never 0, because an empty loop fails in Kubeflow.
 """
 
+import os
 import time
 from collections.abc import Callable
 
 from semiscale.common.digest import content_digest
+from semiscale.config.resources import FAN_OUT_ENV, MAX_LOOP_PODS
 from semiscale.observability.progress import log_info
 from semiscale.receipts.fanout import FanoutReceipt
 from semiscale.runtime.stage_config import StageConfig
@@ -32,8 +34,15 @@ def choose_pod_count(
     """
     started = time.monotonic()
     pieces, description = count_remaining()
-    pods = max(min(max_pods, pieces), 1)
+    is_loop = os.environ.get(FAN_OUT_ENV) == "loop"
+    limit = min(max_pods, MAX_LOOP_PODS) if is_loop else max_pods
+    pods = max(min(limit, pieces), 1)
     why = f"{pods:,} of {max_pods:,} pods: {description}"
+    if limit < min(max_pods, pieces):
+        why += (
+            f". This pipeline was compiled for loops, which have at most {MAX_LOOP_PODS} pods. Compile it for a run "
+            "file with more pods, or with hardware.scan.fan_out: job"
+        )
     log_info(config.stage, why)
     return FanoutReceipt(
         stage=config.stage,
@@ -43,3 +52,12 @@ def choose_pod_count(
         pods=pods,
         why=why,
     )
+
+
+def loop_items(receipt: FanoutReceipt) -> list[int]:
+    """Return the items of the pipeline's loop: the numbers of the pods, or one item that follows a Job.
+
+    Args:
+        receipt: The number of pods that the remaining work needs.
+    """
+    return [0] if os.environ.get(FAN_OUT_ENV) == "job" else list(range(receipt.pods))

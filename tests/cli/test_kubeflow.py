@@ -76,7 +76,7 @@ def test_a_run_is_submitted_with_the_run_files_values(
     assert parameters["labeled"] == [f"file://{run_file.parent}/labeled"]
     (version,) = kfp.resources["versions"]
     assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
-    assert version["pipeline_spec"] == compile_for(pipeline.semiscale, Resources())
+    assert version["pipeline_spec"] == compile_for(pipeline.semiscale, Resources(), 8)
     assert set(parameters) == set(
         next(yaml.safe_load_all(version["pipeline_spec"]))["root"]["inputDefinitions"]["parameters"]
     )
@@ -201,16 +201,17 @@ def test_watch_asks_the_server_about_a_silent_run(
     assert "the pod was OOMKilled" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("pods", "code"), [(17, 0), (18, 2)])
+@pytest.mark.parametrize(("pods", "fan_out", "code"), [(17, "loop", 0), (18, "loop", 2), (18, "", 0), (1000, "job", 0)])
 def test_a_run_whose_loops_argo_cannot_store_is_refused(
-    kfp: KubeflowPipelines, run_file: Path, capsys: pytest.CaptureFixture[str], pods: int, code: int
+    kfp: KubeflowPipelines, run_file: Path, capsys: pytest.CaptureFixture[str], pods: int, fan_out: str, code: int
 ) -> None:
     rates = [0.1, 0.2, 0.3]
     content = yaml.safe_load(run_file.read_text())
     content |= {"pods": pods, "baseline_learning_rates": rates, "finetune_learning_rates": rates}
+    content["hardware"] = {"scan": {"fan_out": fan_out}}
     run_file.write_text(yaml.safe_dump(content))
     assert run_verb("submit", str(run_file), "--images-on-nodes") == code
-    assert ("Set pods to 17 or less. [SEMI-E444]" in capsys.readouterr().err) == (code == 2)
+    assert ("or pods to 17 or less. [SEMI-E444]" in capsys.readouterr().err) == (code == 2)
 
 
 def test_the_token_is_read_from_the_path_in_kfps_variable(

@@ -46,7 +46,7 @@ def test_a_single_uri_becomes_a_list() -> None:
             r"^here: weight_decay: .* -0\.1 .*0 or more, or -1 .*\[SEMI-E100\]$",
         ),
         ({"resolution": 4}, r"^here: resolution: .*"),
-        ({"pods": 1000}, r"^here: pods: .*"),
+        ({"pods": 1001}, r"^here: pods: .*"),
         (
             {"finetune_learning_rates": [0.1, "x"]},
             r"^here: finetune_learning_rates.1: .*'x'.*a number\. \[SEMI-E100\]$",

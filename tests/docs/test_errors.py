@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ERRORS = {
     *("SemiscaleError", "InvalidInputError", "TooManyBadSamplesError"),
-    *("BudgetExceededError", "TerminatedError"),
+    *("BudgetExceededError", "AbandonedError", "TerminatedError"),
 }
 ID = re.compile(r"SEMI-E\d{3}")
 SECTION = re.compile(

@@ -19,8 +19,8 @@ def test_verbs_keep_their_names_and_options() -> None:
     expected.check_nothing_lost("verbs", program.verbs())
 
 
-# A closed terminal (SIGHUP), documented since the version after 0.1.0.
-NEW_EXIT_CODES = {129}
+# An abandoned pod of a Job, and a closed terminal (SIGHUP), documented since the version after 0.1.0.
+NEW_EXIT_CODES = {4, 129}
 
 
 def test_exit_codes_are_unchanged() -> None:

@@ -24,10 +24,13 @@ from semiscale.cli.compile import (
 from semiscale.common.errors import InvalidInputError
 from semiscale.config import run_config
 from semiscale.config.resources import (
+    FAN_OUT_ENV,
+    INDEXED_JOB_ENV,
     PROMETHEUS_ANNOTATIONS,
     S3_CREDENTIAL_ENV,
     SUPERVISION_ENV,
     TRAINJOB_ENV,
+    IndexedJobSettings,
     Supervision,
     TrainJobSettings,
 )
@@ -74,10 +77,11 @@ def test_the_compiled_files_are_current(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "fresh.yaml").read_text() == committed.read_text(), "run: python pipeline.py compile"
 
 
-def test_the_number_of_pods_changes_only_default_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fan_out", ["loop", "job"])
+def test_the_number_of_pods_changes_only_default_values(tmp_path: Path, fan_out: str) -> None:
     texts = []
     for pods in (1, 200):
-        compile_run(tmp_path / "p.yaml", pods=pods)
+        compile_run(tmp_path / "p.yaml", pods=pods, hardware={"scan": {"fan_out": fan_out}})
         texts.append((tmp_path / "p.yaml").read_text().splitlines())
     changed = [line for line in difflib.ndiff(texts[0], texts[1]) if line[0] in "+-"]
     assert [line.split()[-1].strip("]") for line in changed] == ["1.0", "200.0", "1.0", "200.0"], changed
@@ -209,6 +213,32 @@ def test_a_training_on_many_nodes_is_followed_by_a_small_pod(tmp_path: Path) -> 
         8,
         "gpus",
     )
+
+
+@pytest.mark.parametrize(
+    ("pods", "fan_out", "expected"), [(16, "", "loop"), (17, "", "job"), (64, "loop", "loop"), (2, "job", "job")]
+)
+def test_many_pods_are_a_job_that_two_small_pods_follow(tmp_path: Path, pods: int, fan_out: str, expected: str) -> None:
+    hardware = {"scan": {"fan_out": fan_out, "gpus": 4, "retries": 7}, "queue": "gpus", "secret": "s3"}
+    documents = compile_run(tmp_path / "p.yaml", pods=pods, hardware=hardware)
+    for count in COUNTS:
+        assert variables(documents, count)[FAN_OUT_ENV] == expected
+    for stage, image, gpus in (("score", container_images.CUDA_IMAGE, 4), ("pack", container_images.CPU_IMAGE, 0)):
+        is_follower = INDEXED_JOB_ENV in variables(documents, stage)
+        assert is_follower == (expected == "job")
+        assert ("kueue" in json.dumps(kubernetes_settings(documents, stage))) != is_follower
+        if is_follower:
+            assert "accelerator" not in container_of(documents, stage)["resources"]
+            launch = IndexedJobSettings.model_validate_json(variables(documents, stage)[INDEXED_JOB_ENV])
+            assert (launch.image, launch.machine.gpus, launch.queue, launch.secret) == (image, gpus, "gpus", "s3")
+            assert int(kubernetes_settings(documents, stage)["activeDeadlineSeconds"]) > 4 * launch.machine.timeout_s
+    # The task that reads the packed set, and the other users of the hardware, follow nothing.
+    assert INDEXED_JOB_ENV not in variables(documents, "pack-2") | variables(documents, "evaluate")
+
+
+def variables(documents: list[dict[str, Any]], stage: str) -> dict[str, str]:
+    """Return the environment variables of a stage."""
+    return {variable["name"]: variable["value"] for variable in container_of(documents, stage)["env"]}
 
 
 def test_the_form_has_the_run_files_values(tmp_path: Path) -> None:

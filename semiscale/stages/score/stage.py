@@ -21,6 +21,8 @@ from semiscale.receipts.fanout import FanoutReceipt
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.score import ScoreReceipt, ShardGroupReceipt
 from semiscale.receipts.train import TrainReceipt
+from semiscale.runtime.follower import end_when_abandoned
+from semiscale.runtime.indexed_job import indexed_job_settings_from_env, run_indexed_job
 from semiscale.runtime.run_once import run_once
 from semiscale.runtime.shared_work import SharedWork, rotate_to_start
 from semiscale.stages.score.config import ScoreConfig
@@ -50,17 +52,19 @@ def score(config: ScoreConfig) -> ScoreReceipt:
         config: The inputs of this pod.
 
     Returns:
-        The receipt of this pod's share of the pool.
+        The receipt of this pod's share of the pool. A pod that follows a Job has the whole pool as its share.
 
     Raises:
         InvalidInputError: The teacher's classes differ from the plan's, or `decoder: gpu` finds no GPU.
         SemiscaleError: A shard disappeared or changed after it was planned.
+        AbandonedError: No task follows the Job of this pod any more.
         TerminatedError: SIGTERM arrived.
 
     Cost:
         Compaction holds one shard group: 6.5 GB for the planned eight million images, and 10 GB at most.
     """
-    if config.decoder == "gpu":
+    launch = indexed_job_settings_from_env()
+    if config.decoder == "gpu" and not launch:
         # Import torch only here. Finished work is recognised without it.
         from semiscale.stages.score.gpu_decoding import require_gpu
 
@@ -75,10 +79,13 @@ def score(config: ScoreConfig) -> ScoreReceipt:
     folder = score_folder(config, plan, teacher.digest)
     pods = load_document(config.count, FanoutReceipt).pods if config.count else plan.pods
     groups = load_shard_groups(plan)
-    with graceful_stop():
-        with ThreadPoolExecutor(MAX_CONCURRENT_READS) as pool:
-            loaded = pool.map(partial(load_group_receipt, folder), groups)
-            receipts = {group.digest: receipt for group, receipt in zip(groups, loaded, strict=True) if receipt}
+    with graceful_stop(), end_when_abandoned(folder, config.workdir, plan.name, "score"):
+        if launch:
+            run_indexed_job(
+                config, config.count, launch, folder, lambda: len(_load_receipts(folder, groups)) == len(groups)
+            )
+            pods = 1
+        receipts = _load_receipts(folder, groups)
         unfinished = [group for group in groups if group.digest not in receipts]
         num_compacted = 0
         if unfinished:
@@ -117,6 +124,13 @@ def score(config: ScoreConfig) -> ScoreReceipt:
         failed=dict(sum((Counter(count.failed) for count in counts), Counter())),
         **scan_stats(counts),
     )
+
+
+def _load_receipts(folder: str, groups: list[ShardGroup]) -> dict[str, ShardGroupReceipt]:
+    """Return the receipts of the finished shard groups, by the digest of the group."""
+    with ThreadPoolExecutor(MAX_CONCURRENT_READS) as pool:
+        loaded = pool.map(partial(load_group_receipt, folder), groups)
+        return {group.digest: receipt for group, receipt in zip(groups, loaded, strict=True) if receipt}
 
 
 class _ShardScoring:

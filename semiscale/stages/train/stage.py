@@ -10,8 +10,9 @@ from semiscale import storage
 from semiscale.common.signals import graceful_stop
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.train import TrainReceipt
+from semiscale.runtime import follower
 from semiscale.runtime.run_once import run_once
-from semiscale.stages.train import distributed, follower, trainjob
+from semiscale.stages.train import distributed, trainjob
 from semiscale.stages.train.config import LinearProbeConfig, TrainConfig
 from semiscale.stages.train.distributed import DistributedContext
 from semiscale.storage.documents import load_document
@@ -61,11 +62,12 @@ def train(config: TrainConfig) -> TrainReceipt:
 
 def _abandonment_watch(
     config: TrainConfig, folder: str, me: DistributedContext
-) -> contextlib.AbstractContextManager[None]:
+) -> contextlib.AbstractContextManager[object]:
     """Return the context in which rank 0 of a TrainJob stops all ranks if the run has ended."""
     if not me.is_main:
         return contextlib.nullcontext()
-    return follower.stop_when_abandoned(folder, config.workdir, load_document(config.plan, PlanReceipt).name)
+    run = load_document(config.plan, PlanReceipt).name
+    return follower.stop_when_abandoned(folder, config.workdir, run, "train", "TrainJob")
 
 
 def fit_linear_probe(config: LinearProbeConfig) -> TrainReceipt:

@@ -12,7 +12,7 @@ import pytest
 
 from semiscale import storage
 from semiscale.observability.task_status import announce_cancellation
-from semiscale.stages.train import follower
+from semiscale.runtime import follower
 from semiscale.stages.train.config import TrainConfig
 from tests.support.stages import Stages
 from tests.support.trainings import list_checkpoints, training_config, wait_for_a_checkpoint
@@ -21,7 +21,7 @@ TIMEOUT_S = 2.0
 # The stage of a node, with short times.
 NODE = f"""
 import runpy
-from semiscale.stages.train import follower
+from semiscale.runtime import follower
 follower.HEARTBEAT_INTERVAL_S, follower.FOLLOWER_TIMEOUT_S = 0.1, {TIMEOUT_S}
 runpy.run_module("semiscale.stages.train", run_name="__main__")
 """
@@ -45,7 +45,7 @@ def test_a_node_trains_while_it_is_followed_and_stops_after_a_checkpoint_when_it
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "HEARTBEAT_INTERVAL_S", 0.1)
-    with follower.send_heartbeats(config.folder()):
+    with follower.send_heartbeats(config.folder(), "train"):
         node = start_node(config)
         wait_for_a_checkpoint(config, node)
         time.sleep(2 * TIMEOUT_S)
@@ -61,7 +61,7 @@ def test_a_node_stops_when_its_run_is_cancelled(config: TrainConfig, monkeypatch
     monkeypatch.setattr(follower, "HEARTBEAT_INTERVAL_S", 0.1)
     # The run was cancelled before, and submitted again.
     announce_cancellation(config.workdir, "trial")
-    with follower.send_heartbeats(config.folder()):
+    with follower.send_heartbeats(config.folder(), "train"):
         node = start_node(config)
         wait_for_a_checkpoint(config, node)
         time.sleep(1)
@@ -95,7 +95,7 @@ def test_a_store_that_does_not_answer_stops_no_node(tmp_path: Path, monkeypatch:
         return read(uri)
 
     monkeypatch.setattr(storage, "read_or_none", read_or_fail)
-    with follower.stop_when_abandoned(str(tmp_path), str(tmp_path), "trial"):
+    with follower.stop_when_abandoned(str(tmp_path), str(tmp_path), "trial", "train", "TrainJob"):
         fails.set()
         assert not stopped.wait(1.5)
         fails.clear()
