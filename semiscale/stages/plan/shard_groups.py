@@ -3,6 +3,9 @@
 The scores of a shard group are ranked and merged together. A hash of its name decides the group of a shard, so that no
 group collects one kind of image. A group is kept as long as its shards are unchanged. A pool that grows adds groups and
 leaves the finished ones as they are.
+
+The digest of a group covers the URIs and versions of its shards. The order of its shards does not depend on them. The
+pool is therefore scanned, and its samples are numbered, alike in every store.
 """
 
 import hashlib
@@ -43,7 +46,7 @@ def build_shard_groups(uris: list[str], workdir: str, columns: SampleFields) -> 
         columns: Column of the images in Parquet files, and whether the samples are videos.
 
     Returns:
-        The groups in order of their digests.
+        The groups in order of their digests. The shards of a group are in the order of a hash of their names.
 
     Raises:
         InvalidInputError: If a URI holds no samples, or two URIs hold the same loose file.
@@ -73,7 +76,9 @@ def build_shard_groups(uris: list[str], workdir: str, columns: SampleFields) -> 
     for group in new_groups:
         storage.write_bytes(storage.join(folder, f"{content_digest(group)}.json"), json.dumps(group).encode())
     shard_groups = [
-        ShardGroup(digest=content_digest(group), shards=[shards[digest] for digest in group])
+        ShardGroup(
+            digest=content_digest(group), shards=sorted((shards[digest] for digest in group), key=_hash_shard_name)
+        )
         for group in [*kept_groups, *new_groups]
     ]
     return sorted(shard_groups, key=lambda group: group.digest)
@@ -168,9 +173,12 @@ def _group_by_hash(shards: list[Shard], columns: SampleFields) -> list[list[str]
     count = math.ceil(images / TARGET_IMAGES_PER_GROUP) or 1
     groups: dict[int, list[str]] = {}
     for shard in shards:
-        name_hash = int.from_bytes(hashlib.blake2b(shard.name.encode(), digest_size=8).digest(), "big")
-        groups.setdefault(name_hash % count, []).append(shard.digest())
+        groups.setdefault(_hash_shard_name(shard) % count, []).append(shard.digest())
     return [sorted(group) for group in groups.values()]
+
+
+def _hash_shard_name(shard: Shard) -> int:
+    return int.from_bytes(hashlib.blake2b(shard.name.encode(), digest_size=8).digest(), "big")
 
 
 def _warn_oversized(shard: Shard, columns: SampleFields) -> None:
