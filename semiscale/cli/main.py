@@ -110,7 +110,7 @@ def build_parser(pipeline: GraphComponent | None, program: str = "python pipelin
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         examples = "".join(f"  {program} {name} {example}".rstrip() + "\n" for example in command.examples)
         verb_parser = verbs.add_parser(

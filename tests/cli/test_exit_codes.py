@@ -35,6 +35,12 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], int, str]] = {
         3,
         "failed: score-0: budget_hours: spent",
     ),
+    "a run whose Job nobody follows": (
+        ("watch",),
+        {"task": "score-0", "state": "stopped", "reason": "no task has followed this Job", "exit_code": 4},
+        4,
+        "failed: score-0: no task has followed",
+    ),
     "no server answers": (
         ("submit", "--images-on-nodes", "--host=http://127.0.0.1:1"),
         {},

@@ -28,7 +28,7 @@ VERBS = (
     *("export", "compile", "images"),
     *("demo", "demo-images"),
 )
-CODES = ("0", "1", "2", "3", "129", "130", "143")
+CODES = ("0", "1", "2", "3", "4", "129", "130", "143")
 
 
 @pytest.mark.parametrize("verb", VERBS)
