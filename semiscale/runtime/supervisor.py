@@ -33,6 +33,7 @@ MAX_RESTART_DELAY_S = 60.0
 # A crash after such a long time does not count as one of the `restarts`. A training of two weeks may survive many.
 HEALTHY_S = 3600.0
 _SIGNALS = (signal.SIGCHLD, SAVE_SIGNAL, *STOP_SIGNALS)
+_SIGNAL_NAMES = {128 + number: number.name for number in signal.Signals}
 _STOPPED_EXIT_CODES = tuple(128 + number for number in STOP_SIGNALS)
 
 
@@ -55,8 +56,8 @@ class _Attempt(NamedTuple):
         """Return how the attempt ended, as a part of a sentence."""
         if self.timed_out:
             return f"was stopped after {self.seconds:.0f} s, because its time was over"
-        if self.exit_code > 128:
-            return f"was killed by {signal.Signals(self.exit_code - 128).name}"
+        if self.exit_code in _SIGNAL_NAMES:
+            return f"was killed by {_SIGNAL_NAMES[self.exit_code]}"
         return f"failed with exit code {self.exit_code}"
 
 
@@ -87,11 +88,8 @@ def supervise(stage: str, shares_work: bool) -> None:
             return
         attempt = _wait_for_child(child, started + policy.timeout_s)
         _end_orphans()
-        if attempt.stopped_by == SAVE_SIGNAL:
-            PID_FILE.unlink(missing_ok=True)
-            signal.sigtimedwait(STOP_SIGNALS, CONTAINER_END_S)
         if not attempt.may_succeed_again:
-            _exit(attempt.exit_code)
+            _exit(attempt.exit_code, attempt.stopped_by)
         failures = 1 if attempt.seconds > HEALTHY_S and not attempt.timed_out else failures + 1
         if failures <= policy.restarts:
             delay = min(4.0 ** (failures - 1) - 1, MAX_RESTART_DELAY_S)
@@ -103,7 +101,7 @@ def supervise(stage: str, shares_work: bool) -> None:
         else:
             _exit(attempt.exit_code)
         if (received := signal.sigtimedwait((SAVE_SIGNAL, *STOP_SIGNALS), delay)) is not None:
-            _exit(128 + (signal.SIGTERM if received.si_signo == SAVE_SIGNAL else received.si_signo))
+            _exit(128 + _to_stop_signal(received.si_signo), received.si_signo)
 
 
 def _become_stage() -> None:
@@ -124,13 +122,18 @@ def _wait_for_child(child: int, deadline: float) -> _Attempt:
             timed_out, deadline = True, time.monotonic() + GRACE_PERIOD_S
         elif received.si_signo != signal.SIGCHLD:
             stopped_by = received.si_signo
-            os.kill(child, signal.SIGTERM if stopped_by == SAVE_SIGNAL else stopped_by)
+            os.kill(child, _to_stop_signal(stopped_by))
         else:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 code = os.waitstatus_to_exitcode(status)
                 exit_code = 128 - code if code < 0 else code
                 return _Attempt(exit_code, time.monotonic() - started, stopped_by, timed_out)
+
+
+def _to_stop_signal(number: int) -> int:
+    """Return the signal that the stage gets when the supervisor gets a signal."""
+    return signal.SIGTERM if number == SAVE_SIGNAL else number
 
 
 def _end_orphans() -> None:
@@ -148,9 +151,16 @@ def _children() -> list[int]:
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
-def _exit(code: int) -> NoReturn:
-    """End this process without the handlers that belong to the stage."""
+def _exit(code: int, stopped_by: int = 0) -> NoReturn:
+    """End this process without the handlers that belong to the stage.
+
+    Args:
+        code: Exit code.
+        stopped_by: Signal that stopped the stage. After SAVE_SIGNAL the process first waits for the container's end.
+    """
+    PID_FILE.unlink(missing_ok=True)
+    if stopped_by == SAVE_SIGNAL:
+        signal.sigtimedwait(STOP_SIGNALS, CONTAINER_END_S)
     sys.stdout.flush()
     sys.stderr.flush()
-    PID_FILE.unlink(missing_ok=True)
     os._exit(code)

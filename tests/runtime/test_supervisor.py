@@ -83,7 +83,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("crash", ["SIGKILL", "SIGSEGV", "SIGABRT", "raise", "1", "137"])
+@pytest.mark.parametrize("crash", ["SIGKILL", "SIGSEGV", "SIGABRT", "raise", "1", "137", "255"])
 def test_a_stage_that_crashes_starts_again(tmp_path: Path, crash: str) -> None:
     code, lines = run(tmp_path, crash, crash, "0")
     assert code == 0
