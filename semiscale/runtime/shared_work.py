@@ -40,6 +40,10 @@ def rotate_to_start(items: Sequence[Item], pod: int, pods: int) -> list[Item]:
     return [*items[start:], *items[:start]]
 
 
+def _is_observer() -> bool:
+    return OBSERVER_ENV in os.environ
+
+
 class SharedWork(Generic[Item]):
     """Processes work items that no other pod holds, until all items are done.
 
@@ -74,6 +78,7 @@ class SharedWork(Generic[Item]):
         self._held: dict[str, ExitStack] = {}
         self._num_leased = 0
         self._seen_done: set[str] = set()
+        self._others_worked_at = 0.0
 
     def run(self, items: list[Item], process: Callable[[Iterator[Item]], None]) -> None:
         """Process items in rounds until all of them are done by any pod.
@@ -89,9 +94,7 @@ class SharedWork(Generic[Item]):
         Raises:
             SemiscaleError: This pod is an observer, and no other pod works.
         """
-        if OBSERVER_ENV in os.environ:
-            self._observe(items)
-            return
+        self._others_worked_at = time.monotonic()
         num_logged = 0
         remaining = items
         while remaining:
@@ -107,6 +110,7 @@ class SharedWork(Generic[Item]):
             # Sleep only if this round found no free item, and other pods still hold some.
             waiting = [item for item in remaining if self._lease_name(item) not in self._seen_done]
             if waiting and not self._num_leased:
+                self._check_others_work(len(waiting))
                 if num_logged != len(waiting):
                     num_logged = len(waiting)
                     log_info(self._stage, f"{self._noun} that other pods hold: {num_logged} of {len(items)}")
@@ -132,25 +136,21 @@ class SharedWork(Generic[Item]):
         """Release the lease of an item that is committed. Any thread may call this."""
         self._held.pop(self._lease_name(item)).close()
 
-    def _observe(self, items: list[Item]) -> None:
-        """Wait until other pods have done all items."""
-        worked_at = time.monotonic()
-        while remaining := self._list_unfinished([item for item in items if not self._is_done(item)]):
-            items = remaining
-            if self._leases.active():
-                worked_at = time.monotonic()
-            elif time.monotonic() - worked_at > OBSERVER_TIMEOUT_S:
-                raise SemiscaleError(
-                    "SEMI-E005",
-                    f"{self._stage}: no pod works on the last {len(items)} {self._noun}, and this pod cannot. "
-                    "See the first failure in its log, then submit the run again.",
-                )
-            time.sleep(POLL_INTERVAL_S)
+    def _check_others_work(self, num_waiting: int) -> None:
+        """Raise an error if this pod is an observer, and no other pod has held a lease for OBSERVER_TIMEOUT_S."""
+        if _is_observer() and time.monotonic() - self._others_worked_at > OBSERVER_TIMEOUT_S:
+            raise SemiscaleError(
+                "SEMI-E005",
+                f"{self._stage}: no pod works on the last {num_waiting} {self._noun}, and this pod cannot. "
+                "See the first failure in its log, then submit the run again.",
+            )
 
     def _lease_available(self, items: Sequence[Item]) -> Iterator[Item]:
         """Yield items one by one, each leased when it is asked for."""
         # One listing skips everything that other pods hold. An item that was finished since then has no lease any more.
         held_by_others = self._leases.active()
+        if held_by_others:
+            self._others_worked_at = time.monotonic()
         for item in items:
             name = self._lease_name(item)
             if name in held_by_others:
@@ -158,6 +158,8 @@ class SharedWork(Generic[Item]):
             if self._is_done(item):
                 self._seen_done.add(name)
                 continue
+            if _is_observer():
+                return
             lease = ExitStack()
             if not lease.enter_context(self._leases.lease(name)):
                 lease.close()
