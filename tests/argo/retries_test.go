@@ -65,11 +65,7 @@ func mergedTemplates(t *testing.T, defaults string) (task, graph wfv1.Template) 
 
 func TestKubeflowRetriesOnlyErrors(t *testing.T) {
 	task, graph := mergedTemplates(t, kubeflowDefaults)
-	for _, template := range []wfv1.Template{task, graph} {
-		if policy := template.RetryStrategy.RetryPolicyActual(); policy != wfv1.RetryPolicyOnError {
-			t.Errorf("%s: %s", template.Name, policy)
-		}
-	}
+	checkPolicies(t, wfv1.RetryPolicyOnError, task, graph)
 	if task.RetryStrategy.Limit.String() != "10" || task.RetryStrategy.Backoff.Duration != "30" {
 		t.Errorf("the task lost its own limit or backoff: %v", task.RetryStrategy)
 	}
@@ -89,11 +85,7 @@ func TestThePatchKeepsTheOtherDefaults(t *testing.T) {
 
 func TestThePatchRetriesWhatHelps(t *testing.T) {
 	task, graph := mergedTemplates(t, patchedDefaults(t))
-	for _, template := range []wfv1.Template{task, graph} {
-		if policy := template.RetryStrategy.RetryPolicyActual(); policy != wfv1.RetryPolicyAlways {
-			t.Errorf("%s: %s", template.Name, policy)
-		}
-	}
+	checkPolicies(t, wfv1.RetryPolicyAlways, task, graph)
 	// The values are those that inferFailedReason, getExitCode, podReconciliation and executeDAG of Argo 4.0.5 leave.
 	for _, attempt := range []struct {
 		name, status, exitCode, message string
@@ -127,6 +119,15 @@ func TestThePatchRetriesWhatHelps(t *testing.T) {
 				t.Errorf("retried: %t", retried)
 			}
 		})
+	}
+}
+
+func checkPolicies(t *testing.T, expected wfv1.RetryPolicy, templates ...wfv1.Template) {
+	t.Helper()
+	for _, template := range templates {
+		if policy := template.RetryStrategy.RetryPolicyActual(); policy != expected {
+			t.Errorf("%s: %s", template.Name, policy)
+		}
 	}
 }
 

@@ -30,10 +30,10 @@ from semiscale.cli.compile import DEFAULT_PIPELINE_YAML, replace_images
 from semiscale.cli.demo_images import write_images
 from semiscale.cli.docker_runner import read_only_mount
 from semiscale.cli.images import IMAGE_KINDS, build_images
-from semiscale.config.resources import SUPERVISION_ENV, Supervision
 from semiscale.config.run_config import RunConfig
 from semiscale.observability.task_status import RunStatusStore
 from tests.support import sample_images
+from tests.support.killed_tasks import KILLER, count_attempts, killer_environment
 
 pytestmark = pytest.mark.docker
 
@@ -43,8 +43,6 @@ BASES = {"cpu": "semiscale-test/base:bookworm", "cuda": "semiscale-test/base:boo
 COMPILER = ",gcc,libc6-dev,libpython3-dev"
 # A strict cluster has no network and only /tmp to write to.
 LOCKED = ("--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp")
-# The folder of a module that kills tasks.
-KILLER = ROOT / "tests" / "support" / "killer"
 # The folder of the program in the images.
 PROGRAM = "/app"
 COUNTS = {"count_unscored": "score.fanout", "count_unpacked": "pack.fanout"}
@@ -307,12 +305,6 @@ def test_the_whole_pipeline_in_containers_that_are_killed(build: Callable[[str],
     for folder in (tmp_path, tmp_path / "work", tmp_path / "kfp", tmp_path / "attempts"):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
-    environment = {
-        SUPERVISION_ENV: Supervision(restarts=2, timeout_s=600).model_dump_json(),
-        "PYTHONPATH": f"{KILLER}:{PROGRAM}",
-        "ATTEMPTS": str(tmp_path / "attempts"),
-        "HOG": "1",
-    }
     # These are the options of LOCKED, with a limit of the memory.
     runner = local.DockerRunner(
         network_mode="none",
@@ -320,7 +312,7 @@ def test_the_whole_pipeline_in_containers_that_are_killed(build: Callable[[str],
         tmpfs={"/tmp": ""},
         mem_limit="2g",
         memswap_limit="2g",
-        environment=environment,
+        environment={**killer_environment(tmp_path / "attempts", PROGRAM), "HOG": "1"},
         mounts=[read_only_mount(KILLER)],
     )
     local.init(runner, pipeline_root=str(tmp_path), workspace_root=str(tmp_path / "kfp"))
@@ -328,7 +320,7 @@ def test_the_whole_pipeline_in_containers_that_are_killed(build: Callable[[str],
     results = json.loads((tmp_path / "work" / "trial" / "results.json").read_text())
     assert results["ledger"] == {"listed": 1633, "scored": 1633, "failed": 0, "removed": 0}
     assert (tmp_path / "work" / "trial" / "results.json").stat().st_uid == 1000
-    attempts = {path.name: path.stat().st_size for path in (tmp_path / "attempts").iterdir()}
+    attempts = count_attempts(tmp_path / "attempts")
     assert min(attempts.values()) == 3
     assert len(attempts) >= 14, "every task was killed twice"
 

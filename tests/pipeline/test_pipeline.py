@@ -12,16 +12,14 @@ import torch
 import yaml
 
 from semiscale import storage
-from semiscale.config.resources import SUPERVISION_ENV, Supervision
 from semiscale.models import checkpoint_io
 from semiscale.receipts.train import TrainReceipt
 from semiscale.storage.documents import load_document
 from tests.support import sample_images
+from tests.support.killed_tasks import count_attempts, killer_environment
 from tests.support.stages import Stages
 
 ROOT = Path(__file__).resolve().parents[2]
-# The folder of a module that kills tasks.
-KILLER = ROOT / "tests" / "support" / "killer"
 SECRETS = {name: f"Sentinel0000{name}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
 
 
@@ -118,14 +116,7 @@ def test_a_run_survives_that_every_task_is_killed_before_and_after_its_work(tmp_
     results = []
     for folder, variables in (
         (tmp_path / "calm", {}),
-        (
-            tmp_path / "killed",
-            {
-                "PYTHONPATH": str(KILLER),
-                "ATTEMPTS": str(tmp_path / "attempts"),
-                SUPERVISION_ENV: Supervision(restarts=2, timeout_s=600).model_dump_json(),
-            },
-        ),
+        (tmp_path / "killed", killer_environment(tmp_path / "attempts")),
     ):
         folder.mkdir()
         content = sample_images.write_run(folder, baseline_learning_rates=[1.0], finetune_learning_rates=[1.0])
@@ -135,7 +126,7 @@ def test_a_run_survives_that_every_task_is_killed_before_and_after_its_work(tmp_
         # The task that promotes was killed after it had promoted the student. Its next attempt finds the champion.
         assert results[-1].pop("promotion")["promoted"] == (not variables)
         results[-1].pop("seconds")
-    attempts = {path.name: path.stat().st_size for path in (tmp_path / "attempts").iterdir()}
+    attempts = count_attempts(tmp_path / "attempts")
     assert len(attempts) == 14, "every task of the graph was killed"
     # The last packing task has the name of the first packing pod.
     assert {**attempts, "pack-0": 3} == dict.fromkeys(attempts, 3)
