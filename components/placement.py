@@ -12,16 +12,17 @@ from kfp import dsl, kubernetes
 
 from components import container_images
 from semiscale.config.resources import (
+    APP_LABELS,
     FAN_OUT_ENV,
     HOUR_S,
-    INDEXED_JOB_ENV,
+    IMAGE_UID,
     METRICS_PORT,
     PROMETHEUS_ANNOTATIONS,
     S3_CREDENTIAL_ENV,
     SUPERVISION_ENV,
-    TRAINJOB_ENV,
     CpuPodResources,
     IndexedJobSettings,
+    JobSettings,
     PodResources,
     Resources,
     Supervision,
@@ -30,10 +31,6 @@ from semiscale.config.resources import (
 )
 from semiscale.observability.prometheus import PORT_ENV
 
-# The policies in manifests/base select the pods by this label.
-APP_LABELS = {"app.kubernetes.io/part-of": "semiscale"}
-# The user that the images run as.
-IMAGE_UID = 1000
 # Time until a lost pod is replaced. A stage that crashes starts again inside its pod, without Kubeflow.
 RETRY_BACKOFF = "30s"
 # An attempt may wait so long for a node, a quota or an image.
@@ -41,23 +38,16 @@ MAX_QUEUE_TIME_S = 24 * HOUR_S
 # The grace period of an attempt that is out of time, and the delay before the next one.
 POD_OVERHEAD_S = 300
 _HARDWARE = ContextVar("hardware", default=Resources())  # noqa: B039 - frozen
-_PODS = ContextVar("pods", default=1)
 
 
 @contextmanager
-def use_resources(hardware: Resources, pods: int) -> Iterator[None]:
-    """Trace the graph for this hardware within a `with`.
-
-    Args:
-        hardware: Resources that the tasks request.
-        pods: Largest number of pods of scan and packing. It decides whether they are iterations of a loop or a Job.
-    """
-    tokens = _HARDWARE.set(hardware), _PODS.set(pods)
+def use_resources(hardware: Resources) -> Iterator[None]:
+    """Trace the graph for this hardware within a `with`."""
+    token = _HARDWARE.set(hardware)
     try:
         yield
     finally:
-        _HARDWARE.reset(tokens[0])
-        _PODS.reset(tokens[1])
+        _HARDWARE.reset(token)
 
 
 def place_on_cpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
@@ -72,19 +62,19 @@ def place_on_inference_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 def place_count(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Place a task that counts the pods of a scan or a packing."""
-    return place_on_cpu(task).set_env_variable(FAN_OUT_ENV, _HARDWARE.get().fan_out(_PODS.get()))
+    return place_on_cpu(task).set_env_variable(FAN_OUT_ENV, _HARDWARE.get().scan.fan_out or "loop")
 
 
 def place_on_scoring_pods(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Place a task that scores with other pods: one of them, or the pod that follows their Job."""
-    if _HARDWARE.get().fan_out(_PODS.get()) == "loop":
+    if _HARDWARE.get().scan.fan_out != "job":
         return place_on_inference_gpu(task)
     return _follow_indexed_job(task, container_images.CUDA_IMAGE, _HARDWARE.get().scan)
 
 
 def place_on_packing_pods(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Place a task that packs with other pods: one of them, or the pod that follows their Job."""
-    if _HARDWARE.get().fan_out(_PODS.get()) == "loop":
+    if _HARDWARE.get().scan.fan_out != "job":
         return place_on_cpu(task)
     return _follow_indexed_job(task, container_images.CPU_IMAGE, _HARDWARE.get().cpu)
 
@@ -102,10 +92,7 @@ def place_on_training_gpu(task: dsl.PipelineTask) -> dsl.PipelineTask:
         image=container_images.CUDA_IMAGE, machine=machine, queue=hardware.queue, priority=hardware.priority
     )
     follower = CpuPodResources(cpu="1", memory="4Gi", timeout_s=machine.timeout_s, retries=machine.retries)
-    # The follower is not queued: it must not wait for the quota that its TrainJob takes.
-    return _apply_resources(task, follower).set_env_variable(
-        TRAINJOB_ENV, launch.model_dump_json(exclude_defaults=True)
-    )
+    return _place_follower(task, follower, launch)
 
 
 def _follow_indexed_job(task: dsl.PipelineTask, image: str, machine: PodResources) -> dsl.PipelineTask:
@@ -122,10 +109,15 @@ def _follow_indexed_job(task: dsl.PipelineTask, image: str, machine: PodResource
     # task loads.
     timeout_s = (machine.retries + 1) * (machine.timeout_s + MAX_QUEUE_TIME_S)
     follower = CpuPodResources(cpu="1", memory=hardware.cpu.memory, timeout_s=timeout_s, retries=machine.retries)
-    # The follower is not queued: it must not wait for the quota that its Job takes.
-    return _apply_resources(task, follower).set_env_variable(
-        INDEXED_JOB_ENV, launch.model_dump_json(exclude_defaults=True)
-    )
+    return _place_follower(task, follower, launch)
+
+
+def _place_follower(task: dsl.PipelineTask, follower: PodResources, launch: JobSettings) -> dsl.PipelineTask:
+    """Place a pod that creates a job and follows it.
+
+    It is not queued, because it must not wait for the quota that its job takes.
+    """
+    return _apply_resources(task, follower).set_env_variable(launch.env, launch.model_dump_json(exclude_defaults=True))
 
 
 def _apply_resources(task: dsl.PipelineTask, machine: PodResources) -> dsl.PipelineTask:

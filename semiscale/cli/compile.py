@@ -19,14 +19,12 @@ from semiscale.config import run_config
 from semiscale.config.form import SETTINGS
 from semiscale.config.resources import Resources
 from semiscale.config.run_config import RunConfig
-from semiscale.config.run_parameters import RunParameters
 
 ROOT = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (ROOT / "manifests").is_dir()
 # An installed package has the manifests that its verbs read among its data files.
 MANIFESTS = ROOT / "manifests" if IS_CHECKOUT else Path(sys.prefix) / "share" / "semiscale" / "manifests"
 DEFAULT_PIPELINE_YAML = MANIFESTS / "pipeline.yaml"
-DEFAULT_PODS: int = RunParameters.model_fields["pods"].default
 SETTINGS_COMMENT = re.compile(rf"^(#    {SETTINGS}: dict \[Default: ).*\]$", re.MULTILINE)
 # The run files whose compiled form is committed under manifests/compiled.
 COMPILED_RUNS = ("demo", "paper")
@@ -101,7 +99,7 @@ def write_pipeline_yaml(
 ) -> None:
     """Write the compiled pipeline.
 
-    The same graph and run file give the same bytes. Of the number of pods, only the kind of the fan-out depends.
+    The same graph and run file give the same bytes. The number of pods decides only how they fan out.
 
     Args:
         pipeline: The pipeline graph.
@@ -109,9 +107,7 @@ def write_pipeline_yaml(
         settings: Run file that gives the hardware and the defaults. None: default hardware, no values.
         version: Version of the Kubernetes objects to write. Empty: write a pipeline package.
     """
-    graph = trace_pipeline(
-        pipeline, settings.hardware if settings else Resources(), settings.pods if settings else DEFAULT_PODS
-    )
+    graph = trace_pipeline(pipeline, settings.hardware.choose_fan_out(settings.pods) if settings else Resources())
     compiler.Compiler().compile(
         graph,
         str(path),
@@ -127,22 +123,21 @@ def write_pipeline_yaml(
         path.write_text(SETTINGS_COMMENT.sub(lambda line: f"{line[1]}{chosen}]", path.read_text(), count=1))
 
 
-def trace_pipeline(pipeline: GraphComponent, hardware: Resources, pods: int) -> GraphComponent:
+def trace_pipeline(pipeline: GraphComponent, hardware: Resources) -> GraphComponent:
     """Return the pipeline, traced for this hardware.
 
     Args:
         pipeline: The pipeline graph.
         hardware: Resources that its tasks request.
-        pods: Largest number of pods of scan and packing.
     """
     # For each setting of a task kfp 2.17 inspects the whole stack. For a frame without a module it inspects every
     # loaded module, which takes seconds in a notebook or in pytest. The stack of a new thread is short.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_trace_with_resources, pipeline, hardware, pods).result()
+        return thread.submit(_trace_with_resources, pipeline, hardware).result()
 
 
-def _trace_with_resources(pipeline: GraphComponent, hardware: Resources, pods: int) -> GraphComponent:
-    with use_resources(hardware, pods):
+def _trace_with_resources(pipeline: GraphComponent, hardware: Resources) -> GraphComponent:
+    with use_resources(hardware):
         return dsl.pipeline(name=pipeline.name, description=pipeline.description)(pipeline.pipeline_func)
 
 

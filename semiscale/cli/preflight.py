@@ -53,7 +53,7 @@ def check_fan_out(settings: RunConfig) -> None:
     """
     rates = len(settings.baseline_learning_rates) + len(settings.finetune_learning_rates)
     # The loop of a scan or a packing that is a Job has one iteration, which follows the Job.
-    is_loop = settings.hardware.fan_out(settings.pods) == "loop"
+    is_loop = settings.hardware.choose_fan_out(settings.pods).scan.fan_out == "loop"
     iterations = 2 * (settings.pods if is_loop else 1) + rates
     if iterations <= MAX_LOOP_ITERATIONS:
         return

@@ -97,7 +97,7 @@ def prepare_run(pipeline: GraphComponent, path: Path, server: Server, images_on_
         SemiscaleError: The server fails or does not answer.
     """
     settings = preflight(path)
-    text = compile_for(pipeline, settings.hardware, settings.pods)
+    text = compile_for(pipeline, settings.hardware.choose_fan_out(settings.pods))
     if not images_on_nodes:
         check_images_pushed(text)
     client = connect(server)
@@ -106,17 +106,16 @@ def prepare_run(pipeline: GraphComponent, path: Path, server: Server, images_on_
     return PreparedRun(client, settings, experiment.experiment_id, pipeline_id, version, settings.pipeline_arguments())
 
 
-def compile_for(pipeline: GraphComponent, hardware: Resources, pods: int) -> str:
+def compile_for(pipeline: GraphComponent, hardware: Resources) -> str:
     """Return the pipeline, compiled for the hardware of a run, with the pushed images.
 
     Args:
         pipeline: The pipeline graph.
         hardware: Resources that its tasks request.
-        pods: Largest number of pods of scan and packing.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        compiler.Compiler().compile(trace_pipeline(pipeline, hardware, pods), str(path))
+        compiler.Compiler().compile(trace_pipeline(pipeline, hardware), str(path))
         return replace_images(path.read_text(), container_images.load_pushed_images())
 
 

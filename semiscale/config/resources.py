@@ -4,7 +4,8 @@ It is applied when the pipeline is compiled. The defaults fit the paper's models
 for it.
 """
 
-from typing import Annotated, Literal
+import os
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +34,10 @@ JOB_ENDING_EXIT_CODES = (
     BudgetExceededError.exit_code,
     AbandonedError.exit_code,
 )
+# The policies in manifests/ select the pods by this label.
+APP_LABELS = {"app.kubernetes.io/part-of": "semiscale"}
+# The user that the images run as.
+IMAGE_UID = 1000
 METRICS_PORT = "9090"
 # Most installations of Prometheus discover pods by these annotations.
 PROMETHEUS_ANNOTATIONS = {
@@ -162,34 +167,51 @@ class Resources(_Section):
     secret: Name | Literal[""] = ""
     """Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, for pods without an identity."""
 
-    def fan_out(self, pods: int) -> Literal["loop", "job"]:
-        """Return how Kubeflow starts the pods of scan and packing.
+    def choose_fan_out(self, pods: int) -> Self:
+        """Return a copy in which `scan.fan_out` is chosen.
 
         Args:
             pods: Largest number of pods of the run.
         """
-        return self.scan.fan_out or ("job" if pods > MAX_DEFAULT_LOOP_PODS else "loop")
+        chosen = self.scan.fan_out or ("job" if pods > MAX_DEFAULT_LOOP_PODS else "loop")
+        return self.model_copy(update={"scan": self.scan.model_copy(update={"fan_out": chosen})})
 
 
-class _JobSettings(_Section):
+class JobSettings(_Section):
+    """Settings of a job that a task of Kubeflow creates and follows. The task gets them in an environment variable.
+
+    Attributes:
+        env: Name of the environment variable.
+        image: Container image of the pods.
+        queue: LocalQueue of Kueue, or "".
+        priority: WorkloadPriorityClass of Kueue, or "".
+    """
+
+    env: ClassVar[str]
+
     image: str
     queue: str = ""
     priority: str = ""
+
+    @classmethod
+    def from_env(cls) -> Self | None:
+        """Return the settings of this pod, or None if it does its work by itself."""
+        settings = os.environ.get(cls.env)
+        return cls.model_validate_json(settings) if settings else None
 
     def kueue_labels(self) -> dict[str, str]:
         """Return the labels that Kueue needs to admit the job."""
         return kueue_labels(self.queue, self.priority)
 
 
-class TrainJobSettings(_JobSettings):
+class TrainJobSettings(JobSettings):
     """Settings of the TrainJob that a training on more than one node creates.
 
     Attributes:
-        image: Container image of the pods.
         machine: Resources of each node.
-        queue: LocalQueue of Kueue, or "".
-        priority: WorkloadPriorityClass of Kueue, or "".
     """
+
+    env = TRAINJOB_ENV
 
     machine: TrainingPodResources
 
@@ -199,16 +221,15 @@ class TrainJobSettings(_JobSettings):
         return self.model_copy(update={"machine": machine})
 
 
-class IndexedJobSettings(_JobSettings):
+class IndexedJobSettings(JobSettings):
     """Settings of the Job that a scan or a packing with many pods creates.
 
     Attributes:
-        image: Container image of the pods.
         machine: Resources of each pod.
-        queue: LocalQueue of Kueue, or "".
-        priority: WorkloadPriorityClass of Kueue, or "".
         secret: Secret with the keys of the object store, or "".
     """
+
+    env = INDEXED_JOB_ENV
 
     machine: PodResources
     secret: str = ""

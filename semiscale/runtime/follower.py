@@ -20,6 +20,9 @@ from semiscale.common.errors import AbandonedError, SemiscaleError
 from semiscale.common.signals import TerminatedError
 from semiscale.observability.progress import log_info
 from semiscale.observability.task_status import cancellation_uri
+from semiscale.receipts.plan import PlanReceipt
+from semiscale.runtime.stage_config import StageConfig
+from semiscale.storage.documents import load_document
 
 # The environment variable tells a pod that a task follows its job.
 FOLLOWED_ENV = "SEMISCALE_FOLLOWED"
@@ -81,16 +84,15 @@ class Abandonment:
 
 
 @contextmanager
-def stop_when_abandoned(folder: str, workdir: str, run: str, stage: str, kind: str) -> Iterator[Abandonment]:
+def stop_when_abandoned(folder: str, config: StageConfig, plan: str, kind: str) -> Iterator[Abandonment]:
     """Send SIGTERM to this process if its job is not followed, or its run was cancelled.
 
     The ranks of all nodes of a TrainJob then save a checkpoint and end. Nothing happens outside of a followed job.
 
     Args:
         folder: URI of the work's folder.
-        workdir: URI of the workdir.
-        run: Name of the run.
-        stage: Name of the stage in log lines.
+        config: Config of the stage.
+        plan: URI of the plan's receipt, which names the run. It is read only in a followed job.
         kind: Kind of the job in log lines.
 
     Yields:
@@ -101,7 +103,8 @@ def stop_when_abandoned(folder: str, workdir: str, run: str, stage: str, kind: s
         yield abandonment
         return
     ended = threading.Event()
-    uris = heartbeat_uri(folder), cancellation_uri(workdir, run)
+    run = load_document(plan, PlanReceipt).name
+    uris = heartbeat_uri(folder), cancellation_uri(config.workdir, run)
 
     def watch() -> None:
         heartbeat, cancellation = _read_all(uris) or (None, None)
@@ -118,7 +121,7 @@ def stop_when_abandoned(folder: str, workdir: str, run: str, stage: str, kind: s
                 reason = f"no task has followed this {kind} for {FOLLOWER_TIMEOUT_S:.0f} s"
             if reason:
                 abandonment.reason = reason
-                log_info(stage, f"{reason}: saving the work and stopping")
+                log_info(config.stage, f"{reason}: saving the work and stopping")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             heartbeat = contents[0] if contents else heartbeat
@@ -131,26 +134,25 @@ def stop_when_abandoned(folder: str, workdir: str, run: str, stage: str, kind: s
 
 
 @contextmanager
-def end_when_abandoned(folder: str, workdir: str, run: str, stage: str) -> Iterator[None]:
+def end_when_abandoned(folder: str, config: StageConfig, plan: str) -> Iterator[None]:
     """Stop the work of a Job's pod if its Job is not followed, or its run was cancelled.
 
     Args:
         folder: URI of the work's folder.
-        workdir: URI of the workdir.
-        run: Name of the run.
-        stage: Name of the stage in log lines.
+        config: Config of the stage.
+        plan: URI of the plan's receipt.
 
     Raises:
         AbandonedError: The work was stopped. The Job does not replace a pod that ends with this error.
     """
-    with stop_when_abandoned(folder, workdir, run, stage, "Job") as abandonment:
+    with stop_when_abandoned(folder, config, plan, "Job") as abandonment:
         try:
             yield
         except TerminatedError:
             if abandonment.reason:
                 raise AbandonedError(
                     "SEMI-E006",
-                    f"{stage}: {abandonment.reason}. Finished work is kept. Submit the run again to continue.",
+                    f"{config.stage}: {abandonment.reason}. Finished work is kept. Submit the run again to continue.",
                 ) from None
             raise
 

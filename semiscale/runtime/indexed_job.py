@@ -5,7 +5,6 @@ returns before all the work is done, so the first pod that succeeds is the end. 
 is killed for memory or times out. See https://kubernetes.io/docs/concepts/workloads/controllers/job.
 """
 
-import os
 import re
 import time
 from collections.abc import Callable
@@ -14,9 +13,9 @@ from typing import Any
 from semiscale import storage
 from semiscale.common.digest import content_digest
 from semiscale.common.errors import AbandonedError, SemiscaleError
-from semiscale.common.signals import TerminatedError, graceful_stop
 from semiscale.config.resources import (
-    INDEXED_JOB_ENV,
+    APP_LABELS,
+    IMAGE_UID,
     JOB_ENDING_EXIT_CODES,
     METRICS_PORT,
     PROMETHEUS_ANNOTATIONS,
@@ -26,10 +25,9 @@ from semiscale.config.resources import (
 from semiscale.observability.progress import TERMINATION_LOG_ENV, log_info
 from semiscale.observability.prometheus import PORT_ENV
 from semiscale.receipts.fanout import FanoutReceipt
-from semiscale.runtime.follower import FOLLOWED_ENV, send_heartbeats
+from semiscale.runtime.follower import FOLLOWED_ENV
 from semiscale.runtime.job_client import (
     DELETED_ID,
-    LABELS,
     TERMINATION_LOG,
     JobClient,
     JobKind,
@@ -50,16 +48,8 @@ TERMINATION_GRACE_S = 120
 KEPT_S = 24 * 3600
 # The other pods find within seconds that all the work is done. They are deleted after this time.
 END_GRACE_S = 60.0
-# The user that the images run as.
-IMAGE_UID = 1000
 # With this annotation Kueue starts a Job with any quota, down to one pod.
 MIN_PARALLELISM = {"kueue.x-k8s.io/job-min-parallelism": "1"}
-
-
-def indexed_job_settings_from_env() -> IndexedJobSettings | None:
-    """Return the settings of the Job, or None if this pod works by itself."""
-    settings = os.environ.get(INDEXED_JOB_ENV)
-    return IndexedJobSettings.model_validate_json(settings) if settings else None
 
 
 def run_indexed_job(
@@ -102,23 +92,18 @@ def run_indexed_job(
     # The pods cannot read the follower's copy of this receipt, and no stage keeps it in the workdir.
     copied_count = storage.join(folder, "count.json")
     storage.write_bytes(copied_count, receipt.model_dump_json().encode())
-    with graceful_stop(), send_heartbeats(folder, config.stage):
+    with client.followed(folder):
+        content = build_job(config, job, copied_count, receipt.pods, launch, client.own_pod())
+        size = f"{receipt.pods} pods"
+        is_created = client.create_or_attach(content, size)
         try:
-            content = build_job(config, job, copied_count, receipt.pods, launch, client.own_pod())
-            size = f"{receipt.pods} pods"
-            is_created = client.create_or_attach(content, size)
-            try:
-                _follow(client, config.stage, is_finished)
-            except SemiscaleError as error:
-                # An earlier run was cancelled, and its pods were stopping when this one attached to its Job.
-                if is_created or error.exit_code != AbandonedError.exit_code:
-                    raise
-                client.create_or_attach(content, size)
-                _follow(client, config.stage, is_finished)
-        except TerminatedError:
-            client.delete()
-            raise
-    client.delete()
+            _follow(client, config.stage, is_finished)
+        except SemiscaleError as error:
+            # An earlier run was cancelled, and its pods were stopping when this one attached to its Job.
+            if is_created or error.exit_code != AbandonedError.exit_code:
+                raise
+            client.create_or_attach(content, size)
+            _follow(client, config.stage, is_finished)
     if not is_finished():
         raise SemiscaleError(
             "SEMI-E256", f"{folder}: is not finished, but a pod of Job {job} has succeeded. Run the stage again."
@@ -166,7 +151,7 @@ def build_job(
         "kind": "Job",
         "metadata": {
             "name": name,
-            "labels": {**LABELS, **launch.kueue_labels()},
+            "labels": {**APP_LABELS, **launch.kueue_labels()},
             "annotations": MIN_PARALLELISM if launch.queue else {},
         },
         "spec": {
@@ -177,7 +162,7 @@ def build_job(
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": rules},
             "ttlSecondsAfterFinished": KEPT_S,
-            "template": {"metadata": {"labels": LABELS, "annotations": PROMETHEUS_ANNOTATIONS}, "spec": pod_spec},
+            "template": {"metadata": {"labels": APP_LABELS, "annotations": PROMETHEUS_ANNOTATIONS}, "spec": pod_spec},
         },
     }
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from semiscale.common.errors import InvalidInputError, SemiscaleError
+from semiscale.common.signals import TerminatedError, graceful_stop
 from semiscale.config.resources import JOB_ENDING_EXIT_CODES
 from semiscale.observability.progress import log_info, parse_failure, parse_log_line
+from semiscale.runtime.follower import send_heartbeats
 from semiscale.runtime.stage_config import StageConfig, with_workdir_receipts
 
-LABELS = {"app.kubernetes.io/part-of": "semiscale"}
 # The log of the first pod is polled. The end of the job arrives at once, by the watch.
 POLL_INTERVAL_S = 15
 # The default path at which Kubernetes reads a container's termination message.
@@ -84,6 +85,26 @@ class JobClient:
         self._objects, self._pods = client.CustomObjectsApi(), client.CoreV1Api()
         self._resource = (kind.group, kind.version, self._namespace, kind.plural)
         self._last_progress = ""
+
+    @contextmanager
+    def followed(self, folder: str) -> Iterator[None]:
+        """Send heartbeats to the job's pods inside the block, and delete the job after it.
+
+        A job that failed is kept for its logs until the next attempt.
+
+        Args:
+            folder: URI of the work's folder.
+
+        Raises:
+            TerminatedError: SIGTERM arrived. The job is deleted, and its pods save their work in their grace period.
+        """
+        with graceful_stop(), send_heartbeats(folder, self._kind.stage):
+            try:
+                yield
+            except TerminatedError:
+                self.delete()
+                raise
+        self.delete()
 
     def create_or_attach(self, job: dict[str, Any], size: str) -> bool:
         """Create the job, or attach to it.

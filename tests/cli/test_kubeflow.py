@@ -76,7 +76,7 @@ def test_a_run_is_submitted_with_the_run_files_values(
     assert parameters["labeled"] == [f"file://{run_file.parent}/labeled"]
     (version,) = kfp.resources["versions"]
     assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
-    assert version["pipeline_spec"] == compile_for(pipeline.semiscale, Resources(), 8)
+    assert version["pipeline_spec"] == compile_for(pipeline.semiscale, Resources())
     assert set(parameters) == set(
         next(yaml.safe_load_all(version["pipeline_spec"]))["root"]["inputDefinitions"]["parameters"]
     )

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components.placement import APP_LABELS
 from semiscale import storage
-from semiscale.config.resources import TRAINJOB_ENV
+from semiscale.config.resources import APP_LABELS, TRAINJOB_ENV
 from semiscale.stages.train.config import TrainConfig
 from tests.deployment.test_manifests import (
     COMPILED,

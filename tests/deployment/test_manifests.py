@@ -12,8 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from components.placement import APP_LABELS
-from semiscale.config.resources import METRICS_PORT, PROMETHEUS_ANNOTATIONS, TrainingPodResources
+from semiscale.config.resources import APP_LABELS, METRICS_PORT, PROMETHEUS_ANNOTATIONS, TrainingPodResources
 from tests.support.kustomize import Object, build
 
 ROOT = Path(__file__).resolve().parents[2]

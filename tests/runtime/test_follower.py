@@ -81,7 +81,9 @@ def test_a_training_outside_of_a_trainjob_needs_no_heartbeat(config: TrainConfig
     assert "has followed" not in node.communicate(timeout=120)[0].decode()
 
 
-def test_a_store_that_does_not_answer_stops_no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_stops_no_node(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(follower, "HEARTBEAT_INTERVAL_S", 0.05)
     monkeypatch.setattr(follower, "FOLLOWER_TIMEOUT_S", 0.5)
     monkeypatch.setenv(follower.FOLLOWED_ENV, "1")
@@ -95,7 +97,7 @@ def test_a_store_that_does_not_answer_stops_no_node(tmp_path: Path, monkeypatch:
         return read(uri)
 
     monkeypatch.setattr(storage, "read_or_none", read_or_fail)
-    with follower.stop_when_abandoned(str(tmp_path), str(tmp_path), "trial", "train", "TrainJob"):
+    with follower.stop_when_abandoned(str(tmp_path), config, config.plan, "TrainJob"):
         fails.set()
         assert not stopped.wait(1.5)
         fails.clear()

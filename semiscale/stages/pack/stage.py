@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 
 from semiscale import storage
 from semiscale.common.signals import graceful_stop
+from semiscale.config.resources import IndexedJobSettings
 from semiscale.data.shard import SampleFields, Shard, ShardGroup
 from semiscale.observability.progress import Progress, log_info
 from semiscale.receipts.fanout import FanoutReceipt
 from semiscale.receipts.pack import PackReceipt
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.runtime.follower import end_when_abandoned
-from semiscale.runtime.indexed_job import indexed_job_settings_from_env, run_indexed_job
+from semiscale.runtime.indexed_job import run_indexed_job
 from semiscale.runtime.run_once import run_once
 from semiscale.runtime.shared_work import SharedWork, rotate_to_start
 from semiscale.stages.pack import parquet_extracts, range_reads
@@ -61,15 +62,12 @@ def pack(config: PackConfig) -> PackReceipt:
     """
     folder = config.folder()
     # SIGTERM raises, so that the leases are released.
-    with (
-        graceful_stop(),
-        end_when_abandoned(folder, config.workdir, load_document(config.plan, PlanReceipt).name, "pack"),
-    ):
-        if launch := indexed_job_settings_from_env():
+    with graceful_stop(), end_when_abandoned(folder, config, config.plan):
+        if launch := IndexedJobSettings.from_env():
             receipt_uri = storage.join(folder, "receipt.json")
             # The pods of the Job write the receipt, which `run_once` then finds.
             run_indexed_job(config, config.count, launch, folder, lambda: storage.head(receipt_uri) is not None)
-        return run_once(config, PackReceipt, partial(_pack_selection, config))
+        return run_once(config, PackReceipt, partial(_pack_selection, config), folder)
 
 
 def _pack_selection(config: PackConfig, folder: str) -> dict[str, object]:

@@ -16,13 +16,14 @@ from semiscale import storage
 from semiscale.common.digest import content_digest
 from semiscale.common.errors import InvalidInputError
 from semiscale.common.signals import graceful_stop
+from semiscale.config.resources import IndexedJobSettings
 from semiscale.data.shard import SampleFields, Shard, ShardGroup
 from semiscale.receipts.fanout import FanoutReceipt
 from semiscale.receipts.plan import PlanReceipt
 from semiscale.receipts.score import ScoreReceipt, ShardGroupReceipt
 from semiscale.receipts.train import TrainReceipt
 from semiscale.runtime.follower import end_when_abandoned
-from semiscale.runtime.indexed_job import indexed_job_settings_from_env, run_indexed_job
+from semiscale.runtime.indexed_job import run_indexed_job
 from semiscale.runtime.run_once import run_once
 from semiscale.runtime.shared_work import SharedWork, rotate_to_start
 from semiscale.stages.score.config import ScoreConfig
@@ -63,7 +64,7 @@ def score(config: ScoreConfig) -> ScoreReceipt:
     Cost:
         Compaction holds one shard group: 6.5 GB for the planned eight million images, and 10 GB at most.
     """
-    launch = indexed_job_settings_from_env()
+    launch = IndexedJobSettings.from_env()
     if config.decoder == "gpu" and not launch:
         # Import torch only here. Finished work is recognised without it.
         from semiscale.stages.score.gpu_decoding import require_gpu
@@ -77,14 +78,15 @@ def score(config: ScoreConfig) -> ScoreReceipt:
             f"{teacher.checkpoint}: its classes differ from the plan's. Train the teacher on this labeled set.",
         )
     folder = score_folder(config, plan, teacher.digest)
-    pods = load_document(config.count, FanoutReceipt).pods if config.count else plan.pods
     groups = load_shard_groups(plan)
-    with graceful_stop(), end_when_abandoned(folder, config.workdir, plan.name, "score"):
+    with graceful_stop(), end_when_abandoned(folder, config, config.plan):
         if launch:
             run_indexed_job(
                 config, config.count, launch, folder, lambda: len(_load_receipts(folder, groups)) == len(groups)
             )
             pods = 1
+        else:
+            pods = load_document(config.count, FanoutReceipt).pods if config.count else plan.pods
         receipts = _load_receipts(folder, groups)
         unfinished = [group for group in groups if group.digest not in receipts]
         num_compacted = 0

@@ -8,7 +8,7 @@ import contextlib
 
 from semiscale import storage
 from semiscale.common.signals import graceful_stop
-from semiscale.receipts.plan import PlanReceipt
+from semiscale.config.resources import TrainJobSettings
 from semiscale.receipts.train import TrainReceipt
 from semiscale.runtime import follower
 from semiscale.runtime.run_once import run_once
@@ -54,7 +54,7 @@ def train(config: TrainConfig) -> TrainReceipt:
 
             return run_training(config, folder, me, stopping)
 
-    if launch := trainjob.trainjob_settings_from_env():
+    if launch := TrainJobSettings.from_env():
         # The TrainJob writes the receipt, which `run_once` then finds. One device is enough to check a teacher.
         trainjob.run_trainjob(config, launch.single_device() if config.checkpoint else launch)
     return run_once(config, TrainReceipt, work, writes=me.is_main)
@@ -66,8 +66,7 @@ def _abandonment_watch(
     """Return the context in which rank 0 of a TrainJob stops all ranks if the run has ended."""
     if not me.is_main:
         return contextlib.nullcontext()
-    run = load_document(config.plan, PlanReceipt).name
-    return follower.stop_when_abandoned(folder, config.workdir, run, "train", "TrainJob")
+    return follower.stop_when_abandoned(folder, config, config.plan, "TrainJob")
 
 
 def fit_linear_probe(config: LinearProbeConfig) -> TrainReceipt:

@@ -5,17 +5,15 @@ named by the digest of the work. A restarted pod therefore attaches to the runni
 See https://www.kubeflow.org/docs/components/trainer.
 """
 
-import os
 from typing import Any
 
 from semiscale import storage
 from semiscale.common.errors import SemiscaleError
-from semiscale.common.signals import TerminatedError, graceful_stop
-from semiscale.config.resources import METRICS_PORT, PROMETHEUS_ANNOTATIONS, TRAINJOB_ENV, TrainJobSettings
+from semiscale.config.resources import APP_LABELS, METRICS_PORT, PROMETHEUS_ANNOTATIONS, TrainJobSettings
 from semiscale.observability.progress import TERMINATION_LOG_ENV, log_info
 from semiscale.observability.prometheus import PORT_ENV
-from semiscale.runtime.follower import FOLLOWED_ENV, send_heartbeats
-from semiscale.runtime.job_client import LABELS, TERMINATION_LOG, JobClient, JobKind, end_condition, stage_options
+from semiscale.runtime.follower import FOLLOWED_ENV
+from semiscale.runtime.job_client import TERMINATION_LOG, JobClient, JobKind, end_condition, stage_options
 from semiscale.stages.train.config import TrainConfig
 from semiscale.stages.train.distributed import SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT_S
 
@@ -36,12 +34,6 @@ KIND = JobKind(
 )
 
 
-def trainjob_settings_from_env() -> TrainJobSettings | None:
-    """Return the settings of the TrainJob, or None if this pod trains by itself."""
-    settings = os.environ.get(TRAINJOB_ENV)
-    return TrainJobSettings.model_validate_json(settings) if settings else None
-
-
 def run_trainjob(config: TrainConfig, launch: TrainJobSettings) -> None:
     """Train on the nodes of a TrainJob until the receipt is in the workdir.
 
@@ -57,20 +49,17 @@ def run_trainjob(config: TrainConfig, launch: TrainJobSettings) -> None:
         TerminatedError: SIGTERM arrived. The TrainJob is deleted, its nodes save a checkpoint in their grace period,
             and the next attempt resumes from it.
     """
-    receipt = storage.join(config.folder(), "receipt.json")
+    folder = config.folder()
+    receipt = storage.join(folder, "receipt.json")
     if storage.head(receipt) is not None:
         return
-    name = f"semiscale-{config.digest()}"
+    job = build_trainjob(config, launch)
+    name = job["metadata"]["name"]
     client = JobClient(KIND, name)
-    with graceful_stop(), send_heartbeats(config.folder(), "train"):
-        try:
-            client.create_or_attach(build_trainjob(config, launch), f"{launch.machine.nodes} nodes")
-            _follow(client)
-            log_info("train", f"TrainJob {name} is complete")
-        except TerminatedError:
-            client.delete()
-            raise
-    client.delete()
+    with client.followed(folder):
+        client.create_or_attach(job, f"{launch.machine.nodes} nodes")
+        _follow(client)
+        log_info("train", f"TrainJob {name} is complete")
     if storage.head(receipt) is None:
         raise SemiscaleError(
             "SEMI-E256",
@@ -123,7 +112,7 @@ def build_trainjob(config: TrainConfig, launch: TrainJobSettings) -> dict[str, A
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
-        "metadata": {"name": f"semiscale-{config.digest()}", "labels": {**LABELS, **launch.kueue_labels()}},
+        "metadata": {"name": f"semiscale-{config.digest()}", "labels": {**APP_LABELS, **launch.kueue_labels()}},
         "spec": {
             "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": machine.runtime},
             "trainer": trainer,
