@@ -1,23 +1,26 @@
-"""Run a Kubernetes API server over etcd, without controllers and nodes.
+"""Run a Kubernetes API server over etcd, without nodes, and controllers where a test wants them.
 
-No pod ever runs. `tests/apiserver/build.sh` builds the API server, etcd and kubectl. Schemas, admission (pod security,
-limits, service accounts) and authorization work as in a cluster.
+No pod runs by itself. `tests/apiserver/build.sh` builds the programs. Schemas, admission (pod security, limits, service
+accounts) and authorization work as in a cluster.
 """
 
 import json
 import shutil
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import yaml
 
 from tests.support.servers import find_free_port
 
 PROGRAMS = ("kube-apiserver", "kubectl", "etcd")
+CONTROLLERS = "kube-controller-manager"
 START_S = 120
 # The bearer token of the administrator.
 ADMIN_TOKEN = "the-tests-own"
@@ -33,6 +36,9 @@ class ApiServer:
 
     def __init__(self, folder: Path, address: str) -> None:
         self._folder, self._address = folder, address
+        # The certificate of the server signs itself.
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._tls.check_hostname, self._tls.verify_mode = False, ssl.CERT_NONE
         self.kubeconfig = self.write_kubeconfig(ADMIN_TOKEN, "default")
 
     def write_kubeconfig(self, token: str, namespace: str) -> Path:
@@ -63,6 +69,41 @@ class ApiServer:
         completed = self.kubectl(*arguments, stdin=stdin)
         assert (completed.returncode, completed.stderr) == (0, ""), completed.stderr
         return completed.stdout
+
+    def request(self, method: str, path: str, content: Any = None, content_type: str = "application/json") -> Any:
+        """Send a request to the API, and return its answer.
+
+        Args:
+            method: Method of HTTP.
+            path: Path and query.
+            content: Object to send.
+            content_type: Type of a patch.
+
+        Raises:
+            HTTPError: The API server refused the request.
+        """
+        data = None if content is None else json.dumps(content).encode()
+        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": content_type}
+        request = Request(f"{self._address}{path}", data, headers, method=method)
+        with urlopen(request, context=self._tls, timeout=START_S) as answer:
+            return json.load(answer)
+
+
+@contextmanager
+def run_controllers(server: ApiServer, folder: Path, *names: str) -> Iterator[None]:
+    """Run controllers of Kubernetes as the administrator."""
+    options = [
+        "--kubeconfig", str(server.kubeconfig), "--controllers", ",".join(names), "--leader-elect=false",
+        "--use-service-account-credentials=false", "--secure-port", "0", "--bind-address", "127.0.0.1",
+    ]  # fmt: skip
+    with (folder / f"{CONTROLLERS}.log").open("wb") as log:
+        process = subprocess.Popen([find_program(CONTROLLERS) or CONTROLLERS, *options], stdout=log, stderr=log)
+        try:
+            yield
+            assert process.poll() is None, (folder / f"{CONTROLLERS}.log").read_text()[-2000:]
+        finally:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
